@@ -1,0 +1,560 @@
+/* reformer_native.h - the whole C ABI of ReformerNative (C99, no other header is installed).
+ *
+ * LSH attention and reversible residual blocks of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020), forward and backward,
+ * on a CPU backend that is always there and a CUDA backend that is loaded on request.
+ *
+ * Letters used for shapes: B batch, T tokens, E model width (hidden size), H heads, D head size, F feed-forward width, V vocabulary,
+ * R hash rounds, C chunk length, N rows (usually B*T). All tensors are dense and row-major.
+ *
+ * Rules that hold for every function
+ *  - It returns rfn_status; RFN_OK is 0. On failure rfn_last_error() has one sentence that names the argument, what was expected
+ *    and what was found. Outputs are then untouched unless the function says otherwise. Nothing prints, exits, aborts or throws.
+ *  - Sizes are int64 and checked for overflow. Every struct starts with struct_size = sizeof(that struct).
+ *  - An op is one struct (options, inputs, outputs) with up to three functions: NAME_workspace says how many bytes of scratch a pass
+ *    needs (only shapes are read, data may be NULL), NAME_forward and NAME_backward run it. An absent optional tensor is all zeros.
+ *  - Gradients of parameters (names grad_* of weights, biases, tables) are ADDED to what the tensor holds: zero it first with
+ *    rfn_fill_zero. Gradients of activations are overwritten.
+ *  - Calls are asynchronous with respect to the stream; the CPU backend has finished when the call returns. Pointers belong to the
+ *    caller and must stay valid until the stream has passed the call. Data pointers are host memory for a CPU context, device memory
+ *    for a CUDA context. No op allocates.
+ *  - Randomness is Philox4x32-10 keyed by (seed, step, layer, site) with the element index as counter: no state, so a backward pass
+ *    replays what its forward pass drew.
+ *  - The same inputs give the same bits on every run and for every number of threads.
+ *  - One thread at a time per context. rfn_last_error, version, describe and device queries are free-threaded.
+ */
+#ifndef REFORMER_NATIVE_H
+#define REFORMER_NATIVE_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#  if defined(RFN_BUILD)
+#    define RFN_API __declspec(dllexport)
+#  else
+#    define RFN_API __declspec(dllimport)
+#  endif
+#else
+#  define RFN_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ------------------------------------------------------------------------------------------------------------------ */
+
+#define RFN_ABI_MAJOR 1
+#define RFN_ABI_MINOR 0
+
+typedef int32_t rfn_status;
+#define RFN_OK 0
+#define RFN_INVALID_ARGUMENT 1 /* a value, shape, pointer or struct_size is wrong */
+#define RFN_UNSUPPORTED 2      /* right in itself, not available in this backend or build; the message says why */
+#define RFN_OUT_OF_MEMORY 3
+#define RFN_DEVICE_ERROR 4 /* this call failed on the device */
+#define RFN_DEVICE_LOST 5  /* an earlier device error was sticky; the context takes no further work */
+#define RFN_INTERNAL 6     /* a bug in this library */
+
+/* (RFN_ABI_MAJOR << 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own minor. */
+RFN_API uint32_t rfn_abi_version(void);
+/* Every public struct as "name:size:field@offset,field@offset,...", one per line, in header order. */
+RFN_API const char *rfn_abi_describe(void);
+/* Library version, for example "0.1.0". */
+RFN_API const char *rfn_version(void);
+/* One JSON object: version, compiler, simd (target in use), simd_available, blas (name, version, kernel), backends. */
+RFN_API const char *rfn_build_info(void);
+/* Message of this thread's last failed call; "" when none failed. Valid until the thread's next failing call. */
+RFN_API const char *rfn_last_error(void);
+/* Contexts, streams, events and buffers that exist now. */
+RFN_API int64_t rfn_live_objects(void);
+
+/* ---- devices, contexts, streams, memory ---------------------------------------------------------------------------------------- */
+
+#define RFN_DEVICE_CPU 0
+#define RFN_DEVICE_CUDA 1
+
+typedef struct rfn_context rfn_context; /* one device; one calling thread at a time */
+typedef struct rfn_stream rfn_stream;   /* an order of work in a context; keeps its context alive */
+typedef struct rfn_event rfn_event;
+
+/* Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why for CUDA. */
+RFN_API rfn_status rfn_device_count(int32_t device_type, int32_t *count);
+/* Writes a zero-terminated JSON object (name, memory_bytes, ...) of at most capacity bytes. */
+RFN_API rfn_status rfn_device_describe(int32_t device_type, int32_t device_index, char *text, int64_t capacity);
+
+/* threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on failure. */
+RFN_API rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t threads, rfn_context **out);
+RFN_API void rfn_context_destroy(rfn_context *context); /* NULL is fine; streams made from it stay usable */
+RFN_API rfn_status rfn_context_threads(const rfn_context *context, int32_t *threads);
+/* Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included). */
+RFN_API rfn_status rfn_memory_info(const rfn_context *context, int64_t *free_bytes, int64_t *total_bytes);
+
+RFN_API rfn_status rfn_stream_create(rfn_context *context, rfn_stream **out);
+/* Uses an existing device stream (a cudaStream_t); destroying the rfn_stream leaves it alone. CPU: RFN_UNSUPPORTED. */
+RFN_API rfn_status rfn_stream_wrap(rfn_context *context, void *native_stream, rfn_stream **out);
+RFN_API void rfn_stream_destroy(rfn_stream *stream);
+/* Waits for all work of the stream and reports its errors. */
+RFN_API rfn_status rfn_stream_synchronize(rfn_stream *stream);
+
+RFN_API rfn_status rfn_event_create(rfn_context *context, rfn_event **out);
+RFN_API void rfn_event_destroy(rfn_event *event);
+RFN_API rfn_status rfn_event_record(rfn_event *event, rfn_stream *stream);
+RFN_API rfn_status rfn_event_wait(rfn_event *event, rfn_stream *stream); /* later work of stream waits for event */
+RFN_API rfn_status rfn_event_elapsed(rfn_event *start, rfn_event *stop, double *milliseconds);
+
+#define RFN_MEMORY_DEVICE 0 /* where the context's ops read and write */
+#define RFN_MEMORY_HOST 1   /* host memory, page-locked for a CUDA context */
+
+/* 256-byte aligned; contents undefined. bytes may be 0. */
+RFN_API rfn_status rfn_buffer_allocate(rfn_context *context, int32_t memory, int64_t bytes, void **out);
+RFN_API rfn_status rfn_buffer_free(rfn_context *context, int32_t memory, void *buffer); /* NULL is fine */
+
+#define RFN_COPY_HOST_TO_DEVICE 0
+#define RFN_COPY_DEVICE_TO_HOST 1
+#define RFN_COPY_DEVICE_TO_DEVICE 2
+RFN_API rfn_status rfn_copy(rfn_stream *stream, void *destination, const void *source, int64_t bytes, int32_t direction);
+RFN_API rfn_status rfn_fill_zero(rfn_stream *stream, void *destination, int64_t bytes);
+
+/* ---- tensors ------------------------------------------------------------------------------------------------------------------- */
+
+#define RFN_F32 1
+#define RFN_F64 2
+#define RFN_I32 3
+#define RFN_I64 4
+#define RFN_U8 5
+
+/* A dense row-major view of the caller's memory. All zeros: absent. */
+typedef struct rfn_tensor {
+  uint32_t struct_size;
+  int32_t dtype;    /* RFN_F32 ... */
+  int32_t rank;     /* 0 .. 4 */
+  int32_t reserved; /* 0 */
+  int64_t shape[4]; /* first rank entries; the others 0 */
+  void *data;
+  int64_t bytes; /* capacity at data; at least what shape needs */
+} rfn_tensor;
+
+#define RFN_PASS_FORWARD 0
+#define RFN_PASS_BACKWARD 1
+
+/* ---- random numbers -------------------------------------------------------------------------------------------------------------- */
+
+/* Sites: the places of a model that draw numbers. Ops use theirs by themselves; rfn_random_normal takes any. */
+#define RFN_SITE_ATTENTION_PROBABILITIES 1
+#define RFN_SITE_ATTENTION_OUTPUT 2
+#define RFN_SITE_FEED_FORWARD_HIDDEN 3
+#define RFN_SITE_FEED_FORWARD_OUTPUT 4
+#define RFN_SITE_WORD_EMBEDDING 5
+#define RFN_SITE_POSITION_EMBEDDING 6
+#define RFN_SITE_FINAL_NORM 7
+#define RFN_SITE_ROTATIONS 8
+#define RFN_SITE_PARAMETERS 9
+#define RFN_SITE_SAMPLING 10
+#define RFN_SITE_DATA 11
+
+/* destination[i] = mean + standard_deviation * z_i, z_i standard normal (Box-Muller on Philox words). */
+typedef struct rfn_random_normal {
+  uint32_t struct_size;
+  int32_t layer;
+  uint64_t seed;
+  uint64_t step;
+  int32_t site;
+  float mean;
+  float standard_deviation;
+  int32_t reserved;
+  rfn_tensor destination; /* F32, any shape */
+} rfn_random_normal;
+RFN_API rfn_status rfn_random_normal_forward(rfn_stream *stream, const rfn_random_normal *op);
+
+/* ---- embeddings -------------------------------------------------------------------------------------------------------------------- */
+
+#define RFN_POSITIONS_NONE 0
+#define RFN_POSITIONS_LEARNED 1 /* one table [max positions, E] */
+#define RFN_POSITIONS_AXIAL 2   /* 1 to 4 tables [s_i, e_i], sum of e_i = E; position p has row-major index (c_1 .. c_n); parts concatenated */
+
+/* e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]); rounded to the residual grid if asked for; written to
+ * both streams. Backward: gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position. */
+typedef struct rfn_embedding {
+  uint32_t struct_size;
+  int32_t positions; /* RFN_POSITIONS_* */
+  int32_t axes;      /* AXIAL: number of tables, else LEARNED 1, NONE 0 */
+  float dropout;     /* 0 <= p < 1, words and positions separately */
+  uint64_t seed;
+  uint64_t step;
+  int64_t first_position;
+  int32_t exact_residual; /* 1: round to multiples of 2^grid_exponent (see rfn_reversible_block) */
+  int32_t grid_exponent;
+  rfn_tensor ids;           /* I32 [B,T], 0 <= id < V (checked on the CPU backend) */
+  rfn_tensor word;          /* F32 [V,E] */
+  rfn_tensor position[4];   /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
+  rfn_tensor stream1;       /* out F32 [B,T,E] */
+  rfn_tensor stream2;       /* out F32 [B,T,E]; optional */
+  rfn_tensor grad_stream1;  /* backward: F32 [B,T,E] */
+  rfn_tensor grad_stream2;  /* backward: F32 [B,T,E]; optional */
+  rfn_tensor grad_word;     /* backward: F32 [V,E], added to */
+  rfn_tensor grad_position[4];
+  rfn_tensor range_report;  /* optional, see rfn_reversible_block; layer is -1 */
+} rfn_embedding;
+RFN_API rfn_status rfn_embedding_workspace(const rfn_context *context, const rfn_embedding *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_embedding_forward(rfn_stream *stream, const rfn_embedding *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_embedding_backward(rfn_stream *stream, const rfn_embedding *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- layer norm -------------------------------------------------------------------------------------------------------------------- */
+
+/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; nothing is saved, backward recomputes the statistics. */
+typedef struct rfn_layer_norm {
+  uint32_t struct_size;
+  float epsilon;
+  rfn_tensor x;           /* F32 [N,E] */
+  rfn_tensor weight;      /* F32 [E] */
+  rfn_tensor bias;        /* F32 [E] */
+  rfn_tensor y;           /* out, forward: F32 [N,E] */
+  rfn_tensor grad_y;      /* backward: F32 [N,E] */
+  rfn_tensor grad_x;      /* out, backward: F32 [N,E] */
+  rfn_tensor grad_weight; /* backward: F32 [E], added to */
+  rfn_tensor grad_bias;   /* backward: F32 [E], added to */
+} rfn_layer_norm;
+RFN_API rfn_status rfn_layer_norm_workspace(const rfn_context *context, const rfn_layer_norm *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_layer_norm_forward(rfn_stream *stream, const rfn_layer_norm *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_layer_norm_backward(rfn_stream *stream, const rfn_layer_norm *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- linear ------------------------------------------------------------------------------------------------------------------------ */
+
+#define RFN_ACTIVATION_NONE 0
+#define RFN_ACTIVATION_RELU 1
+#define RFN_ACTIVATION_GELU_ERF 2  /* x Phi(x) */
+#define RFN_ACTIVATION_GELU_TANH 3 /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+#define RFN_ACTIVATION_SILU 4      /* x sigmoid(x) */
+#define RFN_ACTIVATION_TANH 5
+
+/* y = activation(x weight^T + bias). Backward recomputes the pre-activation. */
+typedef struct rfn_linear {
+  uint32_t struct_size;
+  int32_t activation;
+  rfn_tensor x;           /* F32 [N,K] */
+  rfn_tensor weight;      /* F32 [M,K] */
+  rfn_tensor bias;        /* F32 [M]; optional */
+  rfn_tensor y;           /* out, forward: F32 [N,M] */
+  rfn_tensor grad_y;      /* backward: F32 [N,M] */
+  rfn_tensor grad_x;      /* out, backward: F32 [N,K]; optional */
+  rfn_tensor grad_weight; /* backward: F32 [M,K], added to */
+  rfn_tensor grad_bias;   /* backward: F32 [M], added to; optional */
+} rfn_linear;
+RFN_API rfn_status rfn_linear_workspace(const rfn_context *context, const rfn_linear *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_linear_forward(rfn_stream *stream, const rfn_linear *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_linear_backward(rfn_stream *stream, const rfn_linear *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- attention --------------------------------------------------------------------------------------------------------------------- */
+
+#define RFN_ATTENTION_LSH 0   /* shared QK, hashed, sorted, chunked (paper section 2) */
+#define RFN_ATTENTION_LOCAL 1 /* chunks of the sequence itself and their neighbours */
+#define RFN_ATTENTION_FULL 2  /* every allowed pair */
+
+/* LSH windows. A slot is a place in the sorted order of one (example, head, round). */
+#define RFN_WINDOW_SLOTS 0       /* keys of the query's chunk and its neighbour chunks, whatever their bucket (Trax, Hugging Face) */
+#define RFN_WINDOW_SAME_BUCKET 1 /* the same, but only keys of the query's bucket (the paper) */
+#define RFN_WINDOW_STRICT 2      /* causal only: keys of the query's bucket at most chunks_before*C slots ahead of it: strictly causal */
+
+#define RFN_DUPLICATES_NONE 0
+#define RFN_DUPLICATES_LOG_COUNT 1 /* logit -= log(number of rounds in which the query's window holds the key) (paper eqs. 13-16) */
+
+#define RFN_KEY_NORM_NONE 0
+#define RFN_KEY_NORM_RMS 1 /* k / sqrt(mean(k^2) + 1e-6) */
+#define RFN_KEY_NORM_L2 2  /* k / max(|k|, 1e-12) */
+
+/* What attends to what. Forbidden pairs weigh exactly 0. With shared QK a token may attend to itself only as a last resort: when no
+ * round gives it another key, its output is its own value (weight exactly 1, no dropout) and its log-sum-exp is -inf. A query
+ * that is masked out, or has no key at all, gets output 0 and log-sum-exp -inf. */
+typedef struct rfn_attention_options {
+  uint32_t struct_size;
+  int32_t kind;       /* RFN_ATTENTION_* */
+  int32_t shared_qk;  /* 1: keys are the normalised queries (LSH requires it); 0: own keys */
+  int32_t causal;     /* 1: key position <= query position */
+  int32_t window;     /* LSH: RFN_WINDOW_* */
+  int32_t wrap;       /* 1: the first chunk's predecessor is the last chunk (of all rounds), as in the existing implementations */
+  int32_t repeat_chunks; /* 1: a chunk that falls into the window twice counts twice (parity); 0: once */
+  int32_t duplicates; /* LSH: RFN_DUPLICATES_* */
+  int32_t key_norm;   /* RFN_KEY_NORM_* */
+  int32_t rounds;     /* LSH: R >= 1; else ignored */
+  int32_t factor_count; /* LSH: 1 .. 8 */
+  int32_t factors[8]; /* LSH: even numbers; buckets = their product; the first factor is the least significant digit */
+  int32_t pad_bucket; /* LSH: 1: masked positions go to one more bucket, the last; 0: they are hashed like others */
+  int32_t chunks_before;
+  int32_t chunks_after;
+  float logit_scale;  /* 0 = 1/sqrt(D) */
+  float dropout;      /* on the probabilities, 0 <= p < 1 */
+  int64_t chunk_length;  /* LSH, LOCAL: C >= 1 */
+  int64_t padded_length; /* 0 = T rounded up to a multiple of C; else such a multiple: masked positions are imagined behind the T real ones */
+} rfn_attention_options;
+
+/* Whole attention over all heads, and its stages.
+ *   scores s_ij = scale q_i . k_j - log count;   out_i = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all rounds' windows
+ *   lse_i = log sum over rounds and keys of exp(s_ij)
+ * Backward needs q, v, out, lse, grad_out and the rotations or buckets (paper section 2 and appendix A; flash form, nothing of size
+ * [T, window] is stored):   ds = P (m (dO . v) - dO . O + dlse);  dq += ds k;  dk += ds q through the key norm;  dv += P m dO.
+ * Stages (LSH): rfn_lsh_hash q,rotations -> buckets; rfn_lsh_sort buckets,mask -> sorted; rfn_lsh_attend q,v,buckets,sorted ->
+ * round_out, round_lse (each round by itself); rfn_lsh_combine round_out,round_lse -> out, lse; and the backward passes of the last two. */
+typedef struct rfn_attention {
+  uint32_t struct_size;
+  int32_t layer;
+  uint64_t seed; /* dropout */
+  uint64_t step;
+  rfn_attention_options options;
+  rfn_tensor q;          /* F32 [B,T,H,D]; shared QK: the one projection */
+  rfn_tensor k;          /* F32 [B,T,H,D]; absent when shared */
+  rfn_tensor v;          /* F32 [B,T,H,D] */
+  rfn_tensor mask;       /* U8 [B,T], 1 real, 0 padding; optional */
+  rfn_tensor rotations;  /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
+  rfn_tensor buckets;    /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional (else hashed again).
+                            Padding with pad_bucket has bucket number prod(factors) */
+  rfn_tensor sorted;     /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding */
+  rfn_tensor out;        /* F32 [B,T,H,D]: out of forward, in for backward */
+  rfn_tensor lse;        /* F32 [B,H,T]: out of forward (optional there), in for backward */
+  rfn_tensor round_out;  /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
+  rfn_tensor round_lse;  /* stages: F32 [R,B,H,T] */
+  rfn_tensor grad_out;   /* backward: F32 [B,T,H,D] */
+  rfn_tensor grad_q;     /* out, backward */
+  rfn_tensor grad_k;     /* out, backward; absent when shared */
+  rfn_tensor grad_v;     /* out, backward */
+  rfn_tensor grad_round_out; /* stages, backward: out of combine, in for attend: [R*B,T,H,D] */
+  rfn_tensor grad_round_lse; /* stages, backward: [R,B,H,T] */
+  int64_t head_group;    /* heads processed together: trades workspace for speed, 0 = automatic */
+} rfn_attention;
+RFN_API rfn_status rfn_attention_workspace(const rfn_context *context, const rfn_attention *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_attention_forward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_attention_backward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+/* The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward: RFN_PASS_BACKWARD). */
+RFN_API rfn_status rfn_lsh_hash(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_sort(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_attend(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_combine(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_combine_backward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_attend_backward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+
+#define RFN_BUCKETS_TRAX 0 /* n = 2 max(1, T div C); up to 128 one factor; else d = 2^ceil(log2 sqrt n), factors d, 2 (n div 2d) */
+#define RFN_BUCKETS_HUGGING_FACE 1 /* 2^p, p = floor(log2(2 (T div C))); over 2 max(floor(sqrt(max_positions div C)), C): 2^(p div 2), 2^(p - p div 2) */
+#define RFN_BUCKETS_LUCIDRAINS 2 /* T div C (even) */
+/* The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by HUGGING_FACE alone. */
+RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions, int32_t *factors,
+                                             int32_t *factor_count);
+
+/* ---- feed-forward ------------------------------------------------------------------------------------------------------------------ */
+
+/* y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), chunk rows at a time (paper eq. 10); intermediates are recomputed in backward.
+ * Both dropouts have probability `dropout`. */
+typedef struct rfn_feed_forward {
+  uint32_t struct_size;
+  int32_t activation;
+  float dropout;
+  int32_t layer;
+  uint64_t seed;
+  uint64_t step;
+  int64_t chunk;  /* rows at a time, 0 = automatic; changes no result beyond rounding */
+  rfn_tensor x;   /* F32 [N,E] */
+  rfn_tensor w1;  /* F32 [F,E] */
+  rfn_tensor b1;  /* F32 [F] */
+  rfn_tensor w2;  /* F32 [E,F] */
+  rfn_tensor b2;  /* F32 [E] */
+  rfn_tensor y;   /* out, forward: F32 [N,E] */
+  rfn_tensor grad_y;
+  rfn_tensor grad_x; /* out, backward */
+  rfn_tensor grad_w1;
+  rfn_tensor grad_b1;
+  rfn_tensor grad_w2;
+  rfn_tensor grad_b2;
+} rfn_feed_forward;
+RFN_API rfn_status rfn_feed_forward_workspace(const rfn_context *context, const rfn_feed_forward *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_feed_forward_forward(rfn_stream *stream, const rfn_feed_forward *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_feed_forward_backward(rfn_stream *stream, const rfn_feed_forward *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- reversible block -------------------------------------------------------------------------------------------------------------- */
+
+/* Parameters of a block, or gradients of them (same shapes). Linear weights are [out, in]. */
+typedef struct rfn_block_parameters {
+  uint32_t struct_size;
+  int32_t reserved;
+  rfn_tensor attention_norm_weight;    /* F32 [E] */
+  rfn_tensor attention_norm_bias;      /* F32 [E] */
+  rfn_tensor query;                    /* F32 [H*D,E]; shared QK: the one projection */
+  rfn_tensor key;                      /* F32 [H*D,E]; absent when shared */
+  rfn_tensor value;                    /* F32 [H*D,E] */
+  rfn_tensor output;                   /* F32 [E,H*D] */
+  rfn_tensor output_bias;              /* F32 [E]; optional */
+  rfn_tensor feed_forward_norm_weight; /* F32 [E] */
+  rfn_tensor feed_forward_norm_bias;   /* F32 [E] */
+  rfn_tensor w1;                       /* F32 [F,E] */
+  rfn_tensor b1;                       /* F32 [F] */
+  rfn_tensor w2;                       /* F32 [E,F] */
+  rfn_tensor b2;                       /* F32 [E] */
+} rfn_block_parameters;
+
+#define RFN_RESIDUAL_FLOAT 0 /* plain float32 addition; hashes are stored in `buckets` for the backward pass */
+#define RFN_RESIDUAL_EXACT 1 /* sub-layer outputs rounded to the grid: inversion gives back the same bits while |stream| <= 2^(24+grid_exponent) */
+
+/* Forward, in place:   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1))        (paper eq. 9)
+ * Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them; leaves the block's inputs
+ * and the gradients with respect to those; adds to `gradients`.
+ *
+ * range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the exact range
+ * (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or 2), [3] its flat index. */
+typedef struct rfn_reversible_block {
+  uint32_t struct_size;
+  int32_t layer; /* index in the stack: random numbers and reports use it */
+  uint64_t seed;
+  uint64_t step;
+  rfn_attention_options attention;
+  int32_t heads;
+  int32_t activation;
+  float layer_norm_epsilon;
+  float attention_output_dropout;
+  float feed_forward_dropout;
+  int32_t residual;      /* RFN_RESIDUAL_* */
+  int32_t grid_exponent; /* EXACT: -24 .. -4, usually -16: values are multiples of 2^-16, range +-256 */
+  int32_t reserved;
+  int64_t feed_forward_chunk; /* rows at a time, 0 = automatic */
+  int64_t head_group;         /* heads at a time, 0 = automatic */
+  rfn_tensor stream1;      /* in/out F32 [B,T,E] */
+  rfn_tensor stream2;      /* in/out F32 [B,T,E] */
+  rfn_tensor grad_stream1; /* backward: in/out F32 [B,T,E] */
+  rfn_tensor grad_stream2; /* backward: in/out F32 [B,T,E] */
+  rfn_tensor mask;         /* U8 [B,T]; optional */
+  rfn_tensor rotations;    /* LSH, as in rfn_attention */
+  rfn_tensor buckets;      /* LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of forward */
+  rfn_tensor attention_result; /* forward: optional out F32 [B,T,H*D], heads merged, before the output projection */
+  rfn_tensor range_report; /* I64 [4]; EXACT: required */
+  rfn_block_parameters parameters;
+  rfn_block_parameters gradients; /* backward */
+} rfn_reversible_block;
+RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context *context, const rfn_reversible_block *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_reversible_block_forward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_reversible_block_backward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- final norm -------------------------------------------------------------------------------------------------------------------- */
+
+#define RFN_COMBINE_CONCATENATE 0 /* [stream1, stream2], width 2E (Trax language model, Hugging Face) */
+#define RFN_COMBINE_MEAN 1        /* (stream1 + stream2) / 2, width E */
+
+/* y = dropout(LayerNorm(combine(stream1, stream2))). Backward recomputes the statistics. */
+typedef struct rfn_final_norm {
+  uint32_t struct_size;
+  int32_t combine;
+  float epsilon;
+  float dropout;
+  uint64_t seed;
+  uint64_t step;
+  rfn_tensor stream1;     /* F32 [N,E] */
+  rfn_tensor stream2;     /* F32 [N,E] */
+  rfn_tensor weight;      /* F32 [2E] or [E] */
+  rfn_tensor bias;
+  rfn_tensor y;           /* out, forward: F32 [N,2E] or [N,E] */
+  rfn_tensor grad_y;      /* backward */
+  rfn_tensor grad_stream1; /* out, backward: F32 [N,E] */
+  rfn_tensor grad_stream2; /* out, backward: F32 [N,E] */
+  rfn_tensor grad_weight; /* added to */
+  rfn_tensor grad_bias;   /* added to */
+} rfn_final_norm;
+RFN_API rfn_status rfn_final_norm_workspace(const rfn_context *context, const rfn_final_norm *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_final_norm_forward(rfn_stream *stream, const rfn_final_norm *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_final_norm_backward(rfn_stream *stream, const rfn_final_norm *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- output head and cross entropy --------------------------------------------------------------------------------------------------- */
+
+/* logits = x weight^T + bias, target q = (1 - smoothing) onehot(label) + smoothing / V, loss_n = -sum_v q_v log softmax(logits_n)_v.
+ * `chunk` rows of logits exist at a time. forward: statistics only. backward: statistics and, in the same pass, the gradients of
+ *   loss_scale * sum_n loss_n / normalizer.
+ * statistics, F64 [3], overwritten: sum of losses (nats), rows counted, rows whose largest logit (first of equals) is the label. */
+typedef struct rfn_head_loss {
+  uint32_t struct_size;
+  int32_t ignore_index; /* rows with this label do not count */
+  float label_smoothing; /* 0 .. 1 */
+  float loss_scale;
+  double normalizer; /* 0 = rows counted by this call */
+  int64_t chunk;     /* rows at a time, 0 = automatic */
+  rfn_tensor x;      /* F32 [N,K] */
+  rfn_tensor weight; /* F32 [V,K] */
+  rfn_tensor bias;   /* F32 [V]; optional */
+  rfn_tensor labels; /* I32 [N]: ignore_index or 0 .. V-1 */
+  rfn_tensor statistics;  /* out, F64 [3] */
+  rfn_tensor grad_x;      /* out, backward: F32 [N,K]; may be the same memory as x */
+  rfn_tensor grad_weight; /* added to */
+  rfn_tensor grad_bias;   /* added to; optional */
+} rfn_head_loss;
+RFN_API rfn_status rfn_head_loss_workspace(const rfn_context *context, const rfn_head_loss *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_head_loss_forward(rfn_stream *stream, const rfn_head_loss *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_head_loss_backward(rfn_stream *stream, const rfn_head_loss *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- optimizers -------------------------------------------------------------------------------------------------------------------- */
+
+/* norm = sqrt(sum of squares of all gradients), float64 sums in a fixed order; scale = max_norm > 0 and norm > max_norm ? max_norm / norm : 1.
+ * result, F32 [2], overwritten: norm, scale. A norm that is not finite gives scale 0. */
+typedef struct rfn_global_norm {
+  uint32_t struct_size;
+  float max_norm; /* 0 = no clipping */
+  int64_t count;
+  const rfn_tensor *gradients; /* host array of count F32 tensors */
+  rfn_tensor result;
+} rfn_global_norm;
+RFN_API rfn_status rfn_global_norm_workspace(const rfn_context *context, const rfn_global_norm *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_global_norm_forward(rfn_stream *stream, const rfn_global_norm *op, void *workspace, int64_t workspace_bytes);
+
+/* g = scale gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay p). */
+typedef struct rfn_adamw {
+  uint32_t struct_size;
+  float learning_rate;
+  float beta1;
+  float beta2;
+  float epsilon;
+  float weight_decay;
+  int64_t step;           /* 1 for the first update */
+  rfn_tensor parameter;   /* F32, updated in place */
+  rfn_tensor gradient;
+  rfn_tensor moment1;     /* same shape; zeros before the first step */
+  rfn_tensor moment2;
+  rfn_tensor clip;        /* F32 [2]: result of rfn_global_norm; optional, scale 1 without */
+} rfn_adamw;
+RFN_API rfn_status rfn_adamw_forward(rfn_stream *stream, const rfn_adamw *op);
+
+/* Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes of rank >= 2
+ * tensors (leading axes are merged into rows). alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is
+ * divided by max(1, rms(update)/clip_threshold); p -= alpha update + learning_rate weight_decay p. */
+typedef struct rfn_adafactor {
+  uint32_t struct_size;
+  float learning_rate;
+  float decay_exponent; /* 0.8 */
+  float clip_threshold; /* 1 */
+  float epsilon1;       /* 1e-30, added to squared gradients */
+  float epsilon2;       /* 1e-3 */
+  float weight_decay;
+  int32_t scale_parameter;
+  int64_t step;         /* 1 for the first update */
+  rfn_tensor parameter;
+  rfn_tensor gradient;
+  rfn_tensor row;       /* rank >= 2: F32 [rows]; zeros before the first step */
+  rfn_tensor column;    /* rank >= 2: F32 [columns] */
+  rfn_tensor moment2;   /* rank <= 1: same shape as the parameter */
+  rfn_tensor clip;
+} rfn_adafactor;
+RFN_API rfn_status rfn_adafactor_workspace(const rfn_context *context, const rfn_adafactor *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_adafactor_forward(rfn_stream *stream, const rfn_adafactor *op, void *workspace, int64_t workspace_bytes);
+
+/* ---- sampling ---------------------------------------------------------------------------------------------------------------------- */
+
+/* One id per row from softmax(logits / temperature), restricted to the top_k largest logits and then to the smallest set of most probable
+ * ids whose probabilities sum to at least top_p. temperature 0: the first largest logit. */
+typedef struct rfn_sample {
+  uint32_t struct_size;
+  float temperature;
+  float top_p;   /* 0 < p <= 1; 1 = off */
+  int32_t top_k; /* 0 = off */
+  uint64_t seed;
+  uint64_t step;
+  rfn_tensor logits; /* F32 [N,V] */
+  rfn_tensor ids;    /* out: I32 [N] */
+} rfn_sample;
+RFN_API rfn_status rfn_sample_workspace(const rfn_context *context, const rfn_sample *op, int32_t pass, int64_t *bytes);
+RFN_API rfn_status rfn_sample_forward(rfn_stream *stream, const rfn_sample *op, void *workspace, int64_t workspace_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* REFORMER_NATIVE_H */
