@@ -1,0 +1,33 @@
+// One row chunk of the feed-forward layer; shared by the op and the reversible block.
+#pragma once
+#include <cstdint>
+
+#include "core/philox.h"
+
+namespace rfn::cpu {
+
+struct FeedForward {
+  int64_t width;   // E
+  int64_t hidden;  // F
+  int32_t activation;
+  float dropout;
+  Philox hidden_random, output_random;
+  const float *w1, *b1, *w2, *b2;
+  float *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // backward; added to
+};
+
+// Rows handed to one call when the caller does not say (0): fixed by the shape alone.
+int64_t feed_forward_chunk_rows(int64_t chunk, int64_t rows, int64_t width, int64_t hidden);
+
+// Scratch of one call, in floats; shared by all threads.
+int64_t feed_forward_forward_scratch(const FeedForward& op, int32_t threads, int64_t chunk_rows);
+int64_t feed_forward_backward_scratch(const FeedForward& op, int32_t threads, int64_t chunk_rows);
+
+// y = layer(x) for `rows` rows, of which the first is row `first_row` of the whole (dropout counts from there).
+void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, float* scratch, float* y);
+
+// Recomputes; y (the same bits as forward's) is written when not null, before dy is used, so that y may not alias dy; dx is overwritten; parameter gradients added to.
+void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
+                                 float* scratch, float* y, float* dx);
+
+}  // namespace rfn::cpu
