@@ -18,6 +18,7 @@ struct rfn_context {
   int32_t threads;            // CPU worker threads
   std::atomic<int32_t> references;
   std::atomic<bool> faulted;  // a sticky device error: every later call returns RFN_DEVICE_LOST
+  std::atomic<bool> entered;  // a call is running: a second one at the same time is refused
   void* native;               // backend's own state
 };
 

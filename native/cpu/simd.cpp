@@ -4,9 +4,8 @@
 #include <cstring>
 
 namespace rfn::cpu {
-namespace {
 
-bool supported(Simd simd) {
+bool simd_supported(Simd simd) {
 #if defined(__x86_64__)
   switch (simd) {
     case Simd::kAvx512:  // the set Highway's AVX3 target is compiled for
@@ -20,6 +19,8 @@ bool supported(Simd simd) {
   return simd == Simd::kPortable;
 }
 
+namespace {
+
 struct Choice {
   Simd simd = Simd::kPortable;
   const char* refused = nullptr;
@@ -31,13 +32,13 @@ Choice choose() {
   const char* const wanted = std::getenv("RFN_SIMD");
   if (wanted != nullptr && *wanted != '\0') {
     for (const Simd simd : kBestFirst) {
-      if (std::strcmp(wanted, simd_name(simd)) == 0 && supported(simd)) return {simd, nullptr};
+      if (std::strcmp(wanted, simd_name(simd)) == 0 && simd_supported(simd)) return {simd, nullptr};
     }
     choice.refused = wanted;
     return choice;
   }
   for (const Simd simd : kBestFirst) {
-    if (supported(simd)) return {simd, nullptr};
+    if (simd_supported(simd)) return {simd, nullptr};
   }
   return choice;
 }

@@ -16,6 +16,7 @@ enum class Simd { kPortable, kAvx2, kAvx512 };
 // Best of what the processor has, or what the environment variable RFN_SIMD (portable, avx2, avx512) asks for if the processor has it.
 // Read once.
 Simd simd();
+bool simd_supported(Simd simd);  // by this processor
 const char* simd_name(Simd simd);
 // What RFN_SIMD asked for if that can't be used, else nullptr; a context is refused then.
 const char* simd_refused();

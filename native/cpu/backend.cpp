@@ -1,0 +1,241 @@
+// The CPU backend: its table, and everything in it that is not an op. A stream has finished whatever it was given when the call returns.
+#include "core/backend.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+
+#include "core/describe.h"
+#include "core/error.h"
+#include "core/tensor.h"
+#include "cpu/gemm.h"
+#include "cpu/host.h"
+#include "cpu/simd.h"
+
+namespace rfn::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+// Buffers from here on start on a huge page: with fewer page faults and TLB misses for arrays that are swept through.
+constexpr int64_t kHugePageBuffer = 2 * kHugePage;
+// Buffers from here on are held against the memory that is left. Linux grants address space for more than there is, and kills the process that
+// uses it; asking costs a dozen small files.
+constexpr int64_t kCheckedBuffer = int64_t{1} << 20;
+
+struct Mapping {
+  void* start;
+  size_t bytes;
+};
+
+// Buffers of a context.
+struct Memory {
+  std::mutex mutex;
+  std::unordered_map<void*, Mapping> buffers;
+};
+
+Memory& memory_of(rfn_context& context) { return *static_cast<Memory*>(context.native); }
+
+rfn_status device_count(int32_t* count) {
+  *count = 1;
+  return RFN_OK;
+}
+
+rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
+  if (index != 0) return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0, got %" PRId32, index);
+  const HostMemory memory = host_memory();
+  const std::string json = "{\"name\": " + json_quoted(host_processor_name()) + ", \"type\": \"cpu\", \"memory_bytes\": " + std::to_string(memory.total_bytes) +
+                           ", \"free_bytes\": " + std::to_string(memory.free_bytes) + ", \"processors\": " + std::to_string(host_processors()) +
+                           ", \"simd\": \"" + simd_name(simd()) + "\"}";
+  if (static_cast<int64_t>(json.size()) >= capacity) {
+    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64, json.size() + 1, capacity);
+  }
+  std::memcpy(text, json.c_str(), json.size() + 1);
+  return RFN_OK;
+}
+
+rfn_status context_create(rfn_context& context) {
+  if (const char* const refused = simd_refused(); refused != nullptr) {
+    return fail(RFN_UNSUPPORTED, "RFN_SIMD: expected portable, avx2 or avx512 as far as this processor has them, got %s", refused);
+  }
+  if (context.threads == 0) context.threads = host_processors();
+  context.native = new Memory;
+  return RFN_OK;
+}
+
+void context_destroy(rfn_context& context) { delete static_cast<Memory*>(context.native); }
+
+rfn_status memory_info(const rfn_context&, int64_t* free_bytes, int64_t* total_bytes) {
+  const HostMemory memory = host_memory();
+  *free_bytes = memory.free_bytes;
+  *total_bytes = memory.total_bytes;
+  return RFN_OK;
+}
+
+rfn_status stream_create(rfn_stream&) { return RFN_OK; }
+
+rfn_status stream_wrap(rfn_stream&, void*) { return fail(RFN_UNSUPPORTED, "rfn_stream_wrap: the CPU has no streams of its own to wrap"); }
+
+void stream_destroy(rfn_stream&) {}
+
+rfn_status stream_synchronize(rfn_stream&) { return RFN_OK; }
+
+struct Event {
+  bool recorded = false;
+  Clock::time_point time;
+};
+
+Event& event_of(rfn_event& event) { return *static_cast<Event*>(event.native); }
+
+rfn_status event_create(rfn_event& event) {
+  event.native = new Event;
+  return RFN_OK;
+}
+
+void event_destroy(rfn_event& event) { delete &event_of(event); }
+
+rfn_status event_record(rfn_event& event, rfn_stream&) {
+  event_of(event) = {true, Clock::now()};
+  return RFN_OK;
+}
+
+rfn_status event_wait(rfn_event&, rfn_stream&) { return RFN_OK; }  // all earlier work is done
+
+rfn_status event_elapsed(rfn_event& start, rfn_event& stop, double* milliseconds) {
+  if (!event_of(start).recorded || !event_of(stop).recorded) {
+    return fail(RFN_INVALID_ARGUMENT, "rfn_event_elapsed: %s: expected a recorded event", event_of(start).recorded ? "stop" : "start");
+  }
+  *milliseconds = std::chrono::duration<double, std::milli>(event_of(stop).time - event_of(start).time).count();
+  return RFN_OK;
+}
+
+rfn_status out_of_memory(int64_t bytes) {
+  const HostMemory memory = host_memory();
+  return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %" PRId64 " of %" PRId64 " are free", bytes,
+              memory.free_bytes, memory.total_bytes);
+}
+
+rfn_status buffer_allocate(rfn_context& context, int32_t, int64_t bytes, void** out) {
+  if (bytes >= kCheckedBuffer && bytes > host_memory().free_bytes) return out_of_memory(bytes);
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const bool huge = bytes >= kHugePageBuffer;
+  const int64_t used = round_up(bytes == 0 ? 1 : bytes, page);
+  const int64_t mapped = huge ? used + kHugePage : used;
+  char* const start = static_cast<char*>(mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (start == MAP_FAILED) return out_of_memory(bytes);
+  char* buffer = start;
+  if (huge) {
+    buffer = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(start), kHugePage));
+    madvise(buffer, static_cast<size_t>(used), MADV_HUGEPAGE);  // advice: a kernel without huge pages serves small ones
+  }
+  Memory& memory = memory_of(context);
+  try {
+    const std::lock_guard<std::mutex> lock(memory.mutex);
+    memory.buffers[buffer] = {start, static_cast<size_t>(mapped)};
+  } catch (...) {
+    munmap(start, static_cast<size_t>(mapped));
+    throw;
+  }
+  *out = buffer;
+  return RFN_OK;
+}
+
+rfn_status buffer_free(rfn_context& context, int32_t, void* buffer) {
+  Memory& memory = memory_of(context);
+  Mapping mapping;
+  {
+    const std::lock_guard<std::mutex> lock(memory.mutex);
+    const auto found = memory.buffers.find(buffer);
+    if (found == memory.buffers.end()) {
+      return fail(RFN_INVALID_ARGUMENT, "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p", buffer);
+    }
+    mapping = found->second;
+    memory.buffers.erase(found);
+  }
+  munmap(mapping.start, mapping.bytes);
+  return RFN_OK;
+}
+
+rfn_status copy(rfn_stream&, void* destination, const void* source, int64_t bytes, int32_t) {
+  std::memcpy(destination, source, static_cast<size_t>(bytes));
+  return RFN_OK;
+}
+
+rfn_status fill_zero(rfn_stream&, void* destination, int64_t bytes) {
+  std::memset(destination, 0, static_cast<size_t>(bytes));
+  return RFN_OK;
+}
+
+}  // namespace
+
+// TEMPORARY: ops that are still being written are absent from the table.
+#define RFN_WEAK(name) \
+  [[gnu::weak]] rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
+RFN_OPS_WITH_BACKWARD(RFN_WEAK)
+RFN_OPS_FORWARD_ONLY(RFN_WEAK)
+#undef RFN_WEAK
+#define RFN_WEAK(name) [[gnu::weak]] rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+RFN_OPS_WITH_BACKWARD(RFN_WEAK)
+RFN_OPS_FORWARD_ONLY(RFN_WEAK)
+#undef RFN_WEAK
+#define RFN_WEAK(name) [[gnu::weak]] rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+RFN_OPS_WITH_BACKWARD(RFN_WEAK)
+#undef RFN_WEAK
+#define RFN_WEAK(name) [[gnu::weak]] rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op);
+RFN_OPS_WITHOUT_WORKSPACE(RFN_WEAK)
+#undef RFN_WEAK
+#define RFN_WEAK(name) [[gnu::weak]] rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
+RFN_LSH_STAGES(RFN_WEAK)
+#undef RFN_WEAK
+
+const Backend& backend() {
+  static const Backend table = {
+      kBackendAbi,
+      sizeof(Backend),
+      "CPU",
+      device_count,
+      device_describe,
+      context_create,
+      context_destroy,
+      memory_info,
+      stream_create,
+      stream_wrap,
+      stream_destroy,
+      stream_synchronize,
+      event_create,
+      event_destroy,
+      event_record,
+      event_wait,
+      event_elapsed,
+      buffer_allocate,
+      buffer_free,
+      copy,
+      fill_zero,
+#define RFN_SLOT(name) name##_workspace,
+      RFN_OPS_WITH_BACKWARD(RFN_SLOT) RFN_OPS_FORWARD_ONLY(RFN_SLOT)
+#undef RFN_SLOT
+#define RFN_SLOT(name) name##_forward,
+      RFN_OPS_WITH_BACKWARD(RFN_SLOT) RFN_OPS_FORWARD_ONLY(RFN_SLOT)
+#undef RFN_SLOT
+#define RFN_SLOT(name) name##_backward,
+      RFN_OPS_WITH_BACKWARD(RFN_SLOT)
+#undef RFN_SLOT
+#define RFN_SLOT(name) name##_forward,
+      RFN_OPS_WITHOUT_WORKSPACE(RFN_SLOT)
+#undef RFN_SLOT
+#define RFN_SLOT(name) name,
+      RFN_LSH_STAGES(RFN_SLOT)
+#undef RFN_SLOT
+  };
+  return table;
+}
+
+}  // namespace rfn::cpu
