@@ -271,7 +271,8 @@ typedef struct rfn_attention_options {
   int32_t shared_qk;  /* 1: keys are the normalised queries (LSH requires it); 0: own keys */
   int32_t causal;     /* 1: key position <= query position */
   int32_t window;     /* LSH: RFN_WINDOW_* */
-  int32_t wrap;       /* 1: the first chunk's predecessor is the last chunk (of all rounds), as in the existing implementations */
+  int32_t wrap;       /* 1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last round), as in the
+                         existing implementations; 0: a window ends where its round (or the sequence) ends */
   int32_t repeat_chunks; /* 1: a chunk that falls into the window twice counts twice (parity); 0: once */
   int32_t duplicates; /* LSH: RFN_DUPLICATES_* */
   int32_t key_norm;   /* RFN_KEY_NORM_* */

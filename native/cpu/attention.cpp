@@ -1,0 +1,883 @@
+// Attention on the CPU: LSH, local and full, forward and backward, over the tile engine.
+//
+// Every kind is the same walk: tiles of queries, each against the keys of its window in blocks. LSH walks the sorted order of one round after the
+// other, the rounds of a token merged by the running maximum and sum that the token carries; local walks the sequence itself; full has one window
+// that holds everything. Nothing of size [rounds, tokens, width] or [tokens, window] exists.
+//
+// Threads never write the same row at a time, and the order in which a row receives its contributions is fixed:
+//  - forward: a token is a query once per round, and rounds follow each other;
+//  - backward, chunked: tiles of neighbouring chunks form items; an item writes its own rows and those of up to chunks_before + chunks_after chunks
+//    beside it, so that even items, then odd items, then the ones whose window wraps around (first, last) never meet;
+//  - backward, full: S stripes of queries and keys; step d pairs query stripe s with key stripe (s + d) mod S.
+#include "cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/backend.h"
+#include "core/error.h"
+#include "core/tensor.h"
+#include "cpu/parallel.h"
+#include "cpu/vector_math.h"
+
+namespace rfn::cpu {
+namespace {
+
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+constexpr int64_t kItemRows = 256;         // query rows of one work item, roughly
+constexpr int64_t kTokensPerItem = 512;    // of element-wise passes
+constexpr int64_t kStripes = 16;           // full attention, backward
+constexpr int64_t kHeadGroupBytes = int64_t{256} << 20;
+
+// Shape of the chunked walk.
+struct Chunks {
+  int64_t length, per_round, total;
+  int64_t before, after;
+};
+
+Chunks chunks_of(const Attention& a) {
+  const int64_t length = a.options.chunk_length, per_round = a.padded() / length;
+  return {length, per_round, per_round * a.rounds(), a.options.chunks_before, a.options.chunks_after};
+}
+
+// One (example, head) of the call.
+struct Pair {
+  int64_t index;    // in the scratch
+  int64_t example;
+  int64_t head;     // of the call
+  int64_t global;   // example * all_heads + head of the model: dropout and rotations count by it
+  const uint8_t* mask;  // [T] or null
+  int32_t* buckets;     // [R,T]
+  const int32_t* sorted;
+  const int32_t* slot_of;
+};
+
+Pair pair_of(const Attention& a, const AttentionScratch& s, int64_t index) {
+  Pair p{};
+  p.index = index;
+  p.example = index / a.heads;
+  p.head = index % a.heads;
+  p.global = p.example * a.all_heads + a.first_head + p.head;
+  p.mask = a.mask == nullptr ? nullptr : a.mask + p.example * a.length;
+  const int64_t rounds = a.rounds();
+  if (a.lsh() && s.sorted != nullptr) {
+    p.buckets = a.buckets != nullptr ? a.buckets + p.global * rounds * a.length : s.buckets + index * rounds * a.length;
+    p.sorted = s.sorted + index * rounds * a.padded();
+    if (s.slot_of != nullptr) p.slot_of = s.slot_of + index * rounds * a.length;
+  }
+  return p;
+}
+
+template <class T>
+T* row_base(T* base, int64_t stride, const Attention& a, const Pair& p) {
+  return base + p.example * a.length * stride + p.head * a.head_size;
+}
+
+bool real(const Attention& a, const Pair& p, int64_t position) {
+  return position < a.length && (p.mask == nullptr || p.mask[position] != 0);
+}
+
+float logit_scale(const Attention& a) {
+  return a.options.logit_scale != 0.0f ? a.options.logit_scale : 1.0f / std::sqrt(static_cast<float>(a.head_size));
+}
+
+TileMask tile_mask(const Attention& a) {
+  TileMask m;
+  m.causal = a.options.causal != 0;
+  m.exclude_self = a.options.shared_qk != 0;
+  if (a.lsh()) {
+    m.same_bucket = a.options.window == RFN_WINDOW_SAME_BUCKET;
+    m.strict = a.options.window == RFN_WINDOW_STRICT;
+    m.span = static_cast<int32_t>(a.options.chunks_before * a.options.chunk_length);
+  }
+  return m;
+}
+
+bool corrects_duplicates(const Attention& a) { return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT; }
+
+TileBuffers tile_layout(Arena& arena, const Attention& a, int32_t pass) {
+  TileBuffers t{};
+  t.head_size = a.head_size;
+  t.wide = round_up(a.head_size, kLanePad);
+  t.q = arena.take<float>(kTileQueries * t.wide);
+  t.q_transposed = arena.take<float>(t.wide * kTileQueries);
+  t.k = arena.take<float>(kTileKeys * t.wide);
+  t.v = arena.take<float>(kTileKeys * t.wide);
+  t.scores = arena.take<float>(kTileKeys * kTileQueries);
+  if (corrects_duplicates(a)) t.log_count = arena.take<float>(kTileKeys * kTileQueries);
+  if (a.options.dropout > 0.0f) t.dropout = arena.take<float>(kTileKeys * kTileQueries);
+  t.out = arena.take<float>(kTileQueries * t.wide);
+  if (pass == RFN_PASS_BACKWARD) {
+    t.grad_out = arena.take<float>(kTileQueries * t.wide);
+    t.grad_out_transposed = arena.take<float>(t.wide * kTileQueries);
+    t.grad_scores = arena.take<float>(kTileKeys * kTileQueries);
+    t.grad_q = arena.take<float>(kTileQueries * t.wide);
+    t.grad_k = arena.take<float>(kTileKeys * t.wide);
+    t.grad_v = arena.take<float>(kTileKeys * t.wide);
+  }
+  return t;
+}
+
+TileBuffers thread_tile(const Attention& a, const AttentionScratch& s, int32_t thread, int32_t pass) {
+  Arena arena(s.tiles + thread * s.tile_floats, s.tile_floats * static_cast<int64_t>(sizeof(float)));
+  return tile_layout(arena, a, pass);
+}
+
+// Everything a thread needs to walk tiles.
+struct Walker {
+  const Attention& a;
+  const AttentionScratch& s;
+  const TileKernels& kernels;
+  TileBuffers t;
+  TileMask mask;
+  int32_t* duplicate_terms;
+  TileQueries queries;
+  TileKeys keys;
+  int32_t last_position = -1;             // largest query position of the tile
+  int64_t dropout_row[kTileQueries] = {};  // element index of (query, column 0)
+
+  Walker(const Attention& attention, const AttentionScratch& scratch, int32_t thread, int32_t pass)
+      : a(attention), s(scratch), kernels(tile_kernels()), t(thread_tile(attention, scratch, thread, pass)), mask(tile_mask(attention)),
+        duplicate_terms(scratch.duplicate_terms == nullptr ? nullptr : scratch.duplicate_terms + thread * scratch.duplicate_terms_per_thread) {}
+
+  void begin_queries() {
+    queries.count = 0;
+    last_position = -1;
+  }
+
+  void add_query(int64_t position, int64_t slot, int32_t bucket, bool there, int64_t element) {
+    const int64_t i = queries.count++;
+    queries.position[i] = there ? static_cast<int32_t>(position) : -1;
+    queries.slot[i] = static_cast<int32_t>(slot);
+    queries.bucket[i] = bucket;
+    dropout_row[i] = element;
+    if (there) last_position = std::max(last_position, static_cast<int32_t>(position));
+  }
+
+  // Lanes behind the last query of a partial tile are absent ones.
+  void end_queries() {
+    for (int64_t i = queries.count; i < round_up(queries.count, kLanePad); ++i) {
+      queries.position[i] = -1;
+      queries.slot[i] = 0;
+      queries.bucket[i] = 0;
+      queries.maximum[i] = kNegativeInfinity;
+      queries.sum[i] = 0.0f;
+      queries.delta[i] = 0.0f;
+    }
+  }
+
+  // Rows [first, first + count) of chunk `chunk` of round `round`.
+  void load_chunk_queries(const Pair& p, int64_t round, int64_t chunk, int64_t first, int64_t count) {
+    const Chunks c = chunks_of(a);
+    const int64_t window = c.length * (1 + c.before + c.after), padded = a.padded();
+    begin_queries();
+    for (int64_t x = first; x < first + count; ++x) {
+      const int64_t slot = chunk * c.length + x;
+      const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
+      const bool there = real(a, p, position);
+      const int32_t bucket = a.lsh() && there ? p.buckets[round * a.length + position] : 0;
+      add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + slot) * window);
+    }
+    end_queries();
+  }
+
+  void load_full_queries(const Pair& p, int64_t first, int64_t count) {
+    begin_queries();
+    for (int64_t position = first; position < first + count; ++position) {
+      add_query(position, position, 0, real(a, p, position), (p.global * a.length + position) * a.length);
+    }
+    end_queries();
+  }
+
+  // Calls block() for the loaded queries with up to kTileKeys keys at a time of the window of chunk `chunk` of round `round`.
+  template <class Block>
+  void for_chunk_keys(const Pair& p, int64_t round, int64_t chunk, const Block& block) {
+    const Chunks c = chunks_of(a);
+    const int64_t center = round * c.per_round + chunk, padded = a.padded();
+    const bool ring = a.options.wrap != 0 && !mask.strict;  // the strict window never leaves its round
+    keys.count = 0;
+    if (last_position < 0) return;
+    for (int64_t offset = -c.before; offset <= c.after; ++offset) {
+      int64_t other = center + offset;
+      if (ring) {
+        other = ((other % c.total) + c.total) % c.total;
+        // The ring is shorter than the window: a chunk met before is met again every `total` offsets.
+        if (a.options.repeat_chunks == 0 && offset - c.total >= -c.before) continue;
+      } else if (other < round * c.per_round || other >= (round + 1) * c.per_round) {
+        continue;
+      }
+      const int64_t other_round = other / c.per_round, first_slot = other % c.per_round * c.length;
+      for (int64_t x = 0; x < c.length; ++x) {
+        const int64_t slot = first_slot + x;
+        const int64_t position = a.lsh() ? p.sorted[other_round * padded + slot] : slot;
+        const int32_t bucket = !a.lsh() || position >= a.length ? 0 : other_round == round ? p.buckets[round * a.length + position] : -1;
+        add_key(p, position, slot, bucket, (offset + c.before) * c.length + x, block);
+      }
+    }
+    flush_keys(p, block);
+  }
+
+  template <class Block>
+  void for_full_keys(const Pair& p, int64_t first, int64_t last, const Block& block) {
+    keys.count = 0;
+    if (last_position < 0) return;
+    if (mask.causal) last = std::min<int64_t>(last, last_position + 1);
+    for (int64_t position = first; position < last; ++position) add_key(p, position, position, 0, position, block);
+    flush_keys(p, block);
+  }
+
+  // Keys that no query of the tile may see are left out.
+  template <class Block>
+  void add_key(const Pair& p, int64_t position, int64_t slot, int32_t bucket, int64_t column, const Block& block) {
+    if (!real(a, p, position) || (mask.causal && position > last_position)) return;
+    const int64_t j = keys.count++;
+    keys.position[j] = static_cast<int32_t>(position);
+    keys.slot[j] = static_cast<int32_t>(slot);
+    keys.bucket[j] = bucket;
+    keys.column[j] = static_cast<int32_t>(column);
+    if (keys.count == kTileKeys) flush_keys(p, block);
+  }
+
+  template <class Block>
+  void flush_keys(const Pair& p, const Block& block) {
+    if (keys.count == 0) return;
+    kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, keys, a.options.key_norm, t, t.k);
+    TileKeys values = keys;
+    kernels.pack_keys(row_base(a.v, a.v_stride, a, p), a.v_stride, values, RFN_KEY_NORM_NONE, t, t.v);
+    if (t.log_count != nullptr) fill_log_count(p);
+    if (t.dropout != nullptr) fill_dropout();
+    block();
+    keys.count = 0;
+  }
+
+  void fill_dropout() {
+    float row[kTileKeys];
+    for (int64_t i = 0; i < queries.count; ++i) {
+      std::fill_n(row, keys.count, 1.0f);
+      // Columns that follow each other are consecutive elements.
+      for (int64_t j = 0; j < keys.count;) {
+        int64_t end = j + 1;
+        while (end < keys.count && keys.column[end] == keys.column[end - 1] + 1) ++end;
+        apply_dropout(row + j, end - j, a.dropout, static_cast<uint64_t>(dropout_row[i] + keys.column[j]), a.options.dropout);
+        j = end;
+      }
+      for (int64_t j = 0; j < keys.count; ++j) t.dropout[j * kTileQueries + i] = row[j];
+    }
+    const int64_t used = round_up(queries.count, kLanePad);
+    for (int64_t j = 0; j < keys.count; ++j) std::fill(t.dropout + j * kTileQueries + queries.count, t.dropout + j * kTileQueries + used, 0.0f);
+  }
+
+  // log of the number of rounds in which the query's window holds the key (paper eqs. 13-16). A pair that is visible only across the boundary of two
+  // rounds has count 0, and log(0 + 1e-9), as in the implementation that this option comes from.
+  void fill_log_count(const Pair& p) {
+    const Chunks c = chunks_of(a);
+    const int64_t rounds = a.rounds(), used = round_up(queries.count, kLanePad);
+    int32_t* const query_slots = duplicate_terms;
+    int32_t* const query_buckets = query_slots + rounds * kTileQueries;
+    int32_t* const key_slots = query_buckets + rounds * kTileQueries;
+    int32_t* const key_buckets = key_slots + rounds * kTileKeys;
+    for (int64_t r = 0; r < rounds; ++r) {
+      for (int64_t i = 0; i < queries.count; ++i) {
+        const int64_t position = std::max(queries.position[i], 0);
+        query_slots[r * kTileQueries + i] = p.slot_of[r * a.length + position];
+        query_buckets[r * kTileQueries + i] = p.buckets[r * a.length + position];
+      }
+      for (int64_t j = 0; j < keys.count; ++j) {
+        key_slots[r * kTileKeys + j] = p.slot_of[r * a.length + keys.position[j]];
+        key_buckets[r * kTileKeys + j] = p.buckets[r * a.length + keys.position[j]];
+      }
+    }
+    for (int64_t j = 0; j < keys.count; ++j) {
+      for (int64_t i = 0; i < used; ++i) {
+        int32_t count = 0;
+        for (int64_t r = 0; i < queries.count && r < rounds; ++r) {
+          const int32_t query_slot = query_slots[r * kTileQueries + i], key_slot = key_slots[r * kTileKeys + j];
+          if ((mask.same_bucket || mask.strict) && query_buckets[r * kTileQueries + i] != key_buckets[r * kTileKeys + j]) continue;
+          if (mask.strict) {
+            count += query_slot > key_slot && query_slot - key_slot <= mask.span ? 1 : 0;
+            continue;
+          }
+          count += window_holds(c, query_slot / c.length, key_slot / c.length) ? 1 : 0;
+        }
+        t.log_count[j * kTileQueries + i] = count > 0 ? std::log(static_cast<float>(count)) : std::log(1e-9f);
+      }
+    }
+  }
+
+  // Whether the window of query chunk `from` of a round holds chunk `to` of the same round. A chunk that is met twice is one round all the same.
+  bool window_holds(const Chunks& c, int64_t from, int64_t to) const {
+    for (int64_t offset = -c.before; offset <= c.after; ++offset) {
+      const int64_t distance = from + offset - to;
+      if (distance == 0 || (a.options.wrap != 0 && distance % c.total == 0)) return true;
+    }
+    return false;
+  }
+
+  void forward_tile() { kernels.forward(mask, queries, keys, t); }
+
+  // Loads the running state of the tile's queries; `fresh`: none yet.
+  void begin_forward(const Pair& p, bool fresh) {
+    kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, logit_scale(a), t, t.q, t.q_transposed);
+    const float* const out = row_base(a.out, a.out_stride, a, p);
+    for (int64_t i = 0; i < queries.count; ++i) {
+      const int64_t position = queries.position[i];
+      float* const row = t.out + i * t.wide;
+      if (fresh || position < 0) {
+        queries.maximum[i] = kNegativeInfinity;
+        queries.sum[i] = 0.0f;
+        std::fill_n(row, t.wide, 0.0f);
+        continue;
+      }
+      queries.maximum[i] = s.maximum[p.index * a.length + position];
+      queries.sum[i] = s.sum[p.index * a.length + position];
+      std::memcpy(row, out + position * a.out_stride, static_cast<size_t>(a.head_size) * sizeof(float));
+      std::fill(row + a.head_size, row + t.wide, 0.0f);
+    }
+  }
+
+  void end_forward(const Pair& p) {
+    float* const out = row_base(a.out, a.out_stride, a, p);
+    for (int64_t i = 0; i < queries.count; ++i) {
+      const int64_t position = queries.position[i];
+      if (position < 0) continue;
+      s.maximum[p.index * a.length + position] = queries.maximum[i];
+      s.sum[p.index * a.length + position] = queries.sum[i];
+      std::memcpy(out + position * a.out_stride, t.out + i * t.wide, static_cast<size_t>(a.head_size) * sizeof(float));
+    }
+  }
+
+  void begin_backward(const Pair& p) {
+    kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, logit_scale(a), t, t.q, t.q_transposed);
+    kernels.pack_queries(row_base(a.grad_out, a.grad_out_stride, a, p), a.grad_out_stride, queries, 1.0f, t, t.grad_out, t.grad_out_transposed);
+    const float* const lse = a.lse + (p.example * a.lse_heads + p.head) * a.length;
+    for (int64_t i = 0; i < queries.count; ++i) {
+      const int64_t position = queries.position[i];
+      queries.maximum[i] = position < 0 ? kNegativeInfinity : lse[position];
+      queries.delta[i] = position < 0 ? 0.0f : s.delta[p.index * a.length + position];
+    }
+    std::fill_n(t.grad_q, kTileQueries * t.wide, 0.0f);
+  }
+
+  void backward_tile(const Pair& p) {
+    kernels.backward(mask, queries, keys, t);
+    float* const grad_k = row_base(a.grad_k, a.grad_k_stride, a, p);
+    float* const grad_v = row_base(a.grad_v, a.grad_v_stride, a, p);
+    for (int64_t j = 0; j < keys.count; ++j) {
+      const int64_t position = keys.position[j];
+      kernels.add_key_gradient(grad_k + position * a.grad_k_stride, keys, j, a.options.key_norm, t);
+      add(grad_v + position * a.grad_v_stride, t.grad_v + j * t.wide, a.head_size);
+    }
+  }
+
+  void end_backward(const Pair& p) {
+    float* const grad_q = row_base(a.grad_q, a.grad_q_stride, a, p);
+    const float scale = logit_scale(a);
+    for (int64_t i = 0; i < queries.count; ++i) {
+      if (queries.position[i] < 0) continue;
+      float* const row = grad_q + queries.position[i] * a.grad_q_stride;
+      const float* const gradient = t.grad_q + i * t.wide;
+      for (int64_t d = 0; d < a.head_size; ++d) row[d] += scale * gradient[d];
+    }
+  }
+
+  void forward_chunk(const Pair& p, int64_t round, int64_t chunk, bool fresh) {
+    const int64_t length = a.options.chunk_length;
+    for (int64_t first = 0; first < length; first += kTileQueries) {
+      load_chunk_queries(p, round, chunk, first, std::min(kTileQueries, length - first));
+      if (last_position < 0) continue;
+      begin_forward(p, fresh);
+      for_chunk_keys(p, round, chunk, [&] { forward_tile(); });
+      end_forward(p);
+    }
+  }
+
+  void backward_chunk(const Pair& p, int64_t round, int64_t chunk) {
+    const int64_t length = a.options.chunk_length;
+    for (int64_t first = 0; first < length; first += kTileQueries) {
+      load_chunk_queries(p, round, chunk, first, std::min(kTileQueries, length - first));
+      if (last_position < 0) continue;
+      begin_backward(p);
+      for_chunk_keys(p, round, chunk, [&] { backward_tile(p); });
+      end_backward(p);
+    }
+  }
+};
+
+// Calls body(pair, first token, last token) in parallel.
+template <class Body>
+void for_tokens(int32_t threads, const Attention& a, const AttentionScratch& s, const Body& body) {
+  const int64_t blocks = div_up(a.length, kTokensPerItem);
+  parallel_for(threads, a.pairs() * blocks, [&](int64_t item, int32_t) {
+    const int64_t first = item % blocks * kTokensPerItem;
+    body(pair_of(a, s, item / blocks), first, std::min(a.length, first + kTokensPerItem));
+  });
+}
+
+// Divides by the sum; tokens without any key get their own value (shared QK) or 0.
+void finish_forward(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  for_tokens(threads, a, s, [&](const Pair& p, int64_t first, int64_t last) {
+    float* const out = row_base(a.out, a.out_stride, a, p);
+    const float* const v = row_base(a.v, a.v_stride, a, p);
+    float* const lse = a.lse == nullptr ? nullptr : a.lse + (p.example * a.lse_heads + p.head) * a.length;
+    for (int64_t position = first; position < last; ++position) {
+      float* const row = out + position * a.out_stride;
+      const bool there = real(a, p, position);
+      const float sum = there ? s.sum[p.index * a.length + position] : 0.0f;
+      if (sum > 0.0f) {
+        const float inverse = 1.0f / sum;
+        for (int64_t d = 0; d < a.head_size; ++d) row[d] *= inverse;
+        if (lse != nullptr) lse[position] = s.maximum[p.index * a.length + position] + std::log(sum);
+        continue;
+      }
+      if (there && a.options.shared_qk != 0) {
+        std::memcpy(row, v + position * a.v_stride, static_cast<size_t>(a.head_size) * sizeof(float));
+      } else {
+        std::fill_n(row, a.head_size, 0.0f);
+      }
+      if (lse != nullptr) lse[position] = kNegativeInfinity;
+    }
+  });
+}
+
+// delta = dO . O - dlse; gradients start at 0, but dv of a token that attended to itself at its dO.
+void start_backward(int32_t threads, const Attention& a, const AttentionScratch& s, bool overwrite) {
+  for_tokens(threads, a, s, [&](const Pair& p, int64_t first, int64_t last) {
+    const float* const out = row_base(a.out, a.out_stride, a, p);
+    const float* const grad_out = row_base(a.grad_out, a.grad_out_stride, a, p);
+    float* const grad_q = row_base(a.grad_q, a.grad_q_stride, a, p);
+    float* const grad_k = row_base(a.grad_k, a.grad_k_stride, a, p);
+    float* const grad_v = row_base(a.grad_v, a.grad_v_stride, a, p);
+    const int64_t lse_row = (p.example * a.lse_heads + p.head) * a.length;
+    for (int64_t position = first; position < last; ++position) {
+      const float* const dout = grad_out + position * a.grad_out_stride;
+      float* const dv = grad_v + position * a.grad_v_stride;
+      if (overwrite) {
+        std::fill_n(grad_q + position * a.grad_q_stride, a.head_size, 0.0f);
+        std::fill_n(grad_k + position * a.grad_k_stride, a.head_size, 0.0f);
+        std::fill_n(dv, a.head_size, 0.0f);
+      }
+      float delta = 0.0f;
+      if (real(a, p, position)) {
+        if (a.lse[lse_row + position] == kNegativeInfinity) {
+          if (a.options.shared_qk != 0) add(dv, dout, a.head_size);
+        } else {
+          const float* const row = out + position * a.out_stride;
+          for (int64_t d = 0; d < a.head_size; ++d) delta += dout[d] * row[d];
+          if (a.grad_lse != nullptr) delta -= a.grad_lse[lse_row + position];
+        }
+      }
+      s.delta[p.index * a.length + position] = delta;
+    }
+  });
+}
+
+void forward_full(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  const int64_t tiles = div_up(a.length, kTileQueries);
+  parallel_for(threads, a.pairs() * tiles, [&](int64_t item, int32_t thread) {
+    Walker w(a, s, thread, RFN_PASS_FORWARD);
+    const Pair p = pair_of(a, s, item / tiles);
+    // The long tiles of causal attention first.
+    const int64_t first = (tiles - 1 - item % tiles) * kTileQueries;
+    w.load_full_queries(p, first, std::min(kTileQueries, a.length - first));
+    w.begin_forward(p, true);
+    w.for_full_keys(p, 0, a.length, [&] { w.forward_tile(); });
+    w.end_forward(p);
+  });
+}
+
+void backward_full(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  const int64_t tiles = div_up(a.length, kTileQueries), stripes = std::min(kStripes, tiles);
+  const auto begin = [&](int64_t stripe) { return std::min(a.length, stripe * tiles / stripes * kTileQueries); };
+  for (int64_t step = 0; step < stripes; ++step) {
+    parallel_for(threads, a.pairs() * stripes, [&](int64_t item, int32_t thread) {
+      const int64_t query_stripe = item % stripes, key_stripe = (query_stripe + step) % stripes;
+      if (a.options.causal != 0 && key_stripe > query_stripe) return;
+      Walker w(a, s, thread, RFN_PASS_BACKWARD);
+      const Pair p = pair_of(a, s, item / stripes);
+      for (int64_t first = begin(query_stripe); first < begin(query_stripe + 1); first += kTileQueries) {
+        w.load_full_queries(p, first, std::min(kTileQueries, a.length - first));
+        if (w.last_position < 0) continue;
+        w.begin_backward(p);
+        w.for_full_keys(p, begin(key_stripe), begin(key_stripe + 1), [&] { w.backward_tile(p); });
+        w.end_backward(p);
+      }
+    });
+  }
+}
+
+void forward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t round, bool fresh) {
+  const Chunks c = chunks_of(a);
+  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item);
+  parallel_for(threads, a.pairs() * items, [&](int64_t item, int32_t thread) {
+    Walker w(a, s, thread, RFN_PASS_FORWARD);
+    const Pair p = pair_of(a, s, item / items);
+    const int64_t first = item % items * per_item, last = std::min(c.per_round, first + per_item);
+    for (int64_t chunk = first; chunk < last; ++chunk) w.forward_chunk(p, round, chunk, fresh);
+  });
+}
+
+void backward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t round) {
+  const Chunks c = chunks_of(a);
+  const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}});
+  const int64_t items = std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
+  const auto run = [&](int64_t pair, int64_t item, int32_t thread) {
+    Walker w(a, s, thread, RFN_PASS_BACKWARD);
+    const Pair p = pair_of(a, s, pair);
+    const int64_t first = item * per_item, last = item == items - 1 ? c.per_round : first + per_item;
+    for (int64_t chunk = first; chunk < last; ++chunk) w.backward_chunk(p, round, chunk);
+  };
+  const int64_t inner = std::max<int64_t>(0, items - 2);  // items 1 .. items - 2 never wrap
+  for (const int64_t odd : {1, 0}) {
+    const int64_t count = odd != 0 ? div_up(inner, 2) : inner / 2;
+    parallel_for(threads, a.pairs() * count, [&](int64_t i, int32_t thread) { run(i / count, 2 * (i % count) + (odd != 0 ? 1 : 2), thread); });
+  }
+  parallel_for(threads, a.pairs(), [&](int64_t pair, int32_t thread) { run(pair, 0, thread); });
+  if (items > 1) parallel_for(threads, a.pairs(), [&](int64_t pair, int32_t thread) { run(pair, items - 1, thread); });
+}
+
+}  // namespace
+
+int64_t Attention::padded() const {
+  if (options.kind == RFN_ATTENTION_FULL) return length;
+  return options.padded_length != 0 ? options.padded_length : round_up(length, options.chunk_length);
+}
+
+int64_t bucket_product(const rfn_attention_options& options) {
+  int64_t n = 1;
+  for (int32_t i = 0; i < options.factor_count; ++i) n *= options.factors[i];
+  return n;
+}
+
+int64_t rotation_columns(const rfn_attention_options& options) {
+  int64_t n = 0;
+  for (int32_t i = 0; i < options.factor_count; ++i) n += options.factors[i] / 2;
+  return n;
+}
+
+int64_t head_group(int64_t asked, int64_t heads, int64_t bytes_per_head) {
+  if (asked > 0) return std::min(asked, heads);
+  int64_t group = std::clamp<int64_t>(kHeadGroupBytes / std::max<int64_t>(bytes_per_head, 1), 1, heads);
+  while (heads % group != 0) --group;
+  return group;
+}
+
+AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t threads, int32_t pass) {
+  AttentionScratch s;
+  const int64_t pairs = a.pairs(), rounds = a.rounds();
+  if (a.lsh()) {
+    s.buckets = arena.take<int32_t>(pairs * rounds * a.length);
+    s.sorted = arena.take<int32_t>(pairs * rounds * a.padded());
+    if (corrects_duplicates(a)) {
+      s.slot_of = arena.take<int32_t>(pairs * rounds * a.length);
+      s.duplicate_terms_per_thread = 2 * rounds * (kTileQueries + kTileKeys);
+      s.duplicate_terms = arena.take<int32_t>(threads * s.duplicate_terms_per_thread);
+    }
+    s.counts_per_thread = round_up(sort_counts(bucket_product(a.options) + 1, a.length), 64);
+    s.counts = arena.take<int32_t>(threads * s.counts_per_thread);
+  }
+  s.maximum = arena.take<float>(pairs * a.length);
+  s.sum = arena.take<float>(pairs * a.length);
+  if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
+  Arena tile;
+  tile_layout(tile, a, pass);
+  s.tile_floats = tile.used() / static_cast<int64_t>(sizeof(float));
+  s.tiles = arena.take<float>(threads * s.tile_floats);
+  return s;
+}
+
+void attention_hash(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  const int64_t tiles = div_up(a.length, kTileQueries), rounds = a.rounds(), columns = rotation_columns(a.options);
+  const int32_t pad = static_cast<int32_t>(bucket_product(a.options));
+  parallel_for(threads, a.pairs() * tiles, [&](int64_t item, int32_t thread) {
+    Walker w(a, s, thread, RFN_PASS_FORWARD);
+    const Pair p = pair_of(a, s, item / tiles);
+    const int64_t first = item % tiles * kTileQueries, count = std::min(kTileQueries, a.length - first);
+    w.begin_queries();
+    for (int64_t i = 0; i < count; ++i) w.add_query(first + i, 0, 0, true, 0);
+    w.end_queries();
+    w.kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, w.queries, 1.0f, w.t, w.t.q, w.t.q_transposed);
+    const int64_t set = a.rotation_sets == 1 ? 0 : a.rotation_sets == a.all_heads ? a.first_head + p.head : p.global;
+    const float* const rotations = a.rotations + set * a.head_size * rounds * columns;
+    for (int64_t r = 0; r < rounds; ++r) {
+      int32_t* const buckets = p.buckets + r * a.length + first;
+      std::fill_n(buckets, count, 0);
+      int64_t column = 0;
+      int32_t stride = 1;
+      for (int32_t f = 0; f < a.options.factor_count; ++f) {
+        const int64_t half = a.options.factors[f] / 2;
+        w.kernels.hash(w.t, count, rotations + r * columns + column, rounds * columns, half, stride, buckets);
+        column += half;
+        stride *= a.options.factors[f];
+      }
+      if (a.options.pad_bucket == 0 || p.mask == nullptr) continue;
+      for (int64_t i = 0; i < count; ++i) {
+        if (p.mask[first + i] == 0) buckets[i] = pad;
+      }
+    }
+  });
+}
+
+void attention_sort(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  const int64_t rounds = a.rounds(), padded = a.padded(), buckets = bucket_product(a.options) + 1;
+  parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
+    const Pair p = pair_of(a, s, item / rounds);
+    const int64_t round = item % rounds;
+    int32_t* const sorted = s.sorted + item * padded;
+    counting_sort(p.buckets + round * a.length, a.length, buckets, sorted, s.counts + thread * s.counts_per_thread);
+    for (int64_t slot = a.length; slot < padded; ++slot) sorted[slot] = static_cast<int32_t>(slot);
+  });
+  attention_index_slots(threads, a, s);
+}
+
+void attention_index_slots(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  if (s.slot_of == nullptr) return;
+  const int64_t rounds = a.rounds(), padded = a.padded();
+  parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t) {
+    for (int64_t slot = 0; slot < padded; ++slot) {
+      const int32_t position = s.sorted[item * padded + slot];
+      if (position < a.length) s.slot_of[item * a.length + position] = static_cast<int32_t>(slot);
+    }
+  });
+}
+
+void attention_forward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last) {
+  if (a.options.kind == RFN_ATTENTION_FULL) {
+    forward_full(threads, a, s);
+  } else {
+    for (int64_t round = first; round < last; ++round) forward_round(threads, a, s, round, round == first);
+  }
+  finish_forward(threads, a, s);
+}
+
+void attention_backward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last, bool overwrite) {
+  start_backward(threads, a, s, overwrite);
+  if (a.options.kind == RFN_ATTENTION_FULL) {
+    backward_full(threads, a, s);
+    return;
+  }
+  for (int64_t round = first; round < last; ++round) backward_round(threads, a, s, round);
+}
+
+// ---- the op ----------------------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Attention describe(const rfn_attention& op) {
+  Attention a;
+  a.options = op.options;
+  a.batch = op.q.shape[0];
+  a.length = op.q.shape[1];
+  a.all_heads = op.q.shape[2];
+  a.head_size = op.q.shape[3];
+  a.heads = a.all_heads;
+  const bool shared = op.options.shared_qk != 0;
+  a.q = f32(op.q);
+  a.k = shared ? a.q : f32(op.k);
+  a.v = f32(op.v);
+  a.q_stride = a.k_stride = a.v_stride = a.out_stride = a.grad_out_stride = a.all_heads * a.head_size;
+  a.grad_q_stride = a.grad_k_stride = a.grad_v_stride = a.q_stride;
+  a.mask = u8(op.mask);
+  a.rotations = f32(op.rotations);
+  a.rotation_sets = present(op.rotations) ? op.rotations.shape[0] : 0;
+  a.buckets = i32(op.buckets);
+  a.dropout = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_PROBABILITIES);
+  a.out = f32(op.out);
+  a.lse = f32(op.lse);
+  a.lse_heads = a.all_heads;
+  a.grad_out = f32(op.grad_out);
+  a.grad_q = f32(op.grad_q);
+  a.grad_k = shared ? a.grad_q : f32(op.grad_k);
+  a.grad_v = f32(op.grad_v);
+  return a;
+}
+
+int64_t bytes_per_head(const Attention& a) {
+  return a.batch * (a.rounds() * (a.length + a.padded()) * static_cast<int64_t>(sizeof(int32_t)) + 3 * a.length * static_cast<int64_t>(sizeof(float)));
+}
+
+// The same call for heads [first, first + heads).
+Attention slice_heads(const Attention& whole, int64_t first, int64_t heads) {
+  Attention a = whole;
+  a.first_head = whole.first_head + first;
+  a.heads = heads;
+  const int64_t offset = first * a.head_size, lse = first * a.length;
+  const auto move = [](auto*& pointer, int64_t by) {
+    if (pointer != nullptr) pointer += by;
+  };
+  move(a.q, offset);
+  move(a.k, offset);
+  move(a.v, offset);
+  move(a.out, offset);
+  move(a.grad_out, offset);
+  move(a.grad_q, offset);
+  move(a.grad_k, offset);
+  move(a.grad_v, offset);
+  move(a.lse, lse);
+  move(a.grad_lse, lse);
+  return a;
+}
+
+// Calls body(heads of the call, scratch) for one group of heads after the other.
+template <class Body>
+void for_head_groups(const rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t bytes, int32_t pass, const Body& body) {
+  const Attention whole = describe(op);
+  const int64_t group = head_group(op.head_group, whole.heads, bytes_per_head(whole));
+  for (int64_t first = 0; first < whole.heads; first += group) {
+    const Attention a = slice_heads(whole, first, std::min(group, whole.heads - first));
+    Arena arena(workspace, bytes);
+    body(a, attention_layout(arena, a, stream.context->threads, pass));
+  }
+}
+
+// The permutation of a group of heads between the caller's [B,H,R,padded] and the scratch's [B,heads,R,padded].
+void copy_sorted(const Attention& a, const AttentionScratch& s, int32_t* outside, bool from_outside) {
+  const int64_t row = a.rounds() * a.padded();
+  for (int64_t pair = 0; pair < a.pairs(); ++pair) {
+    int32_t* const theirs = outside + pair_of(a, s, pair).global * row;
+    int32_t* const ours = s.sorted + pair * row;
+    std::memcpy(from_outside ? ours : theirs, from_outside ? theirs : ours, static_cast<size_t>(row) * sizeof(int32_t));
+  }
+}
+
+// View of the call in which round r alone gives out and lse.
+Attention round_view(const Attention& a, const rfn_attention& op, int64_t round) {
+  Attention one = a;
+  const int64_t rows = round * a.batch * a.length * a.out_stride + a.first_head * a.head_size;
+  const int64_t lse = round * a.batch * a.all_heads * a.length + a.first_head * a.length;
+  one.out = f32(op.round_out) + rows;
+  one.lse = f32(op.round_lse) + lse;
+  if (op.grad_round_out.data != nullptr) one.grad_out = f32(op.grad_round_out) + rows;
+  if (op.grad_round_lse.data != nullptr) one.grad_lse = f32(op.grad_round_lse) + lse;
+  return one;
+}
+
+}  // namespace
+
+rfn_status attention_workspace(const rfn_context& context, const rfn_attention& op, int32_t pass, int64_t* bytes) {
+  Attention a = describe(op);
+  a.heads = head_group(op.head_group, a.heads, bytes_per_head(a));
+  Arena arena;
+  attention_layout(arena, a, context.threads, pass);
+  if (arena.overflowed()) return fail(RFN_INVALID_ARGUMENT, "attention: the workspace size overflows 64 bits");
+  *bytes = arena.used();
+  return RFN_OK;
+}
+
+rfn_status attention_forward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  const int32_t threads = stream.context->threads;
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
+    if (a.lsh()) {
+      attention_hash(threads, a, s);
+      attention_sort(threads, a, s);
+    }
+    attention_forward_rounds(threads, a, s, 0, a.rounds());
+  });
+  return RFN_OK;
+}
+
+rfn_status attention_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  const int32_t threads = stream.context->threads;
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
+    if (a.lsh()) {
+      if (a.buckets == nullptr) attention_hash(threads, a, s);
+      attention_sort(threads, a, s);
+    }
+    attention_backward_rounds(threads, a, s, 0, a.rounds(), true);
+  });
+  return RFN_OK;
+}
+
+rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                  [&](const Attention& a, const AttentionScratch& s) { attention_hash(stream.context->threads, a, s); });
+  return RFN_OK;
+}
+
+rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
+    attention_sort(stream.context->threads, a, s);
+    copy_sorted(a, s, i32(op.sorted), false);
+  });
+  return RFN_OK;
+}
+
+rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  const int32_t threads = stream.context->threads;
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
+    copy_sorted(a, s, i32(op.sorted), true);
+    attention_index_slots(threads, a, s);
+    for (int64_t r = 0; r < a.rounds(); ++r) attention_forward_rounds(threads, round_view(a, op, r), s, r, r + 1);
+  });
+  return RFN_OK;
+}
+
+rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  const int32_t threads = stream.context->threads;
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
+    copy_sorted(a, s, i32(op.sorted), true);
+    attention_index_slots(threads, a, s);
+    for (int64_t r = 0; r < a.rounds(); ++r) attention_backward_rounds(threads, round_view(a, op, r), s, r, r + 1, r == 0);
+  });
+  return RFN_OK;
+}
+
+// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse -inf and weight 0; when all
+// have, the token's output is that of round 0 (its own value, or 0).
+rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
+  const Attention a = describe(op);
+  const int64_t rounds = a.rounds(), lse_size = a.batch * a.all_heads * a.length, out_size = lse_size * a.head_size;
+  const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
+  for_tokens(stream.context->threads, a, AttentionScratch{}, [&](const Pair& p, int64_t first, int64_t last) {
+    for (int64_t position = first; position < last; ++position) {
+      const int64_t lse_at = p.global * a.length + position, row_at = (p.example * a.length + position) * a.out_stride + p.head * a.head_size;
+      float maximum = kNegativeInfinity, sum = 0.0f;
+      for (int64_t r = 0; r < rounds; ++r) maximum = std::max(maximum, round_lse[r * lse_size + lse_at]);
+      if (maximum == kNegativeInfinity) {
+        std::memcpy(a.out + row_at, round_out + row_at, static_cast<size_t>(a.head_size) * sizeof(float));
+        if (a.lse != nullptr) a.lse[lse_at] = kNegativeInfinity;
+        continue;
+      }
+      for (int64_t r = 0; r < rounds; ++r) sum += std::exp(round_lse[r * lse_size + lse_at] - maximum);
+      const float lse = maximum + std::log(sum);
+      if (a.lse != nullptr) a.lse[lse_at] = lse;
+      std::fill_n(a.out + row_at, a.head_size, 0.0f);
+      for (int64_t r = 0; r < rounds; ++r) {
+        const float weight = std::exp(round_lse[r * lse_size + lse_at] - lse);
+        if (weight == 0.0f) continue;
+        const float* const source = round_out + r * out_size + row_at;
+        for (int64_t d = 0; d < a.head_size; ++d) a.out[row_at + d] += weight * source[d];
+      }
+    }
+  });
+  return RFN_OK;
+}
+
+// d out_r = w_r dO;  d lse_r = w_r dO . (out_r - out).
+rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
+  const Attention a = describe(op);
+  const int64_t rounds = a.rounds(), lse_size = a.batch * a.all_heads * a.length, out_size = lse_size * a.head_size;
+  const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
+  float *const grad_round_out = f32(op.grad_round_out), *const grad_round_lse = f32(op.grad_round_lse);
+  for_tokens(stream.context->threads, a, AttentionScratch{}, [&](const Pair& p, int64_t first, int64_t last) {
+    for (int64_t position = first; position < last; ++position) {
+      const int64_t lse_at = p.global * a.length + position, row_at = (p.example * a.length + position) * a.out_stride + p.head * a.head_size;
+      const float lse = a.lse[lse_at];
+      for (int64_t r = 0; r < rounds; ++r) {
+        const float own = round_lse[r * lse_size + lse_at];
+        const float weight = lse == kNegativeInfinity ? (r == 0 ? 1.0f : 0.0f) : std::exp(own - lse);
+        float along = 0.0f;
+        for (int64_t d = 0; d < a.head_size; ++d) {
+          const float gradient = a.grad_out[row_at + d];
+          grad_round_out[r * out_size + row_at + d] = weight * gradient;
+          along += gradient * (round_out[r * out_size + row_at + d] - a.out[row_at + d]);
+        }
+        grad_round_lse[r * lse_size + lse_at] = lse == kNegativeInfinity ? 0.0f : weight * along;
+      }
+    }
+  });
+  return RFN_OK;
+}
+
+}  // namespace rfn::cpu
