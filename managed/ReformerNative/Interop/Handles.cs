@@ -1,0 +1,100 @@
+using System.Runtime.InteropServices;
+
+namespace ReformerNative.Interop;
+
+/// <summary>Owns an <c>rfn_context</c>.</summary>
+internal sealed class ContextHandle : SafeHandle
+{
+    public ContextHandle()
+        : base(0, ownsHandle: true)
+    {
+    }
+
+    public override bool IsInvalid => handle == 0;
+
+    protected override bool ReleaseHandle()
+    {
+        NativeMethods.rfn_context_destroy(handle);
+        return true;
+    }
+}
+
+/// <summary>Owns an <c>rfn_stream</c>, which keeps its context alive by itself.</summary>
+internal sealed class StreamHandle : SafeHandle
+{
+    public StreamHandle()
+        : base(0, ownsHandle: true)
+    {
+    }
+
+    public override bool IsInvalid => handle == 0;
+
+    protected override bool ReleaseHandle()
+    {
+        NativeMethods.rfn_stream_destroy(handle);
+        return true;
+    }
+}
+
+/// <summary>A handle that holds its context open until it is released itself, in whatever order the two are disposed or finalized.</summary>
+internal abstract class ContextChildHandle : SafeHandle
+{
+    private ContextHandle? context;
+
+    protected ContextChildHandle()
+        : base(0, ownsHandle: true)
+    {
+    }
+
+    public override bool IsInvalid => handle == 0;
+
+    internal void Attach(ContextHandle owner)
+    {
+        bool added = false;
+        owner.DangerousAddRef(ref added);
+        context = owner;
+    }
+
+    protected sealed override bool ReleaseHandle()
+    {
+        bool released = Release(context?.DangerousGetHandle() ?? 0);
+        context?.DangerousRelease();
+        return released;
+    }
+
+    protected abstract bool Release(nint contextPointer);
+}
+
+/// <summary>Owns an <c>rfn_event</c>.</summary>
+internal sealed class EventHandle : ContextChildHandle
+{
+    protected override bool Release(nint contextPointer)
+    {
+        NativeMethods.rfn_event_destroy(handle);
+        return true;
+    }
+}
+
+/// <summary>Owns memory from <c>rfn_buffer_allocate</c>.</summary>
+internal sealed class BufferHandle : ContextChildHandle
+{
+    private int memory;
+
+    /// <summary>Allocates <paramref name="bytes"/> bytes of RFN_MEMORY_* <paramref name="memory"/>.</summary>
+    internal static unsafe BufferHandle Allocate(ContextHandle context, int memory, long bytes)
+    {
+        var buffer = new BufferHandle { memory = memory };
+        nint pointer = 0;
+        NativeError.ThrowIfFailed(NativeMethods.rfn_buffer_allocate(context, memory, bytes, &pointer));
+        if (pointer != 0)
+        {
+            buffer.Attach(context);
+            buffer.SetHandle(pointer);
+        }
+
+        return buffer;
+    }
+
+    protected override bool Release(nint contextPointer) =>
+        NativeMethods.rfn_buffer_free(contextPointer, memory, handle) == NativeConstants.RFN_OK;
+}

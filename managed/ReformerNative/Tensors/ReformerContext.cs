@@ -1,0 +1,156 @@
+using ReformerNative.Interop;
+
+namespace ReformerNative.Tensors;
+
+/// <summary>Bytes of memory.</summary>
+/// <param name="FreeBytes">What can still be allocated.</param>
+/// <param name="TotalBytes">What there is.</param>
+public readonly record struct MemoryInfo(long FreeBytes, long TotalBytes);
+
+/// <summary>A device and an order of work on it. Tensors and workspaces belong to a context; ops run in it, on the CPU before they return, on a GPU
+/// in
+/// order and in the background. One thread at a time may use it. Memory of tensors that outlive the context stays valid until they are
+/// disposed.</summary>
+public sealed unsafe class ReformerContext : IDisposable
+{
+    private readonly ContextHandle context;
+    private readonly StreamHandle stream;
+
+    /// <summary>Opens a device.</summary>
+    /// <param name="device">The device; the CPU by default.</param>
+    /// <param name="threads">Worker threads of the CPU backend, 0 for all processors that the process may use. Results do not depend on it.</param>
+    /// <exception cref="NotSupportedException">There is no such device, or its backend cannot be loaded; the message says why.</exception>
+    /// <exception cref="DllNotFoundException">The native library was not found; the message lists every place tried.</exception>
+    public ReformerContext(Device device = default, int threads = 0)
+        : this(device, threads, null)
+    {
+    }
+
+    private ReformerContext(Device device, int threads, nint? nativeStream)
+    {
+        NativeLoader.EnsureLoaded();
+        Device = device;
+        NativeError.ThrowIfFailed(NativeMethods.rfn_context_create((int)device.Type, device.Index, threads, out context));
+        try
+        {
+            NativeError.ThrowIfFailed(nativeStream is nint existing
+                ? NativeMethods.rfn_stream_wrap(context, existing, out stream)
+                : NativeMethods.rfn_stream_create(context, out stream));
+            int actual = 0;
+            NativeError.ThrowIfFailed(NativeMethods.rfn_context_threads(context, &actual));
+            Threads = actual;
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>The device.</summary>
+    public Device Device { get; }
+
+    /// <summary>Worker threads of the CPU backend.</summary>
+    public int Threads { get; }
+
+    /// <summary>Memory of the device, or for the CPU what the process may still allocate.</summary>
+    public MemoryInfo MemoryInfo
+    {
+        get
+        {
+            long free = 0;
+            long total = 0;
+            NativeError.ThrowIfFailed(NativeMethods.rfn_memory_info(context, &free, &total));
+            return new MemoryInfo(free, total);
+        }
+    }
+
+    internal ContextHandle Handle => context;
+
+    internal StreamHandle Stream => stream;
+
+    /// <summary>Opens a device and works in the order of a stream that somebody else owns.</summary>
+    /// <param name="device">A GPU.</param>
+    /// <param name="nativeStream">A <c>cudaStream_t</c>; it must outlive the context.</param>
+    /// <returns>The context.</returns>
+    public static ReformerContext OnStream(Device device, nint nativeStream) => new(device, 0, nativeStream);
+
+    /// <summary>Allocates a tensor whose elements are zero.</summary>
+    /// <param name="shape">Sizes of the axes.</param>
+    /// <param name="type">Type of the elements.</param>
+    /// <returns>The tensor, to be disposed by the caller.</returns>
+    public Tensor Zeros(TensorShape shape, DType type = DType.Float32)
+    {
+        var tensor = new Tensor(this, shape, type);
+        tensor.Zero();
+        return tensor;
+    }
+
+    /// <summary>Allocates a tensor and copies values into it.</summary>
+    /// <typeparam name="T">float, double, int, long or byte.</typeparam>
+    /// <param name="values">As many values as the shape has elements.</param>
+    /// <param name="shape">Sizes of the axes.</param>
+    /// <returns>The tensor, to be disposed by the caller.</returns>
+    public Tensor FromValues<T>(ReadOnlySpan<T> values, TensorShape shape)
+        where T : unmanaged
+    {
+        var tensor = new Tensor(this, shape, DTypes.Of<T>());
+        try
+        {
+            tensor.CopyFrom(values);
+            return tensor;
+        }
+        catch
+        {
+            tensor.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Waits for all work given to this context so far and throws if any of it failed.</summary>
+    public void Synchronize() => NativeError.ThrowIfFailed(NativeMethods.rfn_stream_synchronize(stream));
+
+    /// <summary>Closes the context.</summary>
+    public void Dispose()
+    {
+        stream?.Dispose();
+        context.Dispose();
+    }
+
+    internal void Zero(in TensorView view) => NativeError.ThrowIfFailed(NativeMethods.rfn_fill_zero(stream, view.Pointer, view.ByteCount));
+
+    // Managed memory is pinned for the call only, so a copy that runs in the background is waited for.
+    internal void CopyFromHost<T>(ReadOnlySpan<T> source, in TensorView destination)
+        where T : unmanaged
+    {
+        fixed (T* pointer = source)
+        {
+            Copy((nint)pointer, destination.Pointer, destination.ByteCount, NativeConstants.RFN_COPY_HOST_TO_DEVICE);
+            Synchronize();
+        }
+    }
+
+    internal void CopyToHost<T>(in TensorView source, Span<T> destination)
+        where T : unmanaged
+    {
+        fixed (T* pointer = destination)
+        {
+            Copy(source.Pointer, (nint)pointer, source.ByteCount, NativeConstants.RFN_COPY_DEVICE_TO_HOST);
+            Synchronize();
+        }
+    }
+
+    internal void CopyBetween(in TensorView source, in TensorView destination)
+    {
+        int direction = (source.IsHostAccessible, destination.IsHostAccessible) switch
+        {
+            (true, false) => NativeConstants.RFN_COPY_HOST_TO_DEVICE,
+            (false, true) => NativeConstants.RFN_COPY_DEVICE_TO_HOST,
+            _ => NativeConstants.RFN_COPY_DEVICE_TO_DEVICE,
+        };
+        Copy(source.Pointer, destination.Pointer, destination.ByteCount, direction);
+    }
+
+    private void Copy(nint source, nint destination, long bytes, int direction) =>
+        NativeError.ThrowIfFailed(NativeMethods.rfn_copy(stream, destination, source, bytes, direction));
+}
