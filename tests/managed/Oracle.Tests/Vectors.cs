@@ -3,9 +3,13 @@ namespace ReformerNative.Oracle.Tests;
 /// <summary>Finds tests/vectors and measures as its README says.</summary>
 internal static class Vectors
 {
+    /// <summary>The files hold float64 results rounded to float32: half a unit in the last place of the largest value.</summary>
+    public const double Float32Rounding = 1.0 / (1 << 24);
+
     public static string Root { get; } = FindRoot();
 
-    public static IEnumerable<string> Cases(string family) => Directory.GetDirectories(Path.Combine(Root, family)).Select(d => Path.GetFileName(d)).Order();
+    public static IEnumerable<string> Cases(string family) =>
+        Directory.GetDirectories(Path.Combine(Root, family)).Select(d => Path.GetFileName(d)).Order();
 
     /// <summary>max|a - b| / max|b| over the rows (of <paramref name="rowSize"/> numbers) that count.</summary>
     public static double RelativeError(double[] actual, double[] expected, int rowSize = 1, bool[]? rows = null)

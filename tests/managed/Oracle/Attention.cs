@@ -39,7 +39,10 @@ public enum KeyNorm
     L2,
 }
 
-/// <summary>The options of rfn_attention_options. <see cref="LogitScale"/> 0 is 1 / sqrt(D); <see cref="PaddedLength"/> 0 is T rounded up to a multiple of C.</summary>
+/// <summary>
+/// The options of rfn_attention_options. <see cref="LogitScale"/> 0 is 1 / sqrt(D); <see cref="PaddedLength"/> 0 is T rounded up to a
+/// multiple of C.
+/// </summary>
 public sealed record AttentionOptions
 {
     public AttentionKind Kind { get; init; }
@@ -91,7 +94,10 @@ public sealed record AttentionGradients(double[] Q, double[]? K, double[] V);
 /// </summary>
 public sealed class Attention
 {
-    /// <summary>What a pair that the window shows although no round counts it subtracts from its logit: the log of lucidrains' guard against log 0.</summary>
+    /// <summary>
+    /// Subtracted from the logit of a pair that a window shows by wrapping into another round although no round counts it: the existing
+    /// implementation's guard against the log of 0.
+    /// </summary>
     public static readonly double LogOfNoCount = Math.Log(1e-9);
 
     private readonly AttentionOptions _options;
