@@ -7,12 +7,12 @@
 #include <limits>
 
 #include "core/backend.h"
-#include "core/error.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_math.h"
+#include "cpu/workspace_size.h"
 
 namespace rfn::cpu {
 namespace {
@@ -74,9 +74,9 @@ void output_end(const FeedForward& op, int64_t first_row, int64_t rows, float* y
   apply_dropout(y, rows * op.width, op.output_random, static_cast<uint64_t>(first_row * op.width), op.dropout);
 }
 
-// A size that overflows becomes one that nobody has.
+// A size that overflows stays one that overflows.
 int64_t floats(const Arena& arena) {
-  return arena.overflowed() ? std::numeric_limits<int64_t>::max() / 4 : arena.used() / static_cast<int64_t>(sizeof(float));
+  return arena.overflowed() ? std::numeric_limits<int64_t>::max() : arena.used() / static_cast<int64_t>(sizeof(float));
 }
 
 FeedForward describe(const rfn_feed_forward& op) {
@@ -194,9 +194,10 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
 rfn_status feed_forward_workspace(const rfn_context& context, const rfn_feed_forward& op, int32_t pass, int64_t* bytes) {
   const FeedForward f = describe(op);
   const int64_t chunk = feed_forward_chunk_rows(op.chunk, op.x.shape[0], f.width, f.hidden);
-  *bytes = static_cast<int64_t>(sizeof(float)) * (pass == RFN_PASS_FORWARD ? feed_forward_forward_scratch(f, context.threads, chunk)
-                                                                          : feed_forward_backward_scratch(f, context.threads, chunk));
-  return RFN_OK;
+  Arena arena;
+  arena.take<float>(pass == RFN_PASS_FORWARD ? feed_forward_forward_scratch(f, context.threads, chunk)
+                                             : feed_forward_backward_scratch(f, context.threads, chunk));
+  return workspace_size(arena, "feed_forward", bytes);
 }
 
 rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t) {

@@ -4,12 +4,12 @@
 #include <cmath>
 
 #include "core/backend.h"
-#include "core/error.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/vector_math.h"
+#include "cpu/workspace_size.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/layer_norm.cpp"
@@ -116,8 +116,7 @@ NormSums take_norm_sums(Arena& arena, int32_t threads, int64_t rows, int64_t n) 
 rfn_status layer_norm_workspace(const rfn_context& context, const rfn_layer_norm& op, int32_t pass, int64_t* bytes) {
   Arena arena;
   if (pass == RFN_PASS_BACKWARD) take_norm_sums(arena, context.threads, op.x.shape[0], op.x.shape[1]);
-  *bytes = arena.used();
-  return arena.overflowed() ? fail(RFN_INVALID_ARGUMENT, "layer_norm: the workspace for %lld rows is too large", (long long)op.x.shape[0]) : RFN_OK;
+  return workspace_size(arena, "layer_norm", bytes);
 }
 
 rfn_status layer_norm_forward(rfn_stream& stream, const rfn_layer_norm& op, void*, int64_t) {

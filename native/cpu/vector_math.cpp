@@ -110,6 +110,22 @@ void round_to_grid(float* x, int64_t n, int32_t exponent) {
   for_vectors(F32(), n, [&](auto load, auto store, int64_t) HWY_ATTR { store(to_grid(load(x), big), x); });
 }
 
+HWY_INLINE void note(RangeCheck& check, hn::Mask<F32> good, int64_t i) {
+  const F32 d;
+  if (HWY_LIKELY(hn::AllTrue(d, good))) return;
+  const auto bad = hn::Not(good);
+  if (check.count == 0) check.first = i + static_cast<int64_t>(hn::FindFirstTrue(d, bad));
+  check.count += static_cast<int64_t>(hn::CountTrue(d, bad));
+}
+
+RangeCheck check_range(const float* x, int64_t n, int32_t exponent) {
+  const F32 d;
+  const VecF32 limit = hn::Set(d, std::ldexp(1.0f, 24 + exponent));
+  RangeCheck check;
+  for_vectors(d, n, [&](auto load, auto, int64_t i) HWY_ATTR { note(check, hn::Le(hn::Abs(load(x)), limit), i); });
+  return check;
+}
+
 template <bool kAdd>
 RangeCheck residual_update(float* stream, const float* x, int64_t n, int32_t exponent) {
   const F32 d;
@@ -120,12 +136,7 @@ RangeCheck residual_update(float* stream, const float* x, int64_t n, int32_t exp
     const VecF32 after = kAdd ? hn::Add(before, change) : hn::Sub(before, change);
     const VecF32 back = kAdd ? hn::Sub(after, change) : hn::Add(after, change);
     store(after, stream);
-    const auto good = hn::And(hn::Le(hn::Abs(after), limit), hn::Eq(back, before));
-    if (HWY_UNLIKELY(!hn::AllTrue(d, good))) {
-      const auto bad = hn::Not(good);
-      if (check.count == 0) check.first = i + static_cast<int64_t>(hn::FindFirstTrue(d, bad));
-      check.count += static_cast<int64_t>(hn::CountTrue(d, bad));
-    }
+    note(check, hn::And(hn::Le(hn::Abs(after), limit), hn::Eq(back, before)), i);  // a sum just past the limit may round to it: hence back
   });
   return check;
 }
@@ -311,6 +322,8 @@ void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, fl
 }
 
 void round_to_grid(float* x, int64_t n, int32_t exponent) { RFN_SIMD_CHOOSE(round_to_grid)(x, n, exponent); }
+
+RangeCheck check_range(const float* x, int64_t n, int32_t exponent) { return RFN_SIMD_CHOOSE(check_range)(x, n, exponent); }
 
 RangeCheck residual_add(float* stream, const float* x, int64_t n, int32_t exponent) {
   return RFN_SIMD_CHOOSE(residual_add)(stream, x, n, exponent);

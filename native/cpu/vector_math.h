@@ -12,14 +12,16 @@ void subtract(float* y, const float* x, int64_t n);  // y -= x
 // x[i] *= dropout multiplier of element first + i; nothing when p == 0.
 void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, float p);
 
-// Exact residuals: x rounded to multiples of 2^exponent, ties to even (values beyond the exact range keep their float32 value).
+// Exact residuals: x rounded to multiples of 2^exponent, ties to even (values beyond the exact range keep their float32 value). A zero is +0.
 void round_to_grid(float* x, int64_t n, int32_t exponent);
 
-// What the values of a stream that left +-2^(24 + exponent), or are not finite, were.
+// The values of a stream that left +-2^(24 + exponent), are not finite, or (of an update) can't be taken back exactly.
 struct RangeCheck {
   int64_t count = 0;
   int64_t first = -1;  // index of the first
 };
+
+RangeCheck check_range(const float* x, int64_t n, int32_t exponent);
 
 // stream +- round_to_grid(x): exact, hence inverse of each other, while the stream stays in range.
 RangeCheck residual_add(float* stream, const float* x, int64_t n, int32_t exponent);

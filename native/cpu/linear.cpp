@@ -1,0 +1,88 @@
+#include <algorithm>
+
+#include "core/backend.h"
+#include "core/tensor.h"
+#include "core/workspace.h"
+#include "cpu/gemm.h"
+#include "cpu/parallel.h"
+#include "cpu/vector_math.h"
+#include "cpu/workspace_size.h"
+
+namespace rfn::cpu {
+namespace {
+
+constexpr int64_t kTileRows = 256, kTileColumns = 512;  // of y, per item: bias and activation find the tile in cache
+constexpr int64_t kChunkBytes = int64_t{32} << 20;  // pre-activations that backward holds at a time
+
+// y = x W^T + b for a tile.
+void tile(const rfn_linear& op, int64_t row, int64_t rows, int64_t column, int64_t columns, float* y, int64_t ldy) {
+  const int64_t k = op.x.shape[1];
+  gemm(Transpose::kNo, Transpose::kYes, rows, columns, k, f32(op.x) + row * k, k, f32(op.weight) + column * k, k, 0.0f, y, ldy);
+  if (!present(op.bias)) return;
+  for (int64_t r = 0; r < rows; ++r) add(y + r * ldy, f32(op.bias) + column, columns);
+}
+
+template <class Body>
+void for_tiles(int32_t threads, int64_t rows, int64_t columns, const Body& body) {
+  const int64_t across = div_up(columns, kTileColumns);
+  parallel_for(threads, div_up(rows, kTileRows) * across, [&](int64_t item, int32_t) {
+    const int64_t row = item / across * kTileRows, column = item % across * kTileColumns;
+    body(row, std::min(kTileRows, rows - row), column, std::min(kTileColumns, columns - column));
+  });
+}
+
+// Rows whose gradient with respect to the pre-activation is held at a time; all of them, in grad_y itself, without an activation.
+int64_t chunk_rows(const rfn_linear& op) {
+  const int64_t rows = op.x.shape[0], m = op.weight.shape[0];
+  if (op.activation == RFN_ACTIVATION_NONE) return rows;
+  return std::min(rows, std::max(kTileRows, kChunkBytes / (4 * m) / kTileRows * kTileRows));
+}
+
+float* take_gradient(Arena& arena, const rfn_linear& op) {
+  return op.activation == RFN_ACTIVATION_NONE ? nullptr : arena.take<float>(chunk_rows(op) * op.weight.shape[0]);
+}
+
+}  // namespace
+
+rfn_status linear_workspace(const rfn_context&, const rfn_linear& op, int32_t pass, int64_t* bytes) {
+  Arena arena;
+  if (pass == RFN_PASS_BACKWARD) take_gradient(arena, op);
+  return workspace_size(arena, "linear", bytes);
+}
+
+rfn_status linear_forward(rfn_stream& stream, const rfn_linear& op, void*, int64_t) {
+  const int64_t m = op.weight.shape[0];
+  for_tiles(stream.context->threads, op.x.shape[0], m, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    float* const y = f32(op.y) + row * m + column;
+    tile(op, row, rows, column, columns, y, m);
+    for (int64_t r = 0; r < rows && op.activation != RFN_ACTIVATION_NONE; ++r) activation_forward(op.activation, y + r * m, y + r * m, columns);
+  });
+  return RFN_OK;
+}
+
+rfn_status linear_backward(rfn_stream& stream, const rfn_linear& op, void* workspace, int64_t workspace_bytes) {
+  const int64_t rows = op.x.shape[0], k = op.x.shape[1], m = op.weight.shape[0], chunk = chunk_rows(op);
+  const int32_t threads = stream.context->threads;
+  Arena arena(workspace, workspace_bytes);
+  float* const gradient = take_gradient(arena, op);
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t count = std::min(chunk, rows - first);
+    const float *dz = f32(op.grad_y) + first * m, *const x = f32(op.x) + first * k;
+    if (gradient != nullptr) {
+      for_tiles(threads, count, m, [&](int64_t row, int64_t tile_rows, int64_t column, int64_t columns) {
+        float* const z = gradient + row * m + column;
+        tile(op, first + row, tile_rows, column, columns, z, m);
+        for (int64_t r = 0; r < tile_rows; ++r) activation_backward(op.activation, z + r * m, dz + (row + r) * m + column, z + r * m, columns);
+      });
+      dz = gradient;
+    }
+    if (present(op.grad_x)) {
+      parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, m, dz, m, f32(op.weight), k, 0.0f, f32(op.grad_x) + first * k, k);
+    }
+    parallel_gemm(threads, Transpose::kYes, Transpose::kNo, m, k, count, dz, m, x, k, 1.0f, f32(op.grad_weight), k);
+    if (present(op.grad_bias)) add_column_sums(dz, count, m, f32(op.grad_bias));
+  }
+  return RFN_OK;
+}
+
+}  // namespace rfn::cpu
