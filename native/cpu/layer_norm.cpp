@@ -27,13 +27,6 @@ struct RowStatistics {
   float mean, correction, inverse;
 };
 
-// Lanes past the end of a row hold zeros, which must not count as deviations from the mean.
-HWY_INLINE VecF32 only_row(VecF32 v, int64_t i, int64_t n) {
-  const F32 d;
-  const int64_t left = n - i;
-  return left >= static_cast<int64_t>(hn::Lanes(d)) ? v : hn::IfThenElseZero(hn::FirstN(d, static_cast<size_t>(left)), v);
-}
-
 HWY_INLINE RowStatistics row_statistics(int64_t n, float epsilon, const float* x) {
   const F32 d;
   const float per_n = 1.0f / static_cast<float>(n);
@@ -43,7 +36,7 @@ HWY_INLINE RowStatistics row_statistics(int64_t n, float epsilon, const float* x
   const VecF32 means = hn::Set(d, mean);
   VecF32 deviations = hn::Zero(d), squares = hn::Zero(d);
   for_vectors(d, n, [&](auto load, auto, int64_t i) HWY_ATTR {
-    const VecF32 deviation = only_row(hn::Sub(load(x), means), i, n);
+    const VecF32 deviation = first_or(d, hn::Sub(load(x), means), n - i, hn::Zero(d));  // nothing past the end of the row
     deviations = hn::Add(deviations, deviation);
     squares = hn::MulAdd(deviation, deviation, squares);
   });

@@ -34,6 +34,12 @@ HWY_INLINE void store_first(D d, hn::Vec<D> v, hn::TFromD<D>* to, int64_t count)
   std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(lanes[0]));
 }
 
+// The first `count` lanes of v (all of them if there are fewer), then `other`.
+template <class D>
+HWY_INLINE hn::Vec<D> first_or(D d, hn::Vec<D> v, int64_t count, hn::Vec<D> other) {
+  return count >= static_cast<int64_t>(hn::Lanes(d)) ? v : hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(count)), v, other);
+}
+
 template <class D>
 HWY_INLINE hn::TFromD<D> sum(D d, hn::Vec<D> v) {
   return hn::GetLane(hn::SumOfLanes(d, v));
