@@ -368,6 +368,7 @@ rfn_status rfn_fill_zero(rfn_stream* stream, void* destination, int64_t bytes) {
     RFN_NOT_NULL(bytes);                                                                                                          \
     return guard([&]() -> rfn_status {                                                                                            \
       RFN_TRY(check_not_faulted(*context));                                                                                       \
+      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
       RFN_TRY(validate(*op, pass, Call::kQuery, {}));                                                                             \
       if (context->backend->name##_workspace == nullptr) return not_implemented(*context, "rfn_" #name);                          \
       int64_t needed = 0;                                                                                                         \
@@ -388,6 +389,7 @@ RFN_OPS_FORWARD_ONLY(RFN_ENTRY)
     rfn_context& context = *stream->context;                                                                                      \
     return enter(context, [&]() -> rfn_status {                                                                                   \
       const Workspace scratch{workspace, workspace_bytes};                                                                           \
+      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
       RFN_TRY(validate(*op, pass, Call::kRun, scratch));                                                                          \
       if (context.backend->name##_##direction == nullptr) return not_implemented(context, "rfn_" #name "_" #direction);           \
       RFN_TRY(check_workspace(#name, context.backend->name##_workspace, context, *op, pass, scratch));                            \
@@ -409,6 +411,7 @@ RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
     RFN_NOT_NULL(op);                                                                                                             \
     rfn_context& context = *stream->context;                                                                                      \
     return enter(context, [&]() -> rfn_status {                                                                                   \
+      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
       RFN_TRY(validate(*op, RFN_PASS_FORWARD, Call::kRun, {}));                                                                   \
       if (context.backend->name##_forward == nullptr) return not_implemented(context, "rfn_" #name "_forward");                   \
       return context.backend->name##_forward(*stream, *op);                                                                       \
@@ -424,6 +427,7 @@ RFN_OPS_WITHOUT_WORKSPACE(RFN_ENTRY)
     rfn_context& context = *stream->context;                                                                                      \
     return enter(context, [&]() -> rfn_status {                                                                                   \
       const Workspace scratch{workspace, workspace_bytes};                                                                           \
+      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
       RFN_TRY(validate_stage(*op, LshStage::name, scratch));                                                                      \
       if (context.backend->name == nullptr) return not_implemented(context, "rfn_" #name);                                        \
       RFN_TRY(check_workspace(#name, context.backend->attention_workspace, context, *op, stage_pass(LshStage::name), scratch));   \

@@ -158,9 +158,11 @@ std::string describe_build() {
   text += ", \"simd_available\": [" + simd_available + "]";
   text += ", \"blas\": {\"name\": " + json_quoted(blas.substr(0, space)) +
           ", \"version\": " + json_quoted(space == std::string::npos ? "" : blas.substr(space + 1)) + ", \"kernel\": " + json_quoted(cpu::blas_kernel()) + "}";
+  const std::string message = last_error();
   const bool cuda = cuda_backend() != nullptr;
   text += cuda ? ", \"backends\": [\"cpu\", \"cuda\"]" : ", \"backends\": [\"cpu\"]";
   text += ", \"cuda_missing\": " + (cuda ? "null" : json_quoted(last_error()));
+  fail(RFN_OK, "%s", message.c_str());  // a description is not a failed call: the message of the last one stays
   return text + "}";
 }
 

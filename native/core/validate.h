@@ -1,6 +1,8 @@
 // The checks of every op, made once, at the door. A message names the argument, what was expected and what was found:
 //   attention: v: expected F32 [B,T,H,D] = [2,8,4,16], got F32 [2,7,4,16]
 #pragma once
+#include <cstddef>
+
 #include "core/backend.h"
 
 namespace rfn {
@@ -15,6 +17,9 @@ struct Workspace {
   const void* data = nullptr;
   int64_t bytes = 0;
 };
+
+// Comes first: without it, nothing behind struct_size may be read.
+rfn_status validate_struct(const char* op, uint32_t struct_size, size_t expected);
 
 #define RFN_VALIDATE(name) rfn_status validate(const rfn_##name& op, int32_t pass, Call call, const Workspace& workspace);
 RFN_OPS_WITH_BACKWARD(RFN_VALIDATE)
