@@ -1,0 +1,390 @@
+// Attention of all kinds against float64, at sizes that fit nothing, with poisoned outputs and exact workspaces.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "harness.h"
+#include "reference_attention.h"
+
+namespace rfn::test {
+namespace {
+
+constexpr double kForwardLimit = 1e-5;
+constexpr double kGradientLimit = 2e-5;
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+
+struct Case {
+  std::string name;
+  int32_t kind = RFN_ATTENTION_LSH;
+  int64_t batch = 1, length = 64, heads = 2, head_size = 16;
+  int64_t chunk = 16, padded = 0;
+  int32_t shared = 1, causal = 0, window = RFN_WINDOW_SLOTS, wrap = 1, repeat = 0, duplicates = 0, key_norm = RFN_KEY_NORM_RMS, rounds = 1;
+  int32_t before = 1, after = 0, pad_bucket = 0;
+  std::vector<int32_t> factors = {8};
+  int64_t rotation_sets = 1;
+  float logit_scale = 0, dropout = 0;
+  bool masked = false;
+  int64_t head_group = 0;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  const auto add = [&](std::string name, auto change) {
+    Case c;
+    change(c);
+    c.name = std::move(name);
+    all.push_back(c);
+  };
+  add("LshOneRound", [](Case&) {});
+  add("LshCausal", [](Case& c) { c.causal = 1, c.rounds = 2, c.batch = 2; });
+  add("LshFourRounds", [](Case& c) { c.rounds = 4, c.length = 96, c.factors = {6, 4}, c.rotation_sets = 2; });
+  add("LshBeforeAndAfter", [](Case& c) { c.before = 2, c.after = 1, c.rounds = 2, c.length = 112; });
+  add("LshOddLength", [](Case& c) { c.length = 75, c.rounds = 2, c.causal = 1, c.masked = true, c.pad_bucket = 1; });
+  add("LshLengthOne", [](Case& c) { c.length = 1, c.rounds = 2, c.causal = 1; });
+  add("LshLength31", [](Case& c) { c.length = 31, c.rounds = 3; });
+  add("LshLength33Chunk32", [](Case& c) { c.length = 33, c.chunk = 32, c.rounds = 2; });
+  add("LshMaskBucket", [](Case& c) { c.masked = true, c.pad_bucket = 1, c.rounds = 2, c.batch = 3; });
+  add("LshMaskHashed", [](Case& c) { c.masked = true, c.rounds = 2, c.batch = 2, c.key_norm = RFN_KEY_NORM_L2; });
+  add("LshPaddedFurther", [](Case& c) { c.length = 50, c.padded = 96, c.rounds = 2, c.pad_bucket = 1; });
+  add("LshSameBucket", [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.rounds = 3, c.causal = 1; });
+  add("LshSameBucketDuplicates", [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1; });
+  add("LshDuplicates", [](Case& c) { c.duplicates = 1, c.rounds = 4, c.causal = 1, c.key_norm = RFN_KEY_NORM_L2; });
+  add("LshDuplicatesShortRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 2, c.after = 2, c.length = 48, c.repeat = 1; });
+  add("LshStrict", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 4, c.factors = {4}, c.length = 90; });
+  add("LshStrictDuplicates", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2, c.repeat = 1; });
+  add("LshNoWrap", [](Case& c) { c.wrap = 0, c.rounds = 2, c.before = 1, c.after = 1; });
+  add("LshRepeatOneChunk", [](Case& c) { c.length = 16, c.repeat = 1, c.rounds = 1; });
+  add("LshOnceOneChunk", [](Case& c) { c.length = 16, c.rounds = 2, c.before = 3, c.after = 2; });
+  add("LshDropout", [](Case& c) { c.dropout = 0.3f, c.rounds = 2, c.causal = 1, c.length = 70; });
+  add("LshLargeChunk", [](Case& c) { c.chunk = 100, c.length = 250, c.factors = {4}, c.rounds = 2, c.causal = 1; });
+  add("LshHeadSizeOdd", [](Case& c) { c.head_size = 7, c.heads = 3, c.rounds = 2, c.rotation_sets = 3; });
+  add("LshHeadSize80", [](Case& c) { c.head_size = 80, c.rounds = 2, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 0.3f; });
+  add("LshNoKeyNorm", [](Case& c) { c.key_norm = RFN_KEY_NORM_NONE, c.rounds = 2; });
+  add("LshRotationsPerExample", [](Case& c) { c.batch = 2, c.heads = 3, c.rotation_sets = 6, c.rounds = 2, c.head_group = 2; });
+  add("LshManyBuckets", [](Case& c) { c.factors = {300, 300}, c.rounds = 2; });
+  add("LshManyItems", [](Case& c) { c.length = 1100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1, c.after = 1; });
+  add("LocalCausal", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
+  add("LocalBothSides", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.after = 1, c.key_norm = 0, c.masked = true, c.length = 75; });
+  add("LocalShortRing", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.before = 1, c.after = 1, c.key_norm = 0, c.length = 32, c.repeat = 1; });
+  add("LocalNoWrapDropout", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.wrap = 0, c.after = 1, c.key_norm = 0, c.dropout = 0.5f; });
+  add("LocalShared", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.causal = 1, c.length = 33; });
+  add("FullOrdinary", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
+  add("FullCausal", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 201; });
+  add("FullShared", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 65, c.masked = true; });
+  add("FullDropout", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.dropout = 0.2f, c.length = 100, c.masked = true; });
+  add("FullOne", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 1; });
+  add("FullManyStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 1200, c.heads = 1, c.head_size = 8; });
+  return all;
+}
+
+rfn_attention_options options_of(const Case& c) {
+  rfn_attention_options o = {};
+  o.struct_size = sizeof(o);
+  o.kind = c.kind;
+  o.shared_qk = c.shared;
+  o.causal = c.causal;
+  o.window = c.window;
+  o.wrap = c.wrap;
+  o.repeat_chunks = c.repeat;
+  o.duplicates = c.duplicates;
+  o.key_norm = c.key_norm;
+  o.rounds = c.rounds;
+  o.factor_count = static_cast<int32_t>(c.factors.size());
+  std::copy(c.factors.begin(), c.factors.end(), o.factors);
+  o.pad_bucket = c.pad_bucket;
+  o.chunks_before = c.before;
+  o.chunks_after = c.after;
+  o.logit_scale = c.logit_scale;
+  o.dropout = c.dropout;
+  o.chunk_length = c.chunk;
+  o.padded_length = c.padded;
+  if (c.kind == RFN_ATTENTION_FULL) o.chunk_length = 0, o.chunks_before = 0;
+  if (c.kind != RFN_ATTENTION_LSH) o.rounds = 0, o.factor_count = 0, o.pad_bucket = 0;
+  return o;
+}
+
+std::vector<double> widen(const std::vector<float>& x) { return {x.begin(), x.end()}; }
+
+// Inputs of a case, and the same for the reference. Draws again until float32 can't disagree about a bucket.
+struct Problem {
+  Case c;
+  ReferenceAttention reference;
+  std::vector<float> q, k, v, rotations, grad_out;
+  std::vector<uint8_t> mask;
+
+  Problem(const Case& test, uint64_t seed) : c(test) {
+    Random random(seed);
+    const int64_t n = c.batch * c.length * c.heads * c.head_size;
+    reference.options = options_of(c);
+    reference.batch = c.batch, reference.length = c.length, reference.heads = c.heads, reference.head_size = c.head_size;
+    reference.seed = 77, reference.step = 5, reference.layer = 3, reference.rotation_sets = c.rotation_sets;
+    v = random.floats(n);
+    grad_out = random.floats(n);
+    if (c.shared == 0) k = random.floats(n, -2, 2);
+    if (c.masked) {
+      mask.assign(c.batch * c.length, 1);
+      for (auto& m : mask) m = random.below(4) != 0;
+      mask[0] = 0, mask[mask.size() - 1] = 0;
+    }
+    int64_t columns = 0;
+    for (const int32_t f : c.factors) columns += f / 2;
+    for (int attempt = 0;; ++attempt) {
+      q = random.floats(n, -2, 2);
+      rotations = random.floats(c.rotation_sets * c.head_size * c.rounds * columns);
+      reference.q = widen(q), reference.k = widen(k), reference.v = widen(v), reference.rotations = widen(rotations), reference.mask = mask;
+      if (!reference.lsh()) break;
+      reference.smallest_margin = std::numeric_limits<double>::infinity();
+      reference.hash();
+      if (reference.smallest_margin > 2e-6) break;
+      if (attempt == 200) throw std::runtime_error("no inputs without a near tie");
+    }
+    if (reference.lsh()) reference.sort();
+  }
+
+  std::vector<int64_t> shape() const { return {c.batch, c.length, c.heads, c.head_size}; }
+};
+
+// Device copies and the op over them.
+struct Bound {
+  Tensor<float> q, k, v, rotations, out, lse, grad_out, grad_q, grad_k, grad_v;
+  Tensor<uint8_t> mask;
+  rfn_attention op = make_op<rfn_attention>();
+
+  explicit Bound(const Problem& p)
+      : q(p.shape(), p.q), k(p.shape(), p.k.empty() ? p.q : p.k), v(p.shape(), p.v),
+        rotations(rotation_shape(p), p.rotations), out(p.shape()), lse({p.c.batch, p.c.heads, p.c.length}), grad_out(p.shape(), p.grad_out),
+        grad_q(p.shape()), grad_k(p.shape()), grad_v(p.shape()),
+        mask({p.c.batch, p.c.length}, p.mask.empty() ? std::vector<uint8_t>(p.c.batch * p.c.length, 1) : p.mask) {
+    op.options = p.reference.options;
+    op.seed = p.reference.seed, op.step = p.reference.step, op.layer = p.reference.layer;
+    op.q = q, op.v = v, op.out = out, op.lse = lse, op.grad_out = grad_out, op.grad_q = grad_q, op.grad_v = grad_v;
+    if (p.c.shared == 0) op.k = k, op.grad_k = grad_k;
+    if (!p.mask.empty()) op.mask = mask;
+    if (p.reference.lsh()) op.rotations = rotations;
+    op.head_group = p.c.head_group;
+  }
+
+  static std::vector<int64_t> rotation_shape(const Problem& p) {
+    int64_t columns = 0;
+    for (const int32_t f : p.c.factors) columns += f / 2;
+    return {p.c.rotation_sets, p.c.head_size, p.c.rounds, columns};
+  }
+};
+
+class AttentionTest : public testing::TestWithParam<Case> {
+ protected:
+  Context context{2};
+  Stream stream{context};
+};
+
+TEST_P(AttentionTest, ForwardAndBackwardMatchFloat64) {
+  Problem p(GetParam(), 11);
+  Bound b(p);
+  p.reference.backward(widen(p.grad_out));
+  ASSERT_TRUE(Ok(forward(stream, b.op)));
+  const Zeros zeros = p.c.length == 1 ? Zeros::kAllowed : Zeros::kRefused;
+  EXPECT_TRUE(Close(widen(b.out.values()), p.reference.out, kForwardLimit));
+  if (p.c.length > 1) {
+    EXPECT_TRUE(Close(widen(b.lse.values()), p.reference.lse, kForwardLimit));
+  }
+  ASSERT_TRUE(Ok(backward(stream, b.op)));
+  EXPECT_TRUE(Close(widen(b.grad_q.values()), p.reference.grad_q, kGradientLimit, zeros));
+  EXPECT_TRUE(Close(widen(b.grad_v.values()), p.reference.grad_v, kGradientLimit));
+  if (p.c.shared == 0) {
+    EXPECT_TRUE(Close(widen(b.grad_k.values()), p.reference.grad_k, kGradientLimit, zeros));
+  }
+}
+
+TEST_P(AttentionTest, SameBitsForAnyThreadsAndHeadGroups) {
+  const Problem p(GetParam(), 12);
+  std::vector<std::vector<float>> first;
+  for (const int32_t threads : {1, 2, 3, 8}) {
+    for (const int64_t group : {int64_t{0}, int64_t{1}}) {
+      Context other(threads);
+      Stream lane(other);
+      Bound b(p);
+      b.op.head_group = group;
+      ASSERT_TRUE(Ok(forward(lane, b.op)));
+      ASSERT_TRUE(Ok(backward(lane, b.op)));
+      const std::vector<std::vector<float>> now = {b.out.values(), b.lse.values(), b.grad_q.values(), b.grad_v.values()};
+      if (first.empty()) first = now;
+      for (size_t i = 0; i < now.size(); ++i) EXPECT_TRUE(SameBits(now[i], first[i])) << "threads " << threads << ", head group " << group;
+    }
+  }
+}
+
+TEST_P(AttentionTest, StagesMatchTheWhole) {
+  if (GetParam().kind != RFN_ATTENTION_LSH) return;
+  Problem p(GetParam(), 13);
+  Bound b(p);
+  const Case& c = p.c;
+  const int64_t padded = p.reference.padded();
+  Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}), sorted({c.batch, c.heads, c.rounds, padded});
+  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), round_lse({c.rounds, c.batch, c.heads, c.length});
+  Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), grad_round_lse({c.rounds, c.batch, c.heads, c.length});
+  b.op.buckets = buckets, b.op.sorted = sorted, b.op.round_out = round_out, b.op.round_lse = round_lse;
+  b.op.grad_round_out = grad_round_out, b.op.grad_round_lse = grad_round_lse;
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
+  EXPECT_TRUE(SameBits(buckets.values(), p.reference.buckets));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
+  EXPECT_TRUE(SameBits(sorted.values(), p.reference.sorted));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine)));
+  p.reference.backward(widen(p.grad_out));
+  EXPECT_TRUE(Close(widen(b.out.values()), p.reference.out, kForwardLimit));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine_backward)));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend_backward)));
+  const Zeros zeros = c.length == 1 ? Zeros::kAllowed : Zeros::kRefused;
+  EXPECT_TRUE(Close(widen(b.grad_q.values()), p.reference.grad_q, kGradientLimit, zeros));
+  EXPECT_TRUE(Close(widen(b.grad_v.values()), p.reference.grad_v, kGradientLimit));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, AttentionTest, testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+
+// The reference itself, against central differences along random directions.
+TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
+  int checked = 0;
+  for (const Case& c : cases()) {
+    if (c.length > 120 || c.head_size > 20) continue;
+    Problem p(c, 14);
+    ReferenceAttention& r = p.reference;
+    Random random(15);
+    const std::vector<double> grad_out = widen(p.grad_out), weights_lse = widen(random.floats(c.batch * c.heads * c.length));
+    r.backward(grad_out, weights_lse);
+    const auto objective = [&] {
+      r.forward();
+      double sum = 0;
+      for (size_t i = 0; i < r.out.size(); ++i) sum += r.out[i] * grad_out[i];
+      for (size_t i = 0; i < r.lse.size(); ++i) sum += std::isinf(r.lse[i]) ? 0 : r.lse[i] * weights_lse[i];
+      return sum;
+    };
+    for (auto [input, gradient] : {std::pair(&r.q, r.grad_q), std::pair(&r.k, r.grad_k), std::pair(&r.v, r.grad_v)}) {
+      if (input->empty()) continue;
+      const std::vector<double> at = *input, direction = widen(random.floats(static_cast<int64_t>(at.size())));
+      double expected = 0, values[2];
+      for (size_t i = 0; i < at.size(); ++i) expected += gradient[i] * direction[i];
+      for (const int side : {0, 1}) {
+        for (size_t i = 0; i < at.size(); ++i) (*input)[i] = at[i] + (side == 0 ? -1e-5 : 1e-5) * direction[i];
+        values[side] = objective();
+      }
+      *input = at;
+      EXPECT_NEAR((values[1] - values[0]) / 2e-5, expected, 1e-6 * (1 + std::fabs(expected))) << c.name;
+      ++checked;
+    }
+  }
+  EXPECT_GT(checked, 50);
+}
+
+class AttentionOpTest : public OpTest {};
+
+// One chunk that holds the whole sequence: every pair is met in each round, so neither rounds, seed nor duplicates matter.
+TEST_F(AttentionOpTest, FullCoverageEqualsDense) {
+  Case c;
+  c.length = 40, c.chunk = 40, c.before = 0, c.causal = 1;
+  Case dense = c;
+  dense.kind = RFN_ATTENTION_FULL;
+  const Problem expected(dense, 21);
+  Bound full(expected);
+  ASSERT_TRUE(Ok(forward(stream, full.op)));
+  ASSERT_TRUE(Ok(backward(stream, full.op)));
+  for (const int32_t rounds : {1, 2, 4}) {
+    for (const int32_t duplicates : {0, 1}) {
+      c.rounds = rounds, c.duplicates = duplicates;
+      Problem p(c, 22);
+      p.q = expected.q, p.v = expected.v, p.grad_out = expected.grad_out;
+      Bound b(p);
+      ASSERT_TRUE(Ok(forward(stream, b.op)));
+      ASSERT_TRUE(Ok(backward(stream, b.op)));
+      EXPECT_TRUE(Close(b.out.values(), full.out.values(), kForwardLimit)) << rounds << " rounds, duplicates " << duplicates;
+      EXPECT_TRUE(Close(b.grad_q.values(), full.grad_q.values(), kGradientLimit)) << rounds << " rounds, duplicates " << duplicates;
+      EXPECT_TRUE(Close(b.grad_v.values(), full.grad_v.values(), kGradientLimit)) << rounds << " rounds, duplicates " << duplicates;
+    }
+  }
+}
+
+// A token that meets nobody has exactly its own value, to the bit, however many rounds there are.
+TEST_F(AttentionOpTest, LoneTokenKeepsItsValue) {
+  Case c;
+  c.causal = 1, c.rounds = 4;
+  const Problem p(c, 23);
+  Bound b(p);
+  ASSERT_TRUE(Ok(forward(stream, b.op)));
+  const std::vector<float> out = b.out.values();
+  for (int64_t i = 0; i < c.heads * c.head_size; ++i) EXPECT_EQ(out[i], p.v[i]);
+  EXPECT_EQ(b.lse.values()[0], kNegativeInfinity);
+}
+
+// Strict windows: what comes after a token changes no bit of its output.
+TEST_F(AttentionOpTest, StrictIsCausalToTheBit) {
+  Case c;
+  c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.length = 90, c.factors = {4};
+  Problem p(c, 24);
+  Bound b(p);
+  ASSERT_TRUE(Ok(forward(stream, b.op)));
+  const std::vector<float> before = b.out.values();
+  Random random(25);
+  for (const int64_t token : {1, 15, 16, 17, 50, 89}) {
+    Problem changed = p;
+    const int64_t row = c.heads * c.head_size;
+    for (int64_t i = token * row; i < c.length * row; ++i) changed.q[i] = static_cast<float>(random.uniform(-2, 2)), changed.v[i] = 3;
+    Bound other(changed);
+    ASSERT_TRUE(Ok(forward(stream, other.op)));
+    const std::vector<float> after = other.out.values();
+    EXPECT_TRUE(SameBits(std::vector<float>(after.begin(), after.begin() + token * row), std::vector<float>(before.begin(), before.begin() + token * row)));
+    EXPECT_FALSE(SameBits(after, before));
+  }
+}
+
+// What stands at masked positions changes no bit anywhere else, in either direction.
+TEST_F(AttentionOpTest, MaskedContentDoesNotMatter) {
+  Case c;
+  c.rounds = 2, c.masked = true, c.pad_bucket = 1, c.batch = 2, c.length = 75;
+  const Problem p(c, 26);
+  Bound b(p);
+  ASSERT_TRUE(Ok(forward(stream, b.op)));
+  ASSERT_TRUE(Ok(backward(stream, b.op)));
+  Problem changed = p;
+  const int64_t row = c.heads * c.head_size;
+  for (int64_t t = 0; t < c.batch * c.length; ++t) {
+    if (p.mask[t] != 0) continue;
+    for (int64_t i = t * row; i < (t + 1) * row; ++i) changed.q[i] = 9, changed.v[i] = -9, changed.grad_out[i] = 5;
+  }
+  Bound other(changed);
+  ASSERT_TRUE(Ok(forward(stream, other.op)));
+  ASSERT_TRUE(Ok(backward(stream, other.op)));
+  EXPECT_TRUE(SameBits(other.out.values(), b.out.values()));
+  EXPECT_TRUE(SameBits(other.grad_q.values(), b.grad_q.values()));
+  EXPECT_TRUE(SameBits(other.grad_v.values(), b.grad_v.values()));
+}
+
+// Lengths 1 .. 3C+1, and the caller's own padding against the imagined one, to the bit.
+TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
+  for (int64_t length = 1; length <= 25; ++length) {
+    Case c;
+    c.length = length, c.chunk = 8, c.rounds = 2, c.pad_bucket = 1, c.causal = static_cast<int32_t>(length % 2), c.heads = 1, c.head_size = 8;
+    Problem p(c, 100 + static_cast<uint64_t>(length));
+    Bound b(p);
+    ASSERT_TRUE(Ok(forward(stream, b.op)));
+    p.reference.forward();
+    EXPECT_TRUE(Close(widen(b.out.values()), p.reference.out, kForwardLimit)) << "length " << length;
+
+    Problem padded = p;
+    padded.c.length = (length + 7) / 8 * 8;
+    const size_t n = static_cast<size_t>(padded.c.length * c.head_size);
+    padded.q.resize(n, 7.0f), padded.v.resize(n, 7.0f), padded.grad_out.resize(n, 0.0f);
+    padded.mask.assign(static_cast<size_t>(padded.c.length), 0);
+    std::fill_n(padded.mask.begin(), length, 1);
+    Bound other(padded);
+    ASSERT_TRUE(Ok(forward(stream, other.op)));
+    std::vector<float> out = other.out.values();
+    out.resize(static_cast<size_t>(length * c.head_size));
+    EXPECT_TRUE(SameBits(out, b.out.values())) << "length " << length;
+  }
+}
+
+}  // namespace
+}  // namespace rfn::test
