@@ -1,0 +1,150 @@
+#include "cuda_on_host/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda_on_host/fiber.h"
+
+#ifdef RFN_ADDRESS_SANITIZER
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
+namespace rfn::cuda_on_host {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kRemembered = 512;  // freed allocations that stay unreadable
+constexpr int kFill = 0xff;
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+char* padding_end(const Allocation& a) { return a.mapping + a.mapping_bytes - kPage; }
+
+bool filled(const char* from, const char* to) {
+  return std::all_of(from, to, [](char byte) { return static_cast<unsigned char>(byte) == kFill; });
+}
+
+const char* name_of(MemoryKind kind) {
+  return kind == MemoryKind::device ? "device memory" : kind == MemoryKind::pinned ? "pinned memory" : "registered memory";
+}
+
+}  // namespace
+
+Memory::~Memory() { free_all(); }
+
+void* Memory::allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t number) {
+  const size_t content = round_up(bytes, alignment), middle = round_up(content, kPage), mapping_bytes = middle + 2 * kPage;
+  void* mapped = mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* mapping = static_cast<char*>(mapped);
+  mprotect(mapping, kPage, PROT_NONE);
+  mprotect(mapping + kPage + middle, kPage, PROT_NONE);
+  std::memset(mapping + kPage, kFill, middle);
+  char* begin = mapping + kPage + (middle - content);
+  const Allocation allocation{kind, number, begin, bytes, mapping, mapping_bytes};
+  ASAN_POISON_MEMORY_REGION(mapping + kPage, static_cast<size_t>(begin - mapping) - kPage);
+  ASAN_POISON_MEMORY_REGION(begin + bytes, static_cast<size_t>(padding_end(allocation) - begin) - bytes);
+  live_.emplace(reinterpret_cast<uintptr_t>(begin), allocation);
+  if (kind == MemoryKind::device) device_bytes_ += bytes;
+  return begin;
+}
+
+void Memory::add_registered(void* begin, size_t bytes, int64_t number) {
+  live_.emplace(reinterpret_cast<uintptr_t>(begin), Allocation{MemoryKind::registered, number, static_cast<char*>(begin), bytes, nullptr, 0});
+}
+
+bool Memory::free(MemoryKind kind, void* begin) {
+  const auto found = live_.find(reinterpret_cast<uintptr_t>(begin));
+  if (found == live_.end() || found->second.kind != kind) return false;
+  const Allocation allocation = found->second;
+  live_.erase(found);
+  if (kind == MemoryKind::device) device_bytes_ -= allocation.bytes;
+  if (allocation.mapping == nullptr) return true;
+  madvise(allocation.mapping + kPage, allocation.mapping_bytes - 2 * kPage, MADV_DONTNEED);
+  mprotect(allocation.mapping, allocation.mapping_bytes, PROT_NONE);
+  freed_.push_back(allocation);
+  if (freed_.size() > kRemembered) {
+    unmap(freed_.front());
+    freed_.pop_front();
+  }
+  return true;
+}
+
+void Memory::unmap(const Allocation& allocation) {
+  ASAN_UNPOISON_MEMORY_REGION(allocation.mapping, allocation.mapping_bytes);
+  munmap(allocation.mapping, allocation.mapping_bytes);
+}
+
+void Memory::free_all() {
+  for (const auto& entry : live_)
+    if (entry.second.mapping != nullptr) unmap(entry.second);
+  for (const auto& allocation : freed_) unmap(allocation);
+  live_.clear();
+  freed_.clear();
+  device_bytes_ = 0;
+}
+
+const Allocation* Memory::find(const void* address, size_t bytes) const {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  auto next = live_.upper_bound(at);
+  if (next == live_.begin()) return nullptr;
+  const Allocation& allocation = std::prev(next)->second;
+  const size_t offset = at - reinterpret_cast<uintptr_t>(allocation.begin);
+  return offset <= allocation.bytes && bytes <= allocation.bytes - offset ? &allocation : nullptr;
+}
+
+std::vector<Allocation> Memory::live() const {
+  std::vector<Allocation> all;
+  for (const auto& entry : live_) all.push_back(entry.second);
+  return all;
+}
+
+std::string Memory::describe(const void* address) const {
+  const char* at = static_cast<const char*>(address);
+  const auto inside = [&](const Allocation& a) { return a.mapping != nullptr && at >= a.mapping && at < a.mapping + a.mapping_bytes; };
+  const auto name = [&](const Allocation& a) {
+    return std::to_string(a.bytes) + " bytes of " + name_of(a.kind) + " (object " + std::to_string(a.number) + ")";
+  };
+  for (const auto& entry : live_) {
+    const Allocation& a = entry.second;
+    if (!inside(a)) continue;
+    if (at >= a.begin + a.bytes) return "global memory, " + std::to_string(at - a.begin - static_cast<std::ptrdiff_t>(a.bytes)) + " bytes past the end of " + name(a);
+    if (at < a.begin) return "global memory, " + std::to_string(a.begin - at) + " bytes before " + name(a);
+    return "global memory at byte " + std::to_string(at - a.begin) + " of " + name(a);
+  }
+  for (const auto& a : freed_)
+    if (inside(a)) return "freed memory at byte " + std::to_string(at - a.begin) + " of what were " + name(a);
+  char text[32];
+  std::snprintf(text, sizeof text, "%p", address);
+  return std::string("address ") + text + ", which was never allocated";
+}
+
+std::string Memory::overrun() const {
+  for (const auto& entry : live_) {
+    const Allocation& a = entry.second;
+    if (a.kind != MemoryKind::device) continue;
+    ASAN_UNPOISON_MEMORY_REGION(a.begin + a.bytes, static_cast<size_t>(padding_end(a) - a.begin) - a.bytes);
+    ASAN_UNPOISON_MEMORY_REGION(a.mapping + kPage, static_cast<size_t>(a.begin - a.mapping) - kPage);
+    const bool before = !filled(a.mapping + kPage, a.begin), after = !filled(a.begin + a.bytes, padding_end(a));
+    ASAN_POISON_MEMORY_REGION(a.begin + a.bytes, static_cast<size_t>(padding_end(a) - a.begin) - a.bytes);
+    ASAN_POISON_MEMORY_REGION(a.mapping + kPage, static_cast<size_t>(a.begin - a.mapping) - kPage);
+    if (before || after) {
+      return std::string("wrote ") + (before ? "before" : "past the end of") + " " + std::to_string(a.bytes) + " bytes of device memory (object " +
+             std::to_string(a.number) + ")";
+    }
+  }
+  return "";
+}
+
+void Memory::set_device_accessible(bool accessible) {
+  for (const auto& entry : live_) {
+    const Allocation& a = entry.second;
+    if (a.kind == MemoryKind::device) mprotect(a.mapping + kPage, a.mapping_bytes - 2 * kPage, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
+  }
+}
+
+}  // namespace rfn::cuda_on_host

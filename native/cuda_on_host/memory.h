@@ -1,0 +1,53 @@
+// Device and pinned memory of the simulated device.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace rfn::cuda_on_host {
+
+enum class MemoryKind { device, pinned, registered };
+
+struct Allocation {
+  MemoryKind kind;
+  int64_t number;
+  char* begin;  // the caller's bytes
+  size_t bytes;
+  char* mapping;  // guard page, padding, the caller's bytes, padding, guard page; nullptr for registered memory
+  size_t mapping_bytes;
+};
+
+// Allocations lie between guard pages, as close to the end as alignment allows, and begin as NaN. Padding keeps its fill or someone wrote
+// out of bounds. Freed memory stays unreadable for a while instead of being used again. Not locked: the runtime is.
+class Memory {
+ public:
+  ~Memory();
+  void* allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t number);  // nullptr: the host has no more
+  void add_registered(void* begin, size_t bytes, int64_t number);
+  bool free(MemoryKind kind, void* begin);  // false: no such allocation
+  void free_all();
+
+  const Allocation* find(const void* address, size_t bytes) const;  // the live allocation that holds all of it
+  size_t device_bytes() const { return device_bytes_; }
+  std::vector<Allocation> live() const;
+
+  std::string describe(const void* address) const;  // "global memory, 4 bytes past the end of ..."
+  std::string overrun() const;                      // an allocation whose padding was written, or ""
+  void set_device_accessible(bool accessible);
+
+ private:
+  void unmap(const Allocation& allocation);
+
+  std::map<uintptr_t, Allocation> live_;  // by begin
+  std::deque<Allocation> freed_;
+  size_t device_bytes_ = 0;
+};
+
+// Of the process's one simulated device; the runtime owns it.
+Memory& device_memory();
+size_t shared_memory_limit(int capability);  // per block, static and dynamic, opted in
+
+}  // namespace rfn::cuda_on_host
