@@ -176,26 +176,6 @@ rfn_status fill_zero(rfn_stream&, void* destination, int64_t bytes) {
 
 }  // namespace
 
-// TEMPORARY: ops that are still being written are absent from the table.
-#define RFN_WEAK(name) \
-  [[gnu::weak]] rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
-RFN_OPS_WITH_BACKWARD(RFN_WEAK)
-RFN_OPS_FORWARD_ONLY(RFN_WEAK)
-#undef RFN_WEAK
-#define RFN_WEAK(name) [[gnu::weak]] rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-RFN_OPS_WITH_BACKWARD(RFN_WEAK)
-RFN_OPS_FORWARD_ONLY(RFN_WEAK)
-#undef RFN_WEAK
-#define RFN_WEAK(name) [[gnu::weak]] rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-RFN_OPS_WITH_BACKWARD(RFN_WEAK)
-#undef RFN_WEAK
-#define RFN_WEAK(name) [[gnu::weak]] rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op);
-RFN_OPS_WITHOUT_WORKSPACE(RFN_WEAK)
-#undef RFN_WEAK
-#define RFN_WEAK(name) [[gnu::weak]] rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
-RFN_LSH_STAGES(RFN_WEAK)
-#undef RFN_WEAK
-
 const Backend& backend() {
   static const Backend table = {
       kBackendAbi,
