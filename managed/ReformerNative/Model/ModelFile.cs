@@ -1,0 +1,138 @@
+using ReformerNative.Checkpoints;
+using ReformerNative.Ops;
+using ReformerNative.Tensors;
+
+namespace ReformerNative.Model;
+
+/// <summary>The parameters of a model as a safetensors file with Hugging Face's names.</summary>
+internal static class ModelFile
+{
+    public const string ConfigName = "config.json";
+    public const string WeightsName = "model.safetensors";
+
+    private const string HeadBias = "lm_head.bias";
+
+    /// <summary>A second name of <see cref="HeadBias"/>; some files have both, some only one.</summary>
+    private const string HeadBiasAlias = "lm_head.decoder.bias";
+
+    private const int ChunkElements = 1 << 18;
+
+    /// <summary>Constants that Hugging Face's attention layers store beside the parameters; their mask values.</summary>
+    private static readonly (string Name, float Value)[] Constants =
+    [
+        ("self_mask_value_float16", -1e3f), ("self_mask_value_float32", -1e5f), ("mask_value_float16", -1e4f), ("mask_value_float32", -1e9f),
+    ];
+
+    /// <summary>Checks names, shapes and types against a configuration, before any memory is allocated for them.</summary>
+    public static void Check(SafetensorsReader file, ReformerConfig config)
+    {
+        var layout = new ParameterLayout(config);
+        var problems = new List<string>();
+        var known = new HashSet<string>(StringComparer.Ordinal) { HeadBias, HeadBiasAlias };
+        foreach (ParameterSpec spec in layout.Specs)
+        {
+            known.Add(spec.Name);
+            if (!TryFind(file, spec.Name, out SafetensorsEntry? entry))
+            {
+                problems.Add($"expected a tensor '{spec.Name}', found none");
+            }
+            else if (!entry.Shape.SequenceEqual(spec.FileShape))
+            {
+                problems.Add(
+                    $"'{spec.Name}': expected the shape {SafetensorsFormat.Describe(spec.FileShape)} by the configuration, "
+                    + $"found {SafetensorsFormat.Describe(entry.Shape)}");
+            }
+            else if (entry.Type is not (SafetensorsType.F32 or SafetensorsType.F16 or SafetensorsType.BF16 or SafetensorsType.F64))
+            {
+                problems.Add($"'{spec.Name}': expected F32, F16, BF16 or F64, found {SafetensorsFormat.NameOf(entry.Type)}");
+            }
+        }
+
+        problems.AddRange(file.Entries
+            .Where(entry => !known.Contains(entry.Name) && !IsConstant(entry.Name))
+            .Select(entry => $"expected no tensor '{entry.Name}' by the configuration, found one"));
+        if (problems.Count > 0)
+        {
+            const int shown = 8;
+            string more = problems.Count > shown ? $"; and {problems.Count - shown} more" : "";
+            throw new ReformerFormatException(file.Path, string.Join("; ", problems.Take(shown)) + more);
+        }
+    }
+
+    public static void Read(SafetensorsReader file, ModelParameters parameters)
+    {
+        for (int i = 0; i < parameters.Values.Length; i++)
+        {
+            string name = parameters.Layout.Specs[i].Name;
+            TryFind(file, name, out SafetensorsEntry? entry);
+            Read(file, entry!, parameters.Values[i]);
+        }
+    }
+
+    /// <summary>Reads a tensor of finite floats.</summary>
+    public static void Read(SafetensorsReader file, SafetensorsEntry entry, TensorView destination)
+    {
+        var buffer = new float[(int)Math.Min(ChunkElements, destination.ElementCount)];
+        for (long start = 0; start < destination.ElementCount; start += buffer.Length)
+        {
+            Span<float> values = buffer.AsSpan(0, (int)Math.Min(buffer.Length, destination.ElementCount - start));
+            file.ReadFloats(entry, start, values);
+            for (int i = 0; i < values.Length; i++)
+            {
+                if (!float.IsFinite(values[i]))
+                {
+                    throw new ReformerFormatException(
+                        file.Path, $"'{entry.Name}': expected finite values, found {FormattableString.Invariant($"{values[i]}")} at element {start + i}");
+                }
+            }
+
+            destination.Part(start, new TensorShape(values.Length)).CopyFrom<float>(values);
+        }
+    }
+
+    public static void Write(string path, ReformerConfig config, ModelParameters parameters)
+    {
+        var items = new List<SafetensorsItem>();
+        for (int i = 0; i < parameters.Values.Length; i++)
+        {
+            ParameterSpec spec = parameters.Layout.Specs[i];
+            int layer = Array.FindIndex(parameters.Layout.Layers, indices => indices.Query == i);
+            if (layer >= 0)
+            {
+                items.AddRange(ConstantsOf(config.AttnLayers[layer], spec.Name));
+            }
+
+            items.Add(Item(spec.Name, spec.FileShape, parameters.Values[i]));
+        }
+
+        if (config.Task != ReformerTask.SequenceClassification)
+        {
+            ParameterSpec bias = parameters.Layout.Specs[parameters.Layout.HeadBias];
+            items.Add(Item(HeadBiasAlias, bias.FileShape, parameters.Values[parameters.Layout.HeadBias]));
+        }
+
+        SafetensorsWriter.Write(path, items, new Dictionary<string, string> { ["format"] = "pt" });
+    }
+
+    /// <summary>A float32 tensor of a context as an item of a file.</summary>
+    public static SafetensorsItem Item(string name, IReadOnlyList<long> shape, TensorView view) =>
+        new(name, SafetensorsType.F32, shape, (offset, destination) =>
+        {
+            Span<float> values = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(destination);
+            view.Part(offset / sizeof(float), new TensorShape(values.Length)).CopyTo(values);
+        });
+
+    private static bool TryFind(
+        SafetensorsReader file, string name, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafetensorsEntry? entry) =>
+        file.TryGet(name, out entry) || (name == HeadBias && file.TryGet(HeadBiasAlias, out entry));
+
+    private static bool IsConstant(string name) => Constants.Any(constant => name.EndsWith("." + constant.Name, StringComparison.Ordinal));
+
+    private static IEnumerable<SafetensorsItem> ConstantsOf(AttentionKind kind, string queryName)
+    {
+        // "…self_attention.query.weight" names its module.
+        string module = queryName[..queryName.IndexOf(".query", StringComparison.Ordinal)];
+        int skipped = kind switch { AttentionKind.Lsh => 0, AttentionKind.Local => 2, _ => Constants.Length };
+        return Constants.Skip(skipped).Select(constant => SafetensorsItem.FromFloats($"{module}.{constant.Name}", [], new[] { constant.Value }));
+    }
+}
