@@ -39,7 +39,10 @@ internal static partial class ClangFrontEnd
                     records.Add(Name(declaration));
                     if (declaration.TryGetProperty("completeDefinition", out _))
                     {
-                        structures.Add(new Structure(Name(declaration), Comment(declaration, source), [.. OfKind(declaration, "FieldDecl").Select(f => ReadField(f, source))]));
+                        structures.Add(new Structure(
+                            Name(declaration),
+                            Comment(declaration, source),
+                            [.. OfKind(declaration, "FieldDecl").Select(f => ReadField(f, source))]));
                     }
 
                     break;
@@ -102,7 +105,8 @@ internal static partial class ClangFrontEnd
     {
         try
         {
-            using var process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })!;
+            var start = new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true };
+            using Process process = Process.Start(start)!;
             Task<string> errors = process.StandardError.ReadToEndAsync();
             string output = process.StandardOutput.ReadToEnd();
             process.WaitForExit();

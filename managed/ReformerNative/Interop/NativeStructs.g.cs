@@ -144,7 +144,8 @@ internal unsafe struct rfn_attention_options
     internal int causal;
     /// <summary>LSH: RFN_WINDOW_*</summary>
     internal int window;
-    /// <summary>1: the first chunk's predecessor is the last chunk (of all rounds), as in the existing implementations</summary>
+    /// <summary>1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last round), as in the
+    /// existing implementations; 0: a window ends where its round (or the sequence) ends</summary>
     internal int wrap;
     /// <summary>1: a chunk that falls into the window twice counts twice (parity); 0: once</summary>
     internal int repeat_chunks;

@@ -20,7 +20,8 @@ public readonly record struct AttentionOptions
     /// <summary>LSH: keys that a query sees in one round.</summary>
     public AttentionWindow Window { get; init; }
 
-    /// <summary>Whether the first chunk's predecessor is the last chunk.</summary>
+    /// <summary>Whether the chunks of all rounds form one ring, as in existing implementations: the first chunk's predecessor is then the last chunk
+    /// of the last round. Else a window ends where its round, or the sequence, ends.</summary>
     public bool Wrap { get; init; }
 
     /// <summary>Whether a chunk that falls into a window twice counts twice, as in existing implementations.</summary>
@@ -94,7 +95,7 @@ public readonly record struct AttentionOptions
     /// <param name="chunkLength">Tokens of a chunk.</param>
     /// <param name="chunksBefore">Chunks before its own that a query sees.</param>
     /// <param name="chunksAfter">Chunks after its own that a query sees.</param>
-    /// <param name="wrap">Whether the first chunk's predecessor is the last chunk.</param>
+    /// <param name="wrap">Whether the chunks form a ring: the first chunk's predecessor is the last.</param>
     /// <returns>The options.</returns>
     public static AttentionOptions Local(bool causal, long chunkLength, int chunksBefore, int chunksAfter, bool wrap) => new()
     {

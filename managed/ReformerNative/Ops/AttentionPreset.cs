@@ -18,7 +18,7 @@ public enum RotationScope
 /// <param name="Window">Keys that a query sees in one round.</param>
 /// <param name="Duplicates">How a key counts that is seen in several rounds.</param>
 /// <param name="KeyNorm">How keys are scaled; the scores are then divided by sqrt(head size).</param>
-/// <param name="Wrap">Whether the first chunk's predecessor is the last chunk.</param>
+/// <param name="Wrap">Whether the chunks of all rounds form one ring.</param>
 /// <param name="RepeatChunks">Whether a chunk that falls into a window twice counts twice.</param>
 /// <param name="PadBucket">Whether masked positions go to a bucket of their own.</param>
 /// <param name="ChunksBefore">Chunks before its own that a query sees.</param>

@@ -1,0 +1,87 @@
+using System.Text.RegularExpressions;
+using ReformerNative.Tensors;
+
+namespace ReformerNative.Tests;
+
+/// <summary>The boundaries between the rooms of the managed library.</summary>
+public sealed partial class ArchitectureTests
+{
+    /// <summary>What each room may name, besides itself.</summary>
+    private static readonly Dictionary<string, string[]> MayName = new()
+    {
+        ["Interop"] = ["Tensors", "Ops"],
+        ["Tensors"] = ["Interop"],
+        ["Ops"] = ["Interop", "Tensors"],
+        ["Checkpoints"] = ["Tensors"],
+        ["Data"] = ["Tensors", "Ops"],
+        ["Model"] = ["Tensors", "Ops", "Checkpoints", "Data"],
+        ["Training"] = ["Tensors", "Ops", "Checkpoints", "Data", "Model"],
+    };
+
+    [TestCaseSource(nameof(RoomNames))]
+    public void Room_Sources_NameOnlyTheRoomsTheyMay(string room)
+    {
+        string[] forbidden = [.. MayName.Keys.Except(MayName[room]).Where(r => r != room)];
+        var violations = new List<string>();
+        foreach (string file in Repository.Sources("managed", "ReformerNative", room))
+        {
+            string text = File.ReadAllText(Repository.PathOf(file));
+            violations.AddRange(
+                forbidden.Where(r => Regex.IsMatch(text, $@"\bReformerNative\.{r}\b|\busing {r}\b")).Select(r => $"{file} names {r}"));
+            violations.AddRange(Namespace().Matches(text).Select(m => m.Groups[1].Value)
+                .Where(name => name != $"ReformerNative.{room}").Select(name => $"{file} declares namespace {name}"));
+        }
+
+        Assert.That(violations, Is.Empty);
+    }
+
+    [Test]
+    public void Library_Sources_LieInARoom() =>
+        Assert.That(
+            Repository.Sources("managed", "ReformerNative").Where(f => !MayName.ContainsKey(f.Split(Path.DirectorySeparatorChar)[2])),
+            Is.Empty);
+
+    [Test]
+    public void NativeImports_AreGeneratedAlone()
+    {
+        IEnumerable<string> importing = Repository.Sources("managed")
+            .Where(f => !f.Contains("BindingGenerator", StringComparison.Ordinal))
+            .Where(f => Regex.IsMatch(File.ReadAllText(Repository.PathOf(f)), @"\[\s*(LibraryImport|DllImport)\b"));
+        Assert.That(importing, Is.Empty, "these files import native functions by hand");
+    }
+
+    [Test]
+    public void Classes_OfTheLibrary_AreSealedUnlessTheyAreBases()
+    {
+        Type[] types = typeof(Tensor).Assembly.GetTypes();
+        IEnumerable<string?> open = types
+            .Where(t => t.IsClass && !t.IsSealed && !t.IsAbstract && !t.Name.Contains('<', StringComparison.Ordinal))
+            .Where(t => t.Namespace?.StartsWith("ReformerNative", StringComparison.Ordinal) == true && !types.Any(other => other.BaseType == t))
+            .Select(t => t.FullName);
+        Assert.That(open, Is.Empty);
+    }
+
+    [Test]
+    public void Solution_ListsEveryProject()
+    {
+        string solution = File.ReadAllText(Repository.PathOf("ReformerNative.sln")).Replace('\\', '/');
+        IEnumerable<string> projects = new[] { "managed", "tests", "docs" }
+            .SelectMany(folder => Directory.EnumerateFiles(Repository.PathOf(folder), "*.csproj", SearchOption.AllDirectories))
+            .Select(file => Path.GetRelativePath(Repository.Root, file).Replace('\\', '/'));
+        Assert.That(projects.Where(p => !solution.Contains($"\"{p}\"", StringComparison.Ordinal)), Is.Empty, "add them with: dotnet sln add PROJECT");
+    }
+
+    [Test]
+    public void Sources_Lines_AreAtMost150Characters()
+    {
+        IEnumerable<string> tooLong = new[] { "managed", "tests" }.SelectMany(folder => Repository.Sources(folder))
+            .SelectMany(file => File.ReadLines(Repository.PathOf(file)).Select((line, i) => (Place: $"{file}:{i + 1}", line.Length)))
+            .Where(line => line.Length > 150).Select(line => $"{line.Place}: {line.Length}");
+        Assert.That(tooLong, Is.Empty);
+    }
+
+    private static string[] RoomNames() => [.. MayName.Keys];
+
+    [GeneratedRegex(@"^namespace ([\w.]+)", RegexOptions.Multiline)]
+    private static partial Regex Namespace();
+}

@@ -1,0 +1,116 @@
+using ReformerNative.Tensors;
+
+namespace ReformerNative.Tests.Interop;
+
+/// <summary>Native objects live exactly as long as they should, in whatever order their owners are let go.</summary>
+[NonParallelizable]
+public sealed class HandleTests
+{
+    private long before;
+
+    [SetUp]
+    public void Remember() => before = NativeRuntime.LiveObjects;
+
+    [Test]
+    public void Dispose_InOrder_LeavesNothing()
+    {
+        using (var context = new ReformerContext(threads: 1))
+        using (var tensor = new Tensor(context, new TensorShape(3, 5)))
+        using (var moment = new DeviceEvent(context))
+        using (var workspace = new Workspace(context))
+        {
+            workspace.Reserve(100);
+            Assert.That(NativeRuntime.LiveObjects - before, Is.EqualTo(5), "context, stream, buffer, event, workspace");
+        }
+
+        Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void Dispose_ContextFirst_KeepsTensorsUsableUntilTheirTurn()
+    {
+        var context = new ReformerContext(threads: 1);
+        var tensor = new Tensor(context, new TensorShape(4));
+        var moment = new DeviceEvent(context);
+        context.Dispose();
+        tensor.AsSpan<float>().Fill(2);
+        Assert.That(tensor.AsSpan<float>()[3], Is.EqualTo(2));
+        Assert.Throws<ObjectDisposedException>(tensor.Zero);
+        moment.Dispose();
+        tensor.Dispose();
+        Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void Dispose_Twice_IsHarmless()
+    {
+        var context = new ReformerContext(threads: 1);
+        Tensor tensor = context.Zeros(new TensorShape(4));
+        var workspace = new Workspace(context);
+        for (int i = 0; i < 2; i++)
+        {
+            workspace.Dispose();
+            tensor.Dispose();
+            context.Dispose();
+        }
+
+        Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void Use_AfterDispose_Throws()
+    {
+        using var context = new ReformerContext(threads: 1);
+        Tensor tensor = context.Zeros(new TensorShape(4));
+        TensorView view = tensor;
+        tensor.Dispose();
+        Assert.Throws<ObjectDisposedException>(() => _ = view.Pointer);
+        Assert.Throws<ObjectDisposedException>(() => view.AsSpan<float>());
+        Assert.Throws<ObjectDisposedException>(() => view.CopyTo<float>(new float[4]));
+        var workspace = new Workspace(context);
+        workspace.Dispose();
+        Assert.Throws<ObjectDisposedException>(() => workspace.Reserve(1));
+    }
+
+    [Test]
+    public void Finalization_OfEverythingAtOnce_LeavesNothing()
+    {
+        for (int i = 0; i < 20; i++)
+        {
+            Abandon();
+        }
+
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void Context_ThatCannotBeMade_LeavesNothing()
+    {
+        Assert.That(() => new ReformerContext(Device.Cuda(99)), Throws.InstanceOf<Exception>());
+        Assert.That(() => new ReformerContext(threads: -1), Throws.ArgumentException);
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void Allocate_MoreThanThereIs_ThrowsInsufficientMemory()
+    {
+        using var context = new ReformerContext(threads: 1);
+        var error = Assert.Throws<InsufficientMemoryException>(() => new Tensor(context, new TensorShape(1L << 50)));
+        Assert.That(error!.Message, Does.Contain((4L << 50).ToString(System.Globalization.CultureInfo.InvariantCulture)));
+    }
+
+    [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+    private static void Abandon()
+    {
+        var context = new ReformerContext(threads: 1);
+        _ = new Tensor(context, new TensorShape(16));
+        _ = new DeviceEvent(context);
+        new Workspace(context).Reserve(64);
+    }
+}

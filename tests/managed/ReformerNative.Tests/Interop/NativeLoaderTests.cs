@@ -1,0 +1,64 @@
+using System.Runtime.InteropServices;
+using ReformerNative.Interop;
+
+namespace ReformerNative.Tests.Interop;
+
+public sealed class NativeLoaderTests
+{
+    [Test]
+    public void Load_NothingFits_ListsEveryPathWithItsReason()
+    {
+        string notALibrary = Path.GetTempFileName();
+        try
+        {
+            File.WriteAllText(notALibrary, "text");
+            var error = Assert.Throws<DllNotFoundException>(
+                () => NativeLoader.Load(["/no/such/folder/libreformer_native.so", notALibrary, "libno-such-library-anywhere.so"], out _));
+            Assert.That(error!.Message, Does.Contain("/no/such/folder/libreformer_native.so: no such file"));
+            Assert.That(error.Message, Does.Contain(notALibrary + ": ").And.Not.Contain(notALibrary + ": no such file"));
+            Assert.That(error.Message, Does.Contain("libno-such-library-anywhere.so: "));
+            Assert.That(error.Message, Does.Contain("RFN_NATIVE_PATH"));
+        }
+        finally
+        {
+            File.Delete(notALibrary);
+        }
+    }
+
+    [Test]
+    public void Candidates_WithoutVariable_AreBesideTheAppThenRuntimesThenTheSystem()
+    {
+        string rid = RuntimeInformation.RuntimeIdentifier;
+        Assert.That(
+            NativeLoader.Candidates(null, "/app/"),
+            Is.EqualTo(new[] { "/app/libreformer_native.so", $"/app/runtimes/{rid}/native/libreformer_native.so", "libreformer_native.so" }));
+    }
+
+    [Test]
+    public void Candidates_WithVariable_AreThatFileOrFolderAlone()
+    {
+        string folder = Path.GetTempPath();
+        Assert.That(NativeLoader.Candidates(folder, "/app/"), Is.EqualTo(new[] { Path.Combine(folder, "libreformer_native.so") }));
+        Assert.That(NativeLoader.Candidates("/somewhere/else.so", "/app/"), Is.EqualTo(new[] { "/somewhere/else.so" }));
+    }
+
+    [TestCase(NativeConstants.RFN_ABI_MAJOR + 1, 0)]
+    [TestCase(NativeConstants.RFN_ABI_MAJOR - 1, 7)]
+    public void CheckVersion_OtherMajor_Throws(int major, int minor)
+    {
+        var error = Assert.Throws<NotSupportedException>(() => NativeLoader.CheckVersion(((uint)major << 16) | (uint)minor, "/lib/x.so"));
+        Assert.That(error!.Message, Does.Contain("/lib/x.so").And.Contain($"{major}.{minor}")
+            .And.Contain($"{NativeConstants.RFN_ABI_MAJOR}.{NativeConstants.RFN_ABI_MINOR}"));
+    }
+
+    [Test]
+    public void CheckVersion_LaterMinor_Passes() =>
+        Assert.DoesNotThrow(() => NativeLoader.CheckVersion((NativeConstants.RFN_ABI_MAJOR << 16) | (NativeConstants.RFN_ABI_MINOR + 1), "x"));
+
+    [Test]
+    public void EnsureLoaded_Version_IsTheHeaders()
+    {
+        NativeLoader.EnsureLoaded();
+        Assert.That(NativeMethods.rfn_abi_version(), Is.EqualTo((NativeConstants.RFN_ABI_MAJOR << 16) | NativeConstants.RFN_ABI_MINOR));
+    }
+}

@@ -1,0 +1,169 @@
+using ReformerNative.Tensors;
+
+namespace ReformerNative.Tests.Tensors;
+
+public sealed class TensorTests
+{
+    private ReformerContext context = null!;
+
+    [OneTimeSetUp]
+    public void Open() => context = new ReformerContext(threads: 1);
+
+    [OneTimeTearDown]
+    public void CloseContext() => context.Dispose();
+
+    [Test]
+    public void Copy_ThereAndBack_GivesTheSame()
+    {
+        using Tensor tensor = context.FromValues<double>([1, 2, 3, 4, 5, 6], new TensorShape(2, 3));
+        Assert.That(tensor.ToArray<double>(), Is.EqualTo(new double[] { 1, 2, 3, 4, 5, 6 }));
+        Assert.That(tensor.ToString(), Is.EqualTo("Float64 [2, 3]"));
+        tensor.Rows(1, 1).Zero();
+        Assert.That(tensor.AsSpan<double>().ToArray(), Is.EqualTo(new double[] { 1, 2, 3, 0, 0, 0 }));
+    }
+
+    [Test]
+    public void Views_ShareMemory()
+    {
+        using Tensor tensor = context.FromValues<int>([.. Enumerable.Range(0, 24)], new TensorShape(4, 3, 2));
+        Assert.That(tensor.Rows(1, 2).ToArray<int>(), Is.EqualTo(Enumerable.Range(6, 12)));
+        Assert.That(tensor.Rows(4, 0).Shape, Is.EqualTo(new TensorShape(0, 3, 2)));
+        Assert.That(tensor.Reshape(new TensorShape(24)).Rows(23, 1).ToArray<int>(), Is.EqualTo(new[] { 23 }));
+        TensorView part = tensor.View.Part(5, new TensorShape(2, 2));
+        Assert.That(part.ToArray<int>(), Is.EqualTo(new[] { 5, 6, 7, 8 }));
+        part.CopyFrom<int>([50, 60, 70, 80]);
+        Assert.That(tensor.AsSpan<int>()[5..9].ToArray(), Is.EqualTo(new[] { 50, 60, 70, 80 }));
+        part.CopyFrom(tensor.View.Part(0, new TensorShape(4)));
+        Assert.That(part.ToArray<int>(), Is.EqualTo(new[] { 0, 1, 2, 3 }));
+        Assert.That(part.Pointer - tensor.View.Pointer, Is.EqualTo((nint)20));
+    }
+
+    [Test]
+    public void Views_OutOfRange_Throw()
+    {
+        using var tensor = new Tensor(context, new TensorShape(4, 3));
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.Rows(3, 2));
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.Rows(-1, 1));
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.Rows(2, long.MaxValue));
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.View.Part(9, new TensorShape(2, 2)));
+        Assert.Throws<ArgumentOutOfRangeException>(() => tensor.View.Part(-1, new TensorShape(1)));
+        Assert.Throws<ArgumentException>(() => tensor.Reshape(new TensorShape(5)));
+    }
+
+    [Test]
+    public void Access_WithTheWrongTypeOrLength_Throws()
+    {
+        using var tensor = new Tensor(context, new TensorShape(4));
+        Assert.That(() => tensor.AsSpan<int>(), Throws.ArgumentException.With.Message.Contains("Float32 [4]").And.Message.Contains("Int32"));
+        Assert.That(() => tensor.CopyFrom<float>(new float[3]), Throws.ArgumentException.With.Message.Contains("4").And.Message.Contains("3"));
+        Assert.That(() => tensor.AsSpan<short>(), Throws.TypeOf<NotSupportedException>());
+        using var other = new Tensor(context, new TensorShape(4), DType.Int32);
+        Assert.That(() => tensor.View.CopyFrom(other), Throws.ArgumentException);
+        Assert.That(() => TensorView.Absent.CopyFrom(tensor), Throws.ArgumentException);
+    }
+
+    [Test]
+    public void MetaAndAbsent_HaveNoData()
+    {
+        TensorView meta = TensorView.Meta(new TensorShape(1L << 40, 8));
+        Assert.That((meta.HasData, meta.IsAbsent, meta.ByteCount), Is.EqualTo((false, false, 1L << 45)));
+        Assert.That(meta.Rows(1, 2).Shape, Is.EqualTo(new TensorShape(2, 8)));
+        Assert.Throws<InvalidOperationException>(() => _ = meta.Pointer);
+        TensorView absent = (Tensor?)null;
+        Assert.That((absent.IsAbsent, absent.ByteCount, absent.ToString()), Is.EqualTo((true, 0L, "absent")));
+    }
+
+    [Test]
+    public unsafe void Wrap_UsesForeignMemory()
+    {
+        float* memory = stackalloc float[6];
+        using (Tensor tensor = Tensor.Wrap(context, (nint)memory, 24, new TensorShape(2, 3)))
+        {
+            tensor.CopyFrom<float>([1, 2, 3, 4, 5, 6]);
+        }
+
+        Assert.That(memory[5], Is.EqualTo(6));
+        nint address = (nint)memory;
+        Assert.Throws<ArgumentException>(() => Tensor.Wrap(context, address, 23, new TensorShape(2, 3)));
+    }
+
+    [Test]
+    public void Allocation_IsAligned()
+    {
+        for (int length = 1; length < 100; length += 13)
+        {
+            using var tensor = new Tensor(context, new TensorShape(length), DType.UInt8);
+            Assert.That(tensor.View.Pointer % 256, Is.EqualTo((nint)0));
+        }
+
+        using var empty = new Tensor(context, new TensorShape(0, 7));
+        Assert.That(empty.ToArray<float>(), Is.Empty);
+    }
+
+    [Test]
+    public void Shape_Sizes_AreChecked()
+    {
+        Assert.Throws<ArgumentOutOfRangeException>(() => _ = new TensorShape(-1));
+        Assert.Throws<ArgumentOutOfRangeException>(() => _ = new TensorShape([1, 2, 3, 4, 5]));
+        Assert.Throws<OverflowException>(() => _ = new TensorShape(long.MaxValue, 3));
+        var shape = new TensorShape(2, 3, 4, 5);
+        Assert.That((shape[0], shape[^1], shape.ElementCount, shape.ToString()), Is.EqualTo((2L, 5L, 120L, "[2, 3, 4, 5]")));
+        Assert.Throws<ArgumentOutOfRangeException>(() => _ = shape[4]);
+        Assert.That(new TensorShape(6), Is.Not.EqualTo(new TensorShape(6, 1)));
+        Assert.That(new TensorShape([]).ElementCount, Is.EqualTo(1));
+    }
+
+    [TestCase("cpu", DeviceType.Cpu, 0)]
+    [TestCase("cuda", DeviceType.Cuda, 0)]
+    [TestCase("cuda:3", DeviceType.Cuda, 3)]
+    public void Device_Text_IsRead(string text, DeviceType type, int index)
+    {
+        Assert.That(Device.TryParse(text, out Device device));
+        Assert.That(device, Is.EqualTo(new Device(type, index)));
+    }
+
+    [TestCase("")]
+    [TestCase("gpu")]
+    [TestCase("cuda:")]
+    [TestCase("cuda:-1")]
+    [TestCase(null)]
+    public void Device_OtherText_IsRefused(string? text) => Assert.That(Device.TryParse(text, out _), Is.False);
+
+    [Test]
+    public void Memory_And_Build_AreReported()
+    {
+        MemoryInfo memory = context.MemoryInfo;
+        Assert.That(memory.FreeBytes, Is.GreaterThan(0).And.LessThanOrEqualTo(memory.TotalBytes));
+        using var build = System.Text.Json.JsonDocument.Parse(NativeRuntime.BuildInfo);
+        Assert.That(build.RootElement.GetProperty("version").GetString(), Is.EqualTo(NativeRuntime.Version));
+        using var device = System.Text.Json.JsonDocument.Parse(NativeRuntime.Describe(Device.Cpu));
+        Assert.That(device.RootElement.GetProperty("name").GetString(), Is.Not.Empty);
+        Assert.That(NativeRuntime.DeviceCount(DeviceType.Cpu, out _), Is.EqualTo(1));
+    }
+
+    [Test]
+    public void Workspace_GrowsAndNeverShrinks()
+    {
+        using var workspace = new Workspace(context);
+        workspace.Reserve(100);
+        workspace.Reserve(10);
+        Assert.That(workspace.Bytes, Is.EqualTo(100));
+        workspace.Reserve(1000);
+        Assert.That(workspace.Bytes, Is.EqualTo(1000));
+        Assert.Throws<InsufficientMemoryException>(() => workspace.Reserve(1L << 55));
+        Assert.That(workspace.Bytes, Is.Zero);
+        workspace.Reserve(10);
+        Assert.That(workspace.Bytes, Is.EqualTo(10));
+    }
+
+    [Test]
+    public void Events_AreInOrder()
+    {
+        using var start = new DeviceEvent(context);
+        using var stop = new DeviceEvent(context);
+        start.Record();
+        stop.Record();
+        stop.Wait(context);
+        Assert.That(DeviceEvent.ElapsedMilliseconds(start, stop), Is.GreaterThanOrEqualTo(0));
+    }
+}
