@@ -25,6 +25,7 @@ internal sealed class ModelPass
     private readonly BucketFactors _factors;
     private readonly TensorView[] _buckets;
     private readonly Activation _activation;
+    private readonly AttentionPreset _lsh;
 
     public ModelPass(ReformerConfig config, ModelParameters parameters, PassShape shape, PassAllocator allocate)
     {
@@ -34,6 +35,7 @@ internal sealed class ModelPass
         _padded = PaddedLength(config, shape.Length, shape.FullAttention);
         _factors = config.NumBuckets is { } factors ? new BucketFactors([.. factors]) : default;
         _activation = ConfigRules.Activations[config.HiddenAct];
+        _lsh = config.Lsh;
         long b = shape.Batch;
         long t = shape.Length;
         long e = config.HiddenSize;
@@ -55,7 +57,7 @@ internal sealed class ModelPass
         {
             AttentionOptions options = Attention(FirstHashed, dropout: false, masked: false);
             Rotations = allocate(
-                "rotations", options.RotationsShape(config.Lsh.Rotations, b, heads, config.AttentionHeadSize), DType.Float32);
+                "rotations", options.RotationsShape(_lsh.Rotations, b, heads, config.AttentionHeadSize), DType.Float32);
             _buckets = AllocateBuckets(options.BucketsShape(b, heads, t), allocate);
         }
         else
@@ -167,7 +169,7 @@ internal sealed class ModelPass
             : kind == AttentionKind.Lsh ? (float)_config.LshAttentionProbsDropoutProb : (float)_config.LocalAttentionProbsDropoutProb;
         if (IsHashed(layer))
         {
-            return AttentionOptions.Lsh(_config.Lsh, _config.IsDecoder, _config.LshAttnChunkLength, _shape.Rounds, _factors) with
+            return AttentionOptions.Lsh(_lsh, _config.IsDecoder, _config.LshAttnChunkLength, _shape.Rounds, _factors) with
             {
                 PadBucket = masked || IsPadded,
                 PaddedLength = _padded,
@@ -188,7 +190,7 @@ internal sealed class ModelPass
 
         AttentionOptions full = AttentionOptions.Full(_config.IsDecoder) with { Dropout = probability };
         return kind == AttentionKind.Lsh
-            ? full with { SharedQk = true, KeyNorm = _config.Lsh.KeyNorm, LogitScale = (float)(_config.LshLogitScale ?? 0) }
+            ? full with { SharedQk = true, KeyNorm = _lsh.KeyNorm, LogitScale = (float)(_config.LshLogitScale ?? 0) }
             : full;
     }
 
