@@ -25,7 +25,7 @@ RFN_KERNEL_VARIABLE dim3 gridDim;
 
 namespace rfn::cuda_on_host {
 
-__thread Executor* running_executor = nullptr;
+__thread __attribute__((tls_model("initial-exec"))) Executor* running_executor = nullptr;
 
 namespace {
 
@@ -85,7 +85,8 @@ Failure Executor::run(const Launch& launch, uint3 block, uint64_t order, const S
   ++statistics_.switches;
   switch_fiber(host_, first.fiber, false);
   running_executor = nullptr;
-  if (failure_.error == cudaSuccess) check_canaries();
+  if (fault_.signal != 0) failure_ = failure_of_fault();
+  if (failure_.error == cudaSuccess) check_what_is_left();
   ++statistics_.blocks;
   statistics_.threads += static_cast<uint64_t>(count_);
   return std::move(failure_);
@@ -95,6 +96,7 @@ void Executor::prepare(const Launch& launch, uint3 block, uint64_t order) {
   launch_ = &launch;
   block_ = block;
   failure_ = {};
+  fault_ = {};
   host_ = {};
   random_state_ = order | 1;
   const uint64_t seed = settings_->seed;
@@ -110,7 +112,7 @@ void Executor::prepare(const Launch& launch, uint3 block, uint64_t order) {
     Thread& thread = threads_[static_cast<size_t>(i)];
     thread.fiber = {};
     thread.index = index;
-    thread.state = State::ready;
+    thread.state = State::not_waiting;
     thread.copies.clear();
     thread.copy_groups.clear();
     if (++index.x == launch.block.x) {
@@ -125,13 +127,7 @@ void Executor::prepare(const Launch& launch, uint3 block, uint64_t order) {
   for (auto& meetings : meetings_) meetings.clear();
   stacks_.take_back_all();
 
-  ready_warps_ = 0;
-  draw_priorities();
-  for (int first = 0; first < count_; first += kWarpLanes) {
-    const int lanes = std::min(kWarpLanes, count_ - first), warp = first / kWarpLanes;
-    ready_lanes_[static_cast<size_t>(warp)] = lanes == kWarpLanes ? ~0u : (1u << lanes) - 1;
-    ready_warps_ |= 1u << rank_of_warp_[static_cast<size_t>(warp)];
-  }
+  make_all_ready();
 
   ASAN_UNPOISON_MEMORY_REGION(shared_memory_, kArena);
   std::memset(shared_memory_, kPoison, static_used_);
@@ -194,20 +190,28 @@ void Executor::fail(cudaError_t error, const std::string& what) {
   throw BlockFailed();  // unwinds this fiber; the others are abandoned, nothing on their stacks needs destroying
 }
 
-void Executor::fail_access(int signal, const void* address, bool write) {
-  if (signal == SIGFPE) fail(cudaErrorLaunchFailure, "integer division by zero");
-  if (signal == SIGILL || signal == SIGTRAP) fail(cudaErrorIllegalInstruction, "illegal instruction");
-  if (stacks_.guards(address)) fail(cudaErrorIllegalAddress, "stack overflow: local variables need more than a thread's stack");
-  const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared_memory_);
-  const std::string access = write ? "write to " : "read of ";
-  if (offset >= kStaticArena && offset < kArena) {
-    const auto begin = reinterpret_cast<uintptr_t>(dynamic_shared_), at = reinterpret_cast<uintptr_t>(address);
-    fail(cudaErrorIllegalAddress, access + "shared memory out of bounds, at byte " +
-                                      std::to_string(static_cast<int64_t>(at) - static_cast<int64_t>(begin)) + " of " +
-                                      std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes");
+void Executor::leave_after_fault(const Fault& fault) {
+  fault_ = fault;
+  faulted_ = current_;
+  leave_block();
+}
+
+Failure Executor::failure_of_fault() const {
+  const auto failed = [&](cudaError_t error, const std::string& what) {
+    return Failure{error, std::string(launch_->name) + ", " + where(*faulted_) + ": " + what};
+  };
+  const void* address = fault_.address;
+  if (fault_.signal == SIGFPE) return failed(cudaErrorLaunchFailure, "integer division by zero");
+  if (fault_.signal == SIGILL || fault_.signal == SIGTRAP) return failed(cudaErrorIllegalInstruction, "illegal instruction");
+  if (stacks_.guards(address)) return failed(cudaErrorIllegalAddress, "stack overflow: local variables need more than a thread's stack");
+  const std::string access = fault_.write ? "write to " : "read of ";
+  if (address == nullptr) return failed(cudaErrorMisalignedAddress, access + "a null, misaligned or impossible address");
+  const char* at = static_cast<const char*>(address);
+  if (at >= shared_memory_ && at < shared_memory_ + kArena) {
+    return failed(cudaErrorIllegalAddress, access + "shared memory out of bounds, at byte " + std::to_string(at - dynamic_shared_) + " of " +
+                                               std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes");
   }
-  if (address == nullptr) fail(cudaErrorMisalignedAddress, access + "a null, misaligned or impossible address");
-  fail(cudaErrorIllegalAddress, access + device_memory().describe(address));
+  return failed(cudaErrorIllegalAddress, access + device_memory().describe(address));
 }
 
 // ---- schedule --------------------------------------------------------------------------------------------------------------------------
@@ -233,8 +237,15 @@ void Executor::draw_priorities() {
   for (int i = 0; i < warps; ++i) rank_of_warp_[warp_of_rank_[static_cast<size_t>(i)]] = static_cast<uint8_t>(i);
 }
 
+void Executor::make_all_ready() {
+  draw_priorities();
+  const int warps = (count_ + kWarpLanes - 1) / kWarpLanes, rest = count_ % kWarpLanes;
+  ready_warps_ = warps == kMaxWarps ? ~0u : (1u << warps) - 1;
+  for (int warp = 0; warp < warps; ++warp) ready_lanes_[static_cast<size_t>(warp)] = ~0u;
+  if (rest != 0) ready_lanes_[static_cast<size_t>(warps - 1)] = (1u << rest) - 1;
+}
+
 void Executor::make_ready(Thread& thread) {
-  thread.state = State::ready;
   ready_lanes_[static_cast<size_t>(thread.warp)] |= 1u << thread.lane;
   ready_warps_ |= 1u << rank_of_warp_[static_cast<size_t>(thread.warp)];
 }
@@ -309,8 +320,7 @@ void Executor::release_block_barrier() {
   released_votes_ = {votes_, votes_ == count_, votes_ > 0};
   at_barrier_ = 0;
   ++statistics_.barriers;
-  draw_priorities();
-  for (int i = 0; i < count_; ++i) make_ready(threads_[static_cast<size_t>(i)]);
+  make_all_ready();
 }
 
 void Executor::named_barrier(int number, int threads, bool wait, Site site) {
@@ -374,9 +384,7 @@ void Executor::meet(uint32_t mask, const Collective& collective, Site site) {
   meeting = meetings.back();
   meetings.pop_back();
   ++statistics_.collectives;
-  Thread* const warp = lanes();
-  if (collective.exchange != nullptr) collective.exchange(warp, mask);
-  for (uint32_t rest = mask & ~bit; rest != 0; rest &= rest - 1) warp[__builtin_ctz(rest)].state = State::ready;
+  if (collective.exchange != nullptr) collective.exchange(lanes(), mask);
   if (mask != bit) {
     ready_lanes_[static_cast<size_t>(self.warp)] |= mask & ~bit;
     ready_warps_ |= 1u << rank_of_warp_[static_cast<size_t>(self.warp)];
@@ -415,11 +423,18 @@ bool Executor::owns_shared(const void* address, size_t bytes) const {
   return false;
 }
 
-void Executor::check_canaries() {
+void Executor::check_what_is_left() {
   ASAN_UNPOISON_MEMORY_REGION(shared_memory_, kArena);
   const auto intact = [](const char* from, const char* to) {
     return std::all_of(from, to, [](char byte) { return static_cast<uint8_t>(byte) == kPoison; });
   };
+  for (const NamedBarrier& barrier : named_barriers_) {
+    if (barrier.arrived == 0) continue;
+    failure_ = {cudaErrorLaunchFailure, std::string(launch_->name) + ", block " + text_of(block_) + ": the block ended with " +
+                                            std::to_string(barrier.arrived) + " of " + std::to_string(barrier.expected) +
+                                            " threads arrived at the named barrier of " + place(barrier.site)};
+    return;
+  }
   std::string name;
   for (const auto& variable : shared_variables_) {
     if (!intact(variable.address + variable.bytes, variable.address + round_up(variable.bytes, kSharedAlignment) + kCanary)) name = variable.name;

@@ -35,7 +35,8 @@ struct AsyncCopy {
   int bytes, source_bytes;
 };
 
-enum class State : uint8_t { ready, at_block_barrier, at_named_barrier, in_collective, done };
+// What a thread last waited for. A thread that is ready again keeps it: only when nobody is ready does it say who waits where.
+enum class State : uint8_t { not_waiting, at_block_barrier, at_named_barrier, in_collective, done };
 
 struct Thread;
 
@@ -62,6 +63,13 @@ struct Thread {
 struct Failure {
   cudaError_t error = cudaSuccess;
   std::string text;
+};
+
+// A signal of the running CUDA thread.
+struct Fault {
+  int signal = 0;
+  const void* address = nullptr;
+  bool write = false;
 };
 
 struct BlockFailed {};  // thrown by fail, caught where the fiber began
@@ -92,9 +100,8 @@ class Executor {
   bool owns_shared(const void* address, size_t bytes) const;
   [[noreturn]] void fail(cudaError_t error, const std::string& what);  // "<kernel>, block (..), thread (..): what"
 
-  // ---- called where the signal handler lands ----
-  [[noreturn]] void fail_access(int signal, const void* address, bool write);
-  [[noreturn]] void leave_block();
+  // Called where the signal handler lands, which is on a stack for nothing else: never returns, says what happened later.
+  void leave_after_fault(const Fault& fault);
 
  private:
   struct SharedVariable {
@@ -119,13 +126,16 @@ class Executor {
   void prepare(const Launch& launch, uint3 block, uint64_t order);
   void run_current_and_successors();
   void make_ready(Thread& thread);
+  void make_all_ready();
   Thread* next();           // a ready thread, no longer marked ready; nullptr: all have ended
   void resolve();           // nobody is ready: releases the block barrier or fails
   void release_block_barrier();
   void draw_priorities();
   void wait_for_turn();     // gives the OS thread to another one until this one is picked
   void enter(Thread& thread);
-  void check_canaries();
+  void leave_block();  // for good
+  Failure failure_of_fault() const;
+  void check_what_is_left();  // of a block that ended well: bytes between shared variables, named barriers
   uint64_t random();
   std::string where(const Thread& thread) const;
   std::string place(Site site) const;
@@ -137,6 +147,8 @@ class Executor {
   Order order_ = Order::ascending;
   uint64_t random_state_ = 1;
   Failure failure_;
+  Fault fault_;
+  Thread* faulted_ = nullptr;
   Statistics statistics_{};
 
   Stacks stacks_;
@@ -164,7 +176,7 @@ class Executor {
 };
 
 // The executor of this OS thread; only while it runs a block.
-extern __thread Executor* running_executor;
+extern __thread __attribute__((tls_model("initial-exec"))) Executor* running_executor;
 
 // Routes memory faults of the running CUDA thread to fail_access. Per OS thread; cheap when repeated.
 void install_fault_handler();

@@ -112,12 +112,12 @@ std::string Memory::describe(const void* address) const {
   for (const auto& entry : live_) {
     const Allocation& a = entry.second;
     if (!inside(a)) continue;
-    if (at >= a.begin + a.bytes) return "global memory, " + std::to_string(at - a.begin - static_cast<std::ptrdiff_t>(a.bytes)) + " bytes past the end of " + name(a);
     if (at < a.begin) return "global memory, " + std::to_string(a.begin - at) + " bytes before " + name(a);
-    return "global memory at byte " + std::to_string(at - a.begin) + " of " + name(a);
+    const bool past = at >= a.begin + a.bytes;
+    return "global memory at byte " + std::to_string(at - a.begin) + (past ? ", past the end of " : " of ") + name(a);
   }
   for (const auto& a : freed_)
-    if (inside(a)) return "freed memory at byte " + std::to_string(at - a.begin) + " of what were " + name(a);
+    if (inside(a)) return "freed memory at byte " + std::to_string(at - a.begin) + " of " + name(a);
   char text[32];
   std::snprintf(text, sizeof text, "%p", address);
   return std::string("address ") + text + ", which was never allocated";
