@@ -117,16 +117,12 @@ public sealed class ReformerModel : IDisposable
     /// <param name="length">T, tokens of a sequence.</param>
     public void ResolveBuckets(int length)
     {
-        long padded = ModelPass.PaddedLength(Config, length, fullAttention: false);
-        if (Config.NumBuckets is not null || !Config.AttnLayers.Contains(AttentionKind.Lsh) || padded <= Config.LshAttnChunkLength)
+        ReformerConfig before = Config;
+        Config = WithBuckets(before, length);
+        if (!ReferenceEquals(before, Config))
         {
-            return;
+            ModelLog.BucketsChosen(_logger, string.Join(" x ", Config.NumBuckets!), Config.Lsh.Buckets, length);
         }
-
-        BucketRule rule = Config.Lsh.Buckets;
-        int[] factors = BucketFactors.Automatic(rule, padded, Config.LshAttnChunkLength, Config.MaxPositionEmbeddings).ToArray();
-        Config = Config with { NumBuckets = factors };
-        ModelLog.BucketsChosen(_logger, string.Join(" x ", factors), rule, padded);
     }
 
     /// <summary>Computes the loss of a batch.</summary>
@@ -226,6 +222,19 @@ public sealed class ReformerModel : IDisposable
         ReleasePass();
         _workspace.Dispose();
         _parameters.Dispose();
+    }
+
+    /// <summary>The configuration itself if it names buckets or needs none at this length, else one with the buckets of its rule.</summary>
+    internal static ReformerConfig WithBuckets(ReformerConfig config, int length)
+    {
+        long padded = ModelPass.PaddedLength(config, length, fullAttention: false);
+        if (config.NumBuckets is not null || !config.AttnLayers.Contains(AttentionKind.Lsh) || padded <= config.LshAttnChunkLength)
+        {
+            return config;
+        }
+
+        BucketFactors factors = BucketFactors.Automatic(config.Lsh.Buckets, padded, config.LshAttnChunkLength, config.MaxPositionEmbeddings);
+        return config with { NumBuckets = factors.ToArray() };
     }
 
     internal TensorView NextTokenLogits(TokenBatch batch, in RunOptions options)

@@ -171,8 +171,8 @@ public sealed record TrainingOptions
         };
     }
 
-    /// <summary>What a resumed run may change: these options change no number of a step.</summary>
-    internal TrainingOptions WithArithmeticOf(TrainingOptions other) => this with
+    /// <summary>These options with the other ones' length and intervals, which a resumed run may change.</summary>
+    internal TrainingOptions WithIntervalsOf(TrainingOptions other) => this with
     {
         Steps = other.Steps,
         EvaluateEvery = other.EvaluateEvery,
