@@ -16,11 +16,12 @@ char* openblas_get_corename(void);
 char* __real_getenv(const char* name);
 char* __wrap_getenv(const char* name);
 
-// The linker sends every getenv of this library, OpenBLAS's included, here (--wrap=getenv). OpenBLAS picks its kernels when the library is loaded:
-// version 0.3.21 would take its bfloat16 set on new processors, or follow OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE, which people set for the other
-// copies of OpenBLAS in a process. This private copy, of which only sgemm is used, is fastest with SkylakeX wherever there is AVX-512 and with what
-// OpenBLAS detects elsewhere (docs/decisions/0002). RFN_BLAS_CORE overrides.
+// The linker sends every getenv of this library, OpenBLAS's included, here (--wrap=getenv). OpenBLAS reads its settings when the library is loaded, and
+// people set them for the other copies of OpenBLAS in a process. This private copy, of which only sgemm is used, works on the calling thread alone and
+// takes the SkylakeX kernels wherever there is AVX-512, what OpenBLAS detects elsewhere (docs/decisions/0002). RFN_BLAS_CORE overrides.
 char* __wrap_getenv(const char* name) {
+  static char one[] = "1";
+  if (std::strcmp(name, "OPENBLAS_NUM_THREADS") == 0) return one;
   if (std::strcmp(name, "OPENBLAS_L2_SIZE") == 0) return nullptr;
   if (std::strcmp(name, "OPENBLAS_CORETYPE") != 0) return __real_getenv(name);
   if (char* const wanted = __real_getenv("RFN_BLAS_CORE"); wanted != nullptr) return wanted;

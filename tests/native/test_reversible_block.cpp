@@ -161,12 +161,6 @@ using Numbers = std::vector<double>;
 
 Numbers widen(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
-double largest(const Numbers& x) {
-  double value = 0;
-  for (const double y : x) value = std::max(value, std::fabs(y));
-  return value;
-}
-
 double activate(int32_t kind, double x) {
   switch (kind) {
     case RFN_ACTIVATION_RELU: return x > 0 ? x : 0;
@@ -335,9 +329,9 @@ TEST_P(ReversibleBlockTest, ForwardInverseAndGradientsMatchFloat64) {
     EXPECT_TRUE(SameBits(b.stream2.values(), p.stream2));
     EXPECT_EQ(b.report.values()[0], 0);
   } else {
-    // Each of the two additions rounds by up to half a unit in the last place of the larger number, the output.
-    EXPECT_TRUE(Close(b.stream1.values(), p.stream1, 0x1p-23 * largest(reference.y1) / largest(widen(p.stream1))));
-    EXPECT_TRUE(Close(b.stream2.values(), p.stream2, 0x1p-23 * largest(reference.y2) / largest(widen(p.stream2))));
+    // What stream 2 lost to rounding goes through the attention half before stream 1 is recovered.
+    EXPECT_TRUE(Close(b.stream1.values(), p.stream1, kForwardLimit));
+    EXPECT_TRUE(Close(b.stream2.values(), p.stream2, kForwardLimit));
   }
   EXPECT_TRUE(Close(widen(b.grad1.values()), reference.grad1, kGradientLimit));
   EXPECT_TRUE(Close(widen(b.grad2.values()), reference.grad2, kGradientLimit));
