@@ -17,6 +17,11 @@ internal static class NativeLoader
     private static nint library;
     private static bool resolverSet;
 
+    // The runtime's own identifier may name a distribution (debian.12-x64); packages name the system and the architecture.
+    private static string PortableRid =>
+        (OperatingSystem.IsWindows() ? "win-" : OperatingSystem.IsMacOS() ? "osx-" : "linux-")
+        + (RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? "arm64" : "x64");
+
     /// <summary>Loads the library and compares its ABI version with the one these bindings were generated from.</summary>
     /// <exception cref="DllNotFoundException">No candidate could be loaded; the message lists each with the system's reason.</exception>
     /// <exception cref="NotSupportedException">The library has another ABI version.</exception>
@@ -59,7 +64,7 @@ internal static class NativeLoader
         return
         [
             Path.Combine(baseDirectory, file),
-            Path.Combine(baseDirectory, "runtimes", RuntimeInformation.RuntimeIdentifier, "native", file),
+            Path.Combine(baseDirectory, "runtimes", PortableRid, "native", file),
             file,
         ];
     }

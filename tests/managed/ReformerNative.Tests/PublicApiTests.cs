@@ -12,6 +12,13 @@ public sealed class PublicApiTests
 
     private static readonly NullabilityInfoContext Nullability = new();
 
+    private static readonly Dictionary<Type, string> Keywords = new()
+    {
+        [typeof(void)] = "void", [typeof(bool)] = "bool", [typeof(byte)] = "byte", [typeof(int)] = "int", [typeof(long)] = "long",
+        [typeof(ulong)] = "ulong", [typeof(float)] = "float", [typeof(double)] = "double", [typeof(nint)] = "nint", [typeof(string)] = "string",
+        [typeof(object)] = "object",
+    };
+
     [Test]
     public void PublicSurface_IsTheApprovedOne()
     {
@@ -115,6 +122,11 @@ public sealed class PublicApiTests
 
     private static string Name(Type type, bool full = false)
     {
+        if (Keywords.TryGetValue(type, out string? keyword))
+        {
+            return keyword;
+        }
+
         if (type.IsByRef)
         {
             return Name(type.GetElementType()!);

@@ -28,7 +28,7 @@ public sealed class NativeLoaderTests
     [Test]
     public void Candidates_WithoutVariable_AreBesideTheAppThenRuntimesThenTheSystem()
     {
-        string rid = RuntimeInformation.RuntimeIdentifier;
+        string rid = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? "linux-arm64" : "linux-x64";
         Assert.That(
             NativeLoader.Candidates(null, "/app/"),
             Is.EqualTo(new[] { "/app/libreformer_native.so", $"/app/runtimes/{rid}/native/libreformer_native.so", "libreformer_native.so" }));
