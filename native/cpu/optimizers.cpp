@@ -63,6 +63,9 @@ double square(float x) { return static_cast<double>(x) * static_cast<double>(x);
 float clip_scale(const rfn_tensor& clip) { return present(clip) ? f32(clip)[1] : 1.0f; }
 float scaled(float scale, float gradient) { return scale == 0.0f ? 0.0f : scale * gradient; }
 
+// 0 where nothing but zeros was seen, which only epsilon1 = 0 allows: the gradient is 0 there too.
+double inverse_root(double x) { return x > 0 ? 1.0 / std::sqrt(x) : 0.0; }
+
 int64_t blocks_of(const rfn_global_norm& op) {
   int64_t blocks = 0;
   for (int64_t i = 0; i < op.count; ++i) blocks += div_up(elements(op.gradients[i]), kBlock);
@@ -130,7 +133,7 @@ double update_factors(int32_t threads, const rfn_adafactor& op, const Adafactor&
     double sum = 0;
     for (int64_t part = 0; part < a.parts; ++part) sum += b.columns[part * a.columns + c];
     column[c] = static_cast<float>(a.rho * column[c] + fresh * (sum / static_cast<double>(a.rows) + epsilon));
-    b.factors[c] = static_cast<float>(1.0 / std::sqrt(static_cast<double>(column[c])));
+    b.factors[c] = static_cast<float>(inverse_root(column[c]));
   }
   double total = 0;
   for (int64_t r = 0; r < a.rows; ++r) total += row[r];
@@ -206,10 +209,10 @@ rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* 
       const int64_t place = r * a.columns, count = std::min(a.columns, a.n - place);
       const float* const g = gradient + place;
       if (a.factored) {
-        const float factor = static_cast<float>(std::sqrt(row_mean / static_cast<double>(row[r])));
+        const float factor = static_cast<float>(std::sqrt(row_mean) * inverse_root(row[r]));
         body(place, count, [&](int64_t i) { return scaled(a.scale, g[i]) * factor * b.factors[i]; });
       } else {
-        body(place, count, [&](int64_t i) { return scaled(a.scale, g[i]) / std::sqrt(moment2[place + i]); });
+        body(place, count, [&](int64_t i) { return scaled(a.scale, g[i]) * static_cast<float>(inverse_root(moment2[place + i])); });
       }
     }
   };
