@@ -171,7 +171,7 @@ class Executor {
   char* shared_memory_ = nullptr;  // static part, guard page, dynamic part, guard page
   char* dynamic_end_ = nullptr;
   char* dynamic_shared_ = nullptr;
-  size_t static_used_ = 0, static_poisoned_ = 0;
+  size_t static_used_ = 0;
   std::vector<SharedVariable> shared_variables_;
 };
 

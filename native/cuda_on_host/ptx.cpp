@@ -3,8 +3,10 @@
 
 #include "cuda_on_host/executor.h"
 
-namespace rfn::cuda_on_host {
+namespace rfn::cuda {
 namespace {
+
+using namespace cuda_on_host;
 
 Executor& self() { return *running_executor; }
 
@@ -125,6 +127,21 @@ constexpr Collective kLdmatrix[2][3] = {
      {"ldmatrix.x2.trans", exchange_ldmatrix<2, true>},
      {"ldmatrix.x4.trans", exchange_ldmatrix<4, true>}}};
 
+void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* row, Site site) {
+  const Collective& collective = kLdmatrix[transposed][matrices == 4 ? 2 : matrices - 1];
+  need_capability(75, collective.name);
+  Thread& thread = self().current();
+  if (thread.lane < matrices * 8) {  // the other lanes' addresses are not used
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
+      self().fail(cudaErrorMisalignedAddress, std::string(collective.name) + ": row address not 16-byte aligned");
+    }
+    if (!self().owns_shared(row, 16)) self().fail(cudaErrorIllegalAddress, std::string(collective.name) + ": row outside shared memory");
+  }
+  std::memcpy(thread.words.data(), &row, sizeof row);
+  self().meet(~0u, collective, site);
+  std::memcpy(registers, thread.words.data(), static_cast<size_t>(matrices) * 4);
+}
+
 // ---- cp.async ----------------------------------------------------------------------------------------------------------------------------
 
 void land(const AsyncCopy& copy) {
@@ -151,20 +168,15 @@ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   mma(kMmaTf32, d, a, b, {file, line});
 }
 
-void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* row, const char* file, int line) {
-  const Collective& collective = kLdmatrix[transposed][matrices == 4 ? 2 : matrices - 1];
-  need_capability(75, collective.name);
-  Thread& thread = self().current();
-  if (thread.lane < matrices * 8) {  // the other lanes' addresses are not used
-    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) self().fail(cudaErrorMisalignedAddress, std::string(collective.name) + ": row address not 16-byte aligned");
-    if (!self().owns_shared(row, 16)) self().fail(cudaErrorIllegalAddress, std::string(collective.name) + ": row outside shared memory");
-  }
-  std::memcpy(thread.words.data(), &row, sizeof row);
-  self().meet(~0u, collective, {file, line});
-  std::memcpy(registers, thread.words.data(), static_cast<size_t>(matrices) * 4);
-}
+#define RFN_LDMATRIX(n)                                                                                                              \
+  void ldmatrix_x##n(uint32_t (&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, false, row, {file, line}); }     \
+  void ldmatrix_x##n##_trans(uint32_t (&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, true, row, {file, line}); }
+RFN_LDMATRIX(1)
+RFN_LDMATRIX(2)
+RFN_LDMATRIX(4)
+#undef RFN_LDMATRIX
 
-void copy_async(void* shared, const void* global, int bytes, int source_bytes, const char* file, int line) {
+void cp_async_bytes(void* shared, const void* global, int bytes, int source_bytes, const char* file, int line) {
   const auto fail = [&](cudaError_t error, const char* what) {
     self().fail(error, std::string("cp.async at ") + file + ":" + std::to_string(line) + ": " + what);
   };
@@ -187,28 +199,28 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
   }
 }
 
-void copy_async_commit() {
+void cp_async_commit() {
   Thread& thread = self().current();
   thread.copy_groups.push_back(thread.copies.size());
 }
 
-void copy_async_wait(int groups_in_flight) {
+void cp_async_wait_groups(int in_flight) {
   Thread& thread = self().current();
   auto& groups = thread.copy_groups;
-  if (groups.size() <= static_cast<size_t>(groups_in_flight)) return;
-  const size_t complete = groups.size() - static_cast<size_t>(groups_in_flight), landed = groups[complete - 1];
+  if (groups.size() <= static_cast<size_t>(in_flight)) return;
+  const size_t complete = groups.size() - static_cast<size_t>(in_flight), landed = groups[complete - 1];
   land_first(thread, landed);
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(complete));
   for (size_t& end : groups) end -= landed;
 }
 
-void copy_async_wait_all() {
+void cp_async_wait_all() {
   Thread& thread = self().current();
   land_first(thread, thread.copies.size());
   thread.copy_groups.clear();
 }
 
-void named_barrier_wait(int barrier, int threads, const char* file, int line) { self().named_barrier(barrier, threads, true, {file, line}); }
+void named_barrier_sync(int barrier, int threads, const char* file, int line) { self().named_barrier(barrier, threads, true, {file, line}); }
 void named_barrier_arrive(int barrier, int threads, const char* file, int line) { self().named_barrier(barrier, threads, false, {file, line}); }
 
 // ---- narrow formats ------------------------------------------------------------------------------------------------------------------------
@@ -246,4 +258,4 @@ float f16_to_float(uint16_t x) {
   return bit_cast<float>(sign | bit_cast<uint32_t>(value));
 }
 
-}  // namespace rfn::cuda_on_host
+}  // namespace rfn::cuda

@@ -66,12 +66,12 @@ template <Bug bug>
 bool gemm() {
   constexpr int m = 128, n = 64, k = 96;
   std::vector<uint16_t> a(m * k), b(n * k);
-  for (int i = 0; i < m * k; ++i) a[static_cast<size_t>(i)] = float_to_bf16(static_cast<float>(i * 7 % 11 - 5));
-  for (int i = 0; i < n * k; ++i) b[static_cast<size_t>(i)] = float_to_bf16(static_cast<float>(i * 5 % 13 - 6));
+  for (int i = 0; i < m * k; ++i) a[static_cast<size_t>(i)] = cuda::float_to_bf16(static_cast<float>(i * 7 % 11 - 5));
+  for (int i = 0; i < n * k; ++i) b[static_cast<size_t>(i)] = cuda::float_to_bf16(static_cast<float>(i * 5 % 13 - 6));
   std::vector<float> expected(m * n);
   for (size_t i = 0; i < m; ++i)
     for (size_t j = 0; j < n; ++j)
-      for (size_t l = 0; l < k; ++l) expected[i * n + j] += bf16_to_float(a[i * k + l]) * bf16_to_float(b[j * k + l]);
+      for (size_t l = 0; l < k; ++l) expected[i * n + j] += cuda::bf16_to_float(a[i * k + l]) * cuda::bf16_to_float(b[j * k + l]);
   const Device<uint16_t> da(a), db(b);
   const Device<float> dc(m * n);
   static_cast<void>(RFN_LAUNCH((cuda::gemm_kernel<64, 64, 32, 32, 32, bug>), dim3(n / 64, m / 64), 128, 2 * (64 + 64) * 32 * 2, nullptr, da.get(),

@@ -2,16 +2,19 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "cuda/device.cuh"
 #include "cuda_on_host/control.h"
+#include "cuda_on_host/fiber.h"
 
 namespace rfn::cuda_on_host {
 
 #define ASSERT_CUDA(call) ASSERT_EQ((call), cudaSuccess) << last_report()
+#define EXPECT_CUDA(call) EXPECT_EQ((call), cudaSuccess) << last_report()
 
 // Device memory with a vector's contents.
 template <class T>
