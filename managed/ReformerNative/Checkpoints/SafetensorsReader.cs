@@ -49,7 +49,8 @@ public sealed class SafetensorsReader : IDisposable
         ArgumentException.ThrowIfNullOrEmpty(path);
         if (!File.Exists(path))
         {
-            throw new FileNotFoundException($"{path}: expected a safetensors file, found {(Directory.Exists(path) ? "a directory" : "nothing")}", path);
+            string found = Directory.Exists(path) ? "a directory" : "nothing";
+            throw new FileNotFoundException($"{path}: expected a safetensors file, found {found}", path);
         }
 
         SafeFileHandle file = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read, FileOptions.RandomAccess);
@@ -183,11 +184,10 @@ public sealed class SafetensorsReader : IDisposable
         Span<byte> prefix = stackalloc byte[8];
         ReadExactly(path, file, 0, prefix);
         ulong headerBytes = BinaryPrimitives.ReadUInt64LittleEndian(prefix);
-        if (headerBytes > (ulong)Math.Min(fileBytes - 8, SafetensorsFormat.MaximumHeaderBytes))
+        long limit = Math.Min(fileBytes - 8, SafetensorsFormat.MaximumHeaderBytes);
+        if (headerBytes > (ulong)limit)
         {
-            throw new ReformerFormatException(
-                path,
-                $"expected a header of at most {Math.Min(fileBytes - 8, SafetensorsFormat.MaximumHeaderBytes)} bytes, found the length {headerBytes}");
+            throw new ReformerFormatException(path, $"expected a header of at most {limit} bytes, found the length {headerBytes}");
         }
 
         byte[] header = new byte[(int)headerBytes];
@@ -300,8 +300,11 @@ public sealed class SafetensorsReader : IDisposable
             throw Wrong($"expected a dtype of {SafetensorsFormat.KnownTypes}, found '{typeName.GetString()}'");
         }
 
-        long[] shape = [.. shapeValue.EnumerateArray().Select(item => ParseSize(item) ?? throw Wrong("expected shape to hold integers from 0 up"))];
-        long[] range = [.. offsets.EnumerateArray().Select(item => ParseSize(item) ?? throw Wrong("expected data_offsets to hold integers from 0 up"))];
+        long[] Sizes(JsonElement array, string name) =>
+            [.. array.EnumerateArray().Select(item => ParseSize(item) ?? throw Wrong($"expected {name} to hold integers from 0 up"))];
+
+        long[] shape = Sizes(shapeValue, "shape");
+        long[] range = Sizes(offsets, "data_offsets");
         if (range.Length != 2 || range[1] < range[0])
         {
             throw Wrong($"expected data_offsets [begin, end] with begin <= end, found {SafetensorsFormat.Describe(range)}");

@@ -104,7 +104,8 @@ public static class SafetensorsWriter
             {
                 if (item.Name == SafetensorsFormat.MetadataName || !names.Add(item.Name))
                 {
-                    throw new ArgumentException($"expected unique tensor names other than {SafetensorsFormat.MetadataName}, found '{item.Name}'", nameof(items));
+                    throw new ArgumentException(
+                        $"expected unique tensor names other than {SafetensorsFormat.MetadataName}, found '{item.Name}'", nameof(items));
                 }
 
                 long end = checked(offset + ByteCount(item));

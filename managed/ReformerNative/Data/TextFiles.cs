@@ -41,7 +41,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
         _streams = [new Stream(heads), new Stream(tails)];
         ByteCount = files.Sum(file => file.Bytes);
         string hash = Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(identity.ToString())))[..16];
-        Identity = FormattableString.Invariant($"bytes of {files.Count} files, {ByteCount} bytes, names and sizes {hash}, held out {heldOutFraction}");
+        Identity = FormattableString.Invariant(
+            $"bytes of {files.Count} files, {ByteCount} bytes, names and sizes {hash}, held out {heldOutFraction}");
     }
 
     /// <inheritdoc/>

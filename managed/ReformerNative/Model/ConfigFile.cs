@@ -76,7 +76,8 @@ internal static class ConfigFile
             (c, v) => c with { Positions = v.IsNull ? c.Positions : v.OneOf(["none"]) == 0 ? PositionEncoding.None : c.Positions }, Addition: true),
         new("residual", c => Residuals[(int)c.Residual], (c, v) => c with { Residual = (ResidualMode)v.OneOf(Residuals) }, Addition: true),
         new("residual_grid_exponent", c => c.ResidualGridExponent, (c, v) => c with { ResidualGridExponent = v.Int() }, Addition: true),
-        new("final_combine", c => Combines[(int)c.FinalCombine], (c, v) => c with { FinalCombine = (StreamCombination)v.OneOf(Combines) }, Addition: true),
+        new("final_combine", c => Combines[(int)c.FinalCombine],
+            (c, v) => c with { FinalCombine = (StreamCombination)v.OneOf(Combines) }, Addition: true),
         new("label_smoothing", c => c.LabelSmoothing, (c, v) => c with { LabelSmoothing = v.Double() }, Addition: true),
         new("lsh_preset", c => c.LshPreset.Name, (c, v) => c with { LshPreset = AttentionPreset.All[v.OneOf(Presets)] }, Addition: true),
         new("lsh_window", c => Name(Windows, (int?)c.LshWindow),
@@ -99,7 +100,8 @@ internal static class ConfigFile
         var file = new FileInfo(path);
         if (!file.Exists)
         {
-            throw new FileNotFoundException($"{path}: expected a configuration file, found {(Directory.Exists(path) ? "a directory" : "nothing")}", path);
+            string found = Directory.Exists(path) ? "a directory" : "nothing";
+            throw new FileNotFoundException($"{path}: expected a configuration file, found {found}", path);
         }
 
         return file.Length <= MaximumBytes
@@ -222,7 +224,9 @@ internal static class ConfigFile
             _ => throw new ConfigValueException("true or false", Found),
         };
 
-        public string Text() => node?.GetValueKind() == JsonValueKind.String ? node.GetValue<string>() : throw new ConfigValueException("a string", Found);
+        public string Text() => node?.GetValueKind() == JsonValueKind.String
+            ? node.GetValue<string>()
+            : throw new ConfigValueException("a string", Found);
 
         public int OneOf(string[] names)
         {

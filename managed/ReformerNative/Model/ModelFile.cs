@@ -82,7 +82,7 @@ internal static class ModelFile
                 if (!float.IsFinite(values[i]))
                 {
                     throw new ReformerFormatException(
-                        file.Path, $"'{entry.Name}': expected finite values, found {FormattableString.Invariant($"{values[i]}")} at element {start + i}");
+                        file.Path, FormattableString.Invariant($"'{entry.Name}': expected finite values, found {values[i]} at element {start + i}"));
                 }
             }
 

@@ -79,7 +79,9 @@ public sealed class ReformerModel : IDisposable
     /// <param name="logger">Takes messages; null for none.</param>
     /// <returns>The model, which the caller disposes.</returns>
     /// <exception cref="FileNotFoundException">One of the files does not exist.</exception>
-    /// <exception cref="ReformerFormatException">A file is malformed, does not fit the configuration, or holds values that are not finite.</exception>
+    /// <exception cref="ReformerFormatException">
+    /// A file is malformed, does not fit the configuration, or holds values that are not finite.
+    /// </exception>
     public static ReformerModel Load(
         string directory, ReformerContext context, Func<ReformerConfig, ReformerConfig>? change = null, ILogger? logger = null)
     {
@@ -347,7 +349,8 @@ public sealed class ReformerModel : IDisposable
         if (place >= 0)
         {
             throw new ArgumentException(
-                $"ids: expected 0 .. {Config.VocabSize - 1}, found {batch.Ids[place]} in example {place / batch.Length}, token {place % batch.Length}",
+                $"ids: expected 0 .. {Config.VocabSize - 1}, found {batch.Ids[place]} "
+                + $"in example {place / batch.Length}, token {place % batch.Length}",
                 nameof(batch));
         }
     }
@@ -433,8 +436,9 @@ public sealed class ReformerModel : IDisposable
 
         if (options.Rotations is { } given)
         {
-            pass.Rotations.CopyFrom<float>(
-                given[layer] ?? throw new ArgumentException($"rotations: expected some for layer {layer}, which hashes, found none", nameof(options)));
+            float[] rotations = given[layer]
+                ?? throw new ArgumentException($"rotations: expected some for layer {layer}, which hashes, found none", nameof(options));
+            pass.Rotations.CopyFrom<float>(rotations);
             return;
         }
 

@@ -57,7 +57,8 @@ internal sealed class Optimizer : IDisposable
             for (int slot = 0; slot < slots.Count; slot++)
             {
                 TensorView parameter = shapes[slots[slot].Parameter];
-                bytes = Math.Max(bytes, Adafactor(options, slots, views, slot, parameter, parameter, default, 0, 1).WorkspaceBytes(context, Pass.Forward));
+                Adafactor update = Adafactor(options, slots, views, slot, parameter, parameter, default, 0, 1);
+                bytes = Math.Max(bytes, update.WorkspaceBytes(context, Pass.Forward));
                 slot += parameter.Shape.Rank >= 2 ? 1 : 0;
             }
         }
@@ -106,7 +107,8 @@ internal sealed class Optimizer : IDisposable
         }
     }
 
-    public void Save(string path) => SafetensorsWriter.Write(path, [.. _slots.Select((slot, i) => ModelFile.Item(slot.Name, Sizes(slot.Shape), _views[i]))]);
+    public void Save(string path) =>
+        SafetensorsWriter.Write(path, [.. _slots.Select((slot, i) => ModelFile.Item(slot.Name, Sizes(slot.Shape), _views[i]))]);
 
     /// <exception cref="ReformerFormatException">The file does not fit the model and the optimizer, or holds values that are not finite.</exception>
     public void Load(string path)

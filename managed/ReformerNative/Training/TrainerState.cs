@@ -39,7 +39,8 @@ internal sealed record TrainerState(int Format, long Step, long Tokens, string D
             if (state.Format != CurrentFormat || state.Step < 0 || state.Tokens < 0)
             {
                 throw new ReformerFormatException(
-                    path, $"expected format {CurrentFormat} and counts from 0 up, found format {state.Format}, step {state.Step}, tokens {state.Tokens}");
+                    path,
+                    $"expected format {CurrentFormat} and counts from 0 up, found format {state.Format}, step {state.Step}, tokens {state.Tokens}");
             }
 
             state.Options.Validate();

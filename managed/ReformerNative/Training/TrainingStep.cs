@@ -30,7 +30,8 @@ public readonly record struct TrainingResult(bool Completed, TrainingStep Last, 
 public sealed class TrainingDivergedException : Exception
 {
     internal TrainingDivergedException(long step, string what, double value)
-        : base(FormattableString.Invariant($"step {step}: expected a finite {what}, found {value}; try a lower learning rate or a tighter gradient norm"))
+        : base(FormattableString.Invariant($"step {step}: expected a finite {what}, found {value}; ")
+            + "try a lower learning rate or a tighter gradient norm")
         => Step = step;
 
     /// <summary>The step that failed.</summary>

@@ -14,7 +14,8 @@ public sealed class VectorTests
     private const double EmbeddingsAndLoss = 1e-6;
 
     public static IEnumerable<string> Cases() =>
-        Directory.EnumerateDirectories(Repository.PathOf("tests", "vectors", "hf")).Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal);
+        Directory.EnumerateDirectories(Repository.PathOf("tests", "vectors", "hf"))
+            .Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal);
 
     [Test]
     public void Vectors_Directory_HasAllNineCases() => Assert.That(Cases().Count(), Is.EqualTo(9));
@@ -68,7 +69,8 @@ public sealed class VectorTests
             }
         }
 
-        int expected = io.Entries.Count(entry => entry.Name.StartsWith("f64.", StringComparison.Ordinal) || entry.Name.EndsWith(".raw", StringComparison.Ordinal));
+        int expected = io.Entries.Count(
+            entry => entry.Name.StartsWith("f64.", StringComparison.Ordinal) || entry.Name.EndsWith(".raw", StringComparison.Ordinal));
         Assert.That(compared, Is.EqualTo(expected), "every tensor of the file is compared");
     }
 

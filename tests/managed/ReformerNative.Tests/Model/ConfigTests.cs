@@ -1,0 +1,210 @@
+using System.Text.Json.Nodes;
+using ReformerNative.Checkpoints;
+using ReformerNative.Model;
+using ReformerNative.Ops;
+
+namespace ReformerNative.Tests.Model;
+
+public sealed class ConfigTests
+{
+    [Test]
+    public void EmptyObject_Parsed_IsHuggingFacesDefaultWithPlainResidual()
+    {
+        ReformerConfig config = ReformerConfig.Parse("{}");
+        Assert.Multiple(() =>
+        {
+            Assert.That(config.NumAttentionHeads, Is.EqualTo(12));
+            Assert.That(config.AttnLayers, Has.Count.EqualTo(6));
+            Assert.That(config.NumBuckets, Is.Null);
+            Assert.That(config.IsDecoder, Is.False);
+            Assert.That(config.Task, Is.EqualTo(ReformerTask.MaskedLanguageModel));
+            Assert.That(config.Residual, Is.EqualTo(ResidualMode.Float));
+            Assert.That(config.LshPreset, Is.EqualTo(AttentionPreset.HuggingFace));
+            Assert.That(config.ToJson(), Is.EqualTo("{}\n"), "nothing was changed");
+        });
+    }
+
+    [Test]
+    public void UnknownKeys_WrittenBack_AreAsTheyWere()
+    {
+        const string json = """
+            {
+              "_name_or_path": "x/y",
+              "hidden_size": 256,
+              "layer_norm_eps": 1e-12,
+              "nested": {
+                "é": [
+                  1.50,
+                  null
+                ]
+              }
+            }
+
+            """;
+        ReformerConfig config = ReformerConfig.Parse(json);
+        Assert.That(config.ToJson(), Is.EqualTo(json));
+        JsonNode changed = JsonNode.Parse((config with { NumHashes = 8, VocabSize = 320, NumBuckets = [64, 128] }).ToJson())!;
+        Assert.Multiple(() =>
+        {
+            Assert.That((int)changed["num_hashes"]!, Is.EqualTo(8));
+            Assert.That(changed["num_buckets"]!.ToJsonString(), Is.EqualTo("[64,128]"));
+            Assert.That((string)changed["_name_or_path"]!, Is.EqualTo("x/y"));
+            Assert.That(changed["vocab_size"], Is.Null, "not written before, not changed");
+        });
+    }
+
+    public static IEnumerable<ReformerConfig> Written()
+    {
+        yield return new ReformerConfig { Task = ReformerTask.MaskedLanguageModel };
+        foreach (string name in ReformerPresets.Names)
+        {
+            yield return ReformerPresets.FromName(name);
+        }
+
+        yield return ReformerPresets.Text with
+        {
+            Positions = PositionEncoding.None,
+            AttnLayers = [AttentionKind.Full, AttentionKind.Lsh],
+            LshPreset = AttentionPreset.Paper,
+            LshWindow = AttentionWindow.Slots,
+            LshDuplicates = DuplicateCorrection.None,
+            LshKeyNorm = KeyNorm.L2,
+            LshLogitScale = 0.5,
+            LshWrap = true,
+            LshRepeatChunks = true,
+            LshRotationScope = RotationScope.Shared,
+            LocalWrap = false,
+            FinalCombine = StreamCombination.Mean,
+            LabelSmoothing = 0.1,
+            Residual = ResidualMode.Float,
+            ResidualGridExponent = -12,
+            HashSeed = 7,
+            EosTokenId = null,
+            ClassifierDropout = 0.25,
+            NumBuckets = [2],
+        };
+        yield return new ReformerConfig { Task = ReformerTask.SequenceClassification, NumLabels = 5, PadTokenId = null };
+    }
+
+    [TestCaseSource(nameof(Written))]
+    public void Config_WrittenAndParsed_IsTheSame(ReformerConfig config)
+    {
+        ReformerConfig parsed = ReformerConfig.Parse(config.ToJson());
+        Assert.That(parsed.ToJson(), Is.EqualTo(config.ToJson()));
+        foreach (System.Reflection.PropertyInfo property in typeof(ReformerConfig).GetProperties())
+        {
+            Assert.That(property.GetValue(parsed), Is.EqualTo(property.GetValue(config)), property.Name);
+        }
+    }
+
+    [TestCase("""{"hidden_size": "abc"}""", "hidden_size: expected a 32-bit integer, found \"abc\"")]
+    [TestCase("""{"hidden_size": 2.5}""", "hidden_size: expected a 32-bit integer, found 2.5")]
+    [TestCase("""{"hidden_size": 3000000000}""", "hidden_size: expected a 32-bit integer, found 3000000000")]
+    [TestCase("""{"hidden_size": 0}""", "hidden_size: expected an integer from 1 up, found 0")]
+    [TestCase("""{"hidden_dropout_prob": 1}""", "hidden_dropout_prob: expected 0 <= p < 1, found 1")]
+    [TestCase("""{"layer_norm_eps": 0}""", "layer_norm_eps: expected a finite number above 0, found 0")]
+    [TestCase("""{"layer_norm_eps": 1e400}""", "layer_norm_eps: expected")]
+    [TestCase("""{"is_decoder": 1}""", "is_decoder: expected true or false, found 1")]
+    [TestCase("""{"attn_layers": []}""", "attn_layers: expected at least one layer")]
+    [TestCase("""{"attn_layers": ["lsh", "LSH"]}""", "attn_layers: expected one of lsh, local, full, found \"LSH\"")]
+    [TestCase("""{"attn_layers": "lsh"}""", "attn_layers: expected a list, found \"lsh\"")]
+    [TestCase("""{"num_hidden_layers": 5}""", "num_hidden_layers: expected the length of attn_layers (6), found 5")]
+    [TestCase("""{"num_buckets": [4, 3]}""", "num_buckets: expected null, an even number from 2 up, or 1 to 8 of them, found [4, 3]")]
+    [TestCase("""{"num_buckets": 0}""", "num_buckets: expected")]
+    [TestCase("""{"num_buckets": [65536, 65536]}""", "num_buckets: expected a product below 2^31")]
+    [TestCase("""{"axial_pos_embds_dim": [64, 64]}""", "axial_pos_embds_dim: expected a sum of hidden_size (256), found [64, 64]")]
+    [TestCase("""{"axial_pos_shape": [64]}""", "axial_pos_embds_dim: expected as many")]
+    [TestCase("""{"hidden_act": "mish"}""", "hidden_act: expected one of relu,")]
+    [TestCase("""{"model_type": "bert"}""", "model_type: expected reformer, found \"bert\"")]
+    [TestCase("""{"architectures": ["BertModel"]}""", "architectures: expected one of ReformerModelWithLMHead,")]
+    [TestCase("""{"architectures": ["ReformerModelWithLMHead"]}""", "is_decoder: expected true for a causal language model")]
+    [TestCase("""{"is_decoder": true, "lsh_num_chunks_after": 1}""", "lsh_num_chunks_after: expected 0, because is_decoder is true, found 1")]
+    [TestCase("""{"lsh_preset": "strict"}""", "is_decoder: expected true, because the LSH window is strict")]
+    [TestCase("""{"lsh_preset": "other"}""", "lsh_preset: expected one of trax, hf, paper, lucidrains, strict")]
+    [TestCase("""{"tie_word_embeddings": true}""", "tie_word_embeddings: expected false")]
+    [TestCase("""{"residual_grid_exponent": 0}""", "residual_grid_exponent: expected an integer of -24 .. -4, found 0")]
+    [TestCase("""{"hidden_size": 1, "hidden_size": 2}""", "expected JSON")]
+    [TestCase("""{"hidden_size": 1""", "expected JSON")]
+    [TestCase("""[1]""", "expected a JSON object")]
+    [TestCase("", "expected JSON")]
+    public void BadConfig_Parsed_NamesFileKeyExpectedAndFound(string json, string message)
+    {
+        ReformerFormatException error = Assert.Throws<ReformerFormatException>(() => ReformerConfig.Parse(json, "some/config.json"))!;
+        Assert.That(error.Message, Does.StartWith("some/config.json: ").And.Contain(message));
+    }
+
+    [Test]
+    public void ManyProblems_Validated_AreAllListed()
+    {
+        ReformerConfig config = new() { VocabSize = 0, NumHashes = -1, HiddenAct = "?", LabelSmoothing = double.NaN };
+        ReformerConfigException error = Assert.Throws<ReformerConfigException>(config.Validate)!;
+        Assert.Multiple(() =>
+        {
+            Assert.That(error.Problems.Select(problem => problem.Split(':')[0]),
+                Is.EquivalentTo(new[] { "vocab_size", "num_hashes", "hidden_act", "label_smoothing", "is_decoder" }));
+            Assert.That(error.Message, Does.Contain("label_smoothing: expected 0 <= p < 1, found NaN"));
+        });
+    }
+
+    [Test]
+    public void RandomDamage_Parsed_ThrowsNothingButFormatException()
+    {
+        const int seed = 77;
+        var random = new Random(seed);
+        string whole = File.ReadAllText(Repository.PathOf("tests", "vectors", "hf", "lm-mixed-axial", "config.json"));
+        int refused = 0;
+        for (int trial = 0; trial < 2000; trial++)
+        {
+            char[] damaged = whole.ToCharArray();
+            for (int i = random.Next(1, 5); i > 0; i--)
+            {
+                damaged[random.Next(damaged.Length)] = (char)random.Next(9, 127);
+            }
+
+            try
+            {
+                ReformerConfig.Parse(new string(damaged)[..random.Next(trial % 2 == 0 ? damaged.Length : 0, damaged.Length + 1)]);
+            }
+            catch (ReformerFormatException)
+            {
+                refused++;
+            }
+            catch (Exception error)
+            {
+                throw new AssertionException($"seed {seed}, trial {trial}: {error}", error);
+            }
+        }
+
+        Assert.That(refused, Is.InRange(1000, 1999));
+    }
+
+    [Test]
+    public void Load_OfNothingAndOfADirectory_SaysWhatIsThere()
+    {
+        using var directory = new TemporaryDirectory();
+        Assert.Multiple(() =>
+        {
+            Assert.That(() => ReformerConfig.Load(directory.File("no")), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("nothing"));
+            Assert.That(() => ReformerConfig.Load(directory.Path), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("a directory"));
+        });
+    }
+
+    [TestCase("enwik8", 149_182_722)]
+    [TestCase("crime-and-punishment", 2_748_224)]
+    public void PublishedShapes_ParameterCount_IsThePublishedOne(string preset, long count) =>
+        Assert.That(new ParameterLayout(ReformerPresets.FromName(preset)).Count, Is.EqualTo(count));
+
+    [TestCase(12, false, 12)]
+    [TestCase(16, false, 16)]
+    [TestCase(17, false, 96)]
+    [TestCase(96, false, 96)]
+    [TestCase(97, false, 192)]
+    [TestCase(20, true, 20)]
+    [TestCase(40, true, 64)]
+    public void PaddedLength_OfMixedChunks_IsTheCommonMultipleBeyondTheSmallest(int length, bool fullAttention, long padded)
+    {
+        ReformerConfig config = new() { LshAttnChunkLength = 48, LocalAttnChunkLength = 32 };
+        config = fullAttention ? config : config with { LshAttnChunkLength = 16, LocalAttnChunkLength = 96 };
+        Assert.That(ModelPass.PaddedLength(config, length, fullAttention), Is.EqualTo(padded));
+    }
+}
