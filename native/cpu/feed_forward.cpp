@@ -1,6 +1,6 @@
-// Rows are divided into items, an item's work into slices of the hidden layer: a slice of an item (at most 256 x 512 floats) stays in the second-level
-// cache between the two products, whatever F is. The division depends on the shape alone. Forward and backward run the same products over the
-// same division, so that both compute the same bits of y.
+// Rows are divided into items, an item's work into slices of the hidden layer: a slice of an item (at most 256 x 512 floats) stays in the
+// second-level cache between the two products, whatever F is. The division depends on the shape alone. Forward and backward run the same products
+// over the same division, so that both compute the same bits of y.
 #include "cpu/feed_forward.h"
 
 #include <algorithm>

@@ -26,7 +26,7 @@ int64_t feed_forward_backward_scratch(const FeedForward& op, int32_t threads, in
 // y = layer(x) for `rows` rows, of which the first is row `first_row` of the whole (dropout counts from there).
 void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, float* scratch, float* y);
 
-// Recomputes; y (the same bits as forward's) is written when not null, before dy is used, so that y may not alias dy; dx is overwritten; parameter gradients added to.
+// Recomputes; y (the same bits as forward's) is written when not null; dx is overwritten; parameter gradients are added to. x, dy, y and dx are apart.
 void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
                                  float* scratch, float* y, float* dx);
 

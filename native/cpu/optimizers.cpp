@@ -221,7 +221,8 @@ rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* 
     if (!a.factored) {
       const int64_t begin = item * a.item_rows * a.columns, end = std::min(a.n, begin + a.item_rows * a.columns);
       for (int64_t i = begin; i < end; ++i) {
-        moment2[i] = static_cast<float>(a.rho * moment2[i] + (1.0 - a.rho) * (square(scaled(a.scale, gradient[i])) + static_cast<double>(op.epsilon1)));
+        const double fresh = square(scaled(a.scale, gradient[i])) + static_cast<double>(op.epsilon1);
+        moment2[i] = static_cast<float>(a.rho * moment2[i] + (1.0 - a.rho) * fresh);
       }
     }
     b.updates[item] = b.parameters[item] = 0;

@@ -212,7 +212,8 @@ struct Reference {
       p_squares += p[i] * p[i];
     }
     const double clip = std::max(1.0, std::sqrt(u_squares / static_cast<double>(n)) / o.clip_threshold);
-    const double alpha = o.rate * (o.scale_parameter != 0 ? std::max(static_cast<double>(1e-3f), std::sqrt(p_squares / static_cast<double>(n))) : 1.0);
+    const double size = std::max(static_cast<double>(1e-3f), std::sqrt(p_squares / static_cast<double>(n)));
+    const double alpha = o.rate * (o.scale_parameter != 0 ? size : 1.0);
     for (size_t i = 0; i < n; ++i) p[i] -= alpha * u[i] / clip + static_cast<double>(o.rate) * o.decay * p[i];
   }
 };

@@ -87,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(All, Activation, testing::Range(0, 6), [](const auto& i
 TEST(Dropout, AnyStartAndLength_FollowsPhilox) {
   const Philox random = philox(0x0123456789ABCDEFu, 77, 3, RFN_SITE_FEED_FORWARD_HIDDEN);
   for (const float p : {0.1f, 0.5f, 0.999999f}) {
-    for (const uint64_t first : {uint64_t{0}, uint64_t{1}, uint64_t{2}, uint64_t{3}, uint64_t{17}, (uint64_t{1} << 34) - 9, (uint64_t{1} << 40) + 3}) {
+    for (const uint64_t first : std::vector<uint64_t>{0, 1, 2, 3, 17, (uint64_t{1} << 34) - 9, (uint64_t{1} << 40) + 3}) {
       for (const int64_t n : kSizes) {
         Row x(std::vector<float>(static_cast<size_t>(n), 3.0f));
         cpu::apply_dropout(x.data(), n, random, first, p);
