@@ -164,14 +164,13 @@ public sealed class Trainer : IDisposable
         while (Step < Options.Steps && !cancellation.IsCancellationRequested)
         {
             done = RunStep();
-            bool last = Step == Options.Steps;
-            if (Options.EvaluateEvery > 0 && (last || Step % Options.EvaluateEvery == 0))
+            if (Options.EvaluateEvery > 0 && (Step == Options.Steps || Step % Options.EvaluateEvery == 0))
             {
                 heldOut = EvaluateHeldOut();
                 done = done with { HeldOut = heldOut };
             }
 
-            bool due = last || cancellation.IsCancellationRequested || (Options.CheckpointEvery > 0 && Step % Options.CheckpointEvery == 0);
+            bool due = Step == Options.Steps || (Options.CheckpointEvery > 0 && Step % Options.CheckpointEvery == 0);
             if (due && Options.CheckpointDirectory is { } directory)
             {
                 checkpoint = SaveCheckpoint(directory);
@@ -184,6 +183,10 @@ public sealed class Trainer : IDisposable
         if (Step < Options.Steps)
         {
             TrainerLog.Stopped(_logger, Step);
+            if (done.Step == Step && done.Checkpoint is null && Options.CheckpointDirectory is { } directory)
+            {
+                checkpoint = SaveCheckpoint(directory);
+            }
         }
 
         return new TrainingResult(Step >= Options.Steps, done, heldOut, checkpoint);

@@ -1,0 +1,357 @@
+using Microsoft.Extensions.Logging;
+using ReformerNative.Checkpoints;
+using ReformerNative.Data;
+using ReformerNative.Model;
+using ReformerNative.Ops;
+using ReformerNative.Tensors;
+using ReformerNative.Tests.Model;
+using ReformerNative.Training;
+
+namespace ReformerNative.Tests.Training;
+
+public sealed class TrainerTests
+{
+    private static readonly string[] CheckpointFiles = ["config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"];
+
+    /// <summary>Everything random at once: dropout everywhere, hashes, two batches a step.</summary>
+    internal static readonly ReformerConfig Config = ModelTests.Small with
+    {
+        VocabSize = 32, HiddenDropoutProb = 0.1, LshAttentionProbsDropoutProb = 0.1, LocalAttentionProbsDropoutProb = 0.1, LabelSmoothing = 0.1,
+    };
+
+    internal static readonly TrainingOptions Options = new()
+    {
+        Seed = 11, Steps = 20, BatchSize = 2, Length = 36, AccumulationSteps = 2, LearningRate = 3e-3, WarmupSteps = 4, WeightDecay = 0.01,
+        EvaluateEvery = 5, EvaluationBatches = 2, KeepCheckpoints = 0,
+    };
+
+    private static readonly DuplicationTask Task = new(31);
+
+    private ReformerContext _context = null!;
+
+    [OneTimeSetUp]
+    public void Open() => _context = new ReformerContext();
+
+    [OneTimeTearDown]
+    public void Close() => _context.Dispose();
+
+    [Test]
+    public void TwentySteps_AndTenResumedForTen_EndWithTheSameBytes(
+        [Values] OptimizerKind optimizer, [Values] ResidualMode residual)
+    {
+        using var whole = new TemporaryDirectory();
+        using var parts = new TemporaryDirectory();
+        ReformerConfig config = Config with { Residual = residual };
+        TrainingOptions options = Options with { Optimizer = optimizer, CheckpointDirectory = whole.Path };
+        string last;
+        using (ReformerModel model = ReformerModel.Create(config, _context, 1))
+        using (var trainer = new Trainer(model, Task, options))
+        {
+            last = trainer.Run().Checkpoint!;
+        }
+
+        using (ReformerModel model = ReformerModel.Create(config, _context, 1))
+        using (var trainer = new Trainer(model, Task, options with { CheckpointDirectory = parts.Path }))
+        {
+            for (int step = 0; step < 10; step++)
+            {
+                trainer.RunStep();
+            }
+
+            trainer.SaveCheckpoint(parts.Path);
+        }
+
+        string first = CheckpointStore.Resolve(parts.Path);
+        using (ReformerModel model = ReformerModel.Load(first, _context))
+        using (Trainer trainer = Trainer.Resume(model, first, Task, options with { CheckpointDirectory = parts.Path }))
+        {
+            Assert.That(trainer.Step, Is.EqualTo(10));
+            TrainingResult result = trainer.Run();
+            Assert.That(result.Completed, Is.True);
+            AssertSameFiles(last, result.Checkpoint!);
+        }
+
+        Assert.That(
+            File.ReadAllBytes(Path.Combine(last, "model.safetensors")).AsSpan()
+                .SequenceEqual(File.ReadAllBytes(Path.Combine(first, "model.safetensors"))),
+            Is.False, "training changes something");
+    }
+
+    [Test]
+    public void Run_OnOneAndThreeThreads_EndsWithTheSameBytes()
+    {
+        string Train(int threads, TemporaryDirectory directory)
+        {
+            using var context = new ReformerContext(threads: threads);
+            using ReformerModel model = ReformerModel.Create(Config, context, 1);
+            using var trainer = new Trainer(model, Task, Options with { Steps = 5, CheckpointDirectory = directory.Path });
+            return trainer.Run().Checkpoint!;
+        }
+
+        using var one = new TemporaryDirectory();
+        using var three = new TemporaryDirectory();
+        AssertSameFiles(Train(1, one), Train(3, three));
+    }
+
+    [Test]
+    public void Run_Cancelled_StopsAfterTheStepAndSavesIt()
+    {
+        using var directory = new TemporaryDirectory();
+        using var cancellation = new CancellationTokenSource();
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1);
+        using var trainer = new Trainer(model, Task, Options with { CheckpointDirectory = directory.Path });
+        var seen = new List<TrainingStep>();
+        TrainingResult result = trainer.Run(
+            new Observer(step =>
+            {
+                seen.Add(step);
+                if (step.Step == 3)
+                {
+                    cancellation.Cancel();
+                }
+            }),
+            cancellation.Token);
+
+        // The token was cancelled while step 3 was reported: too late for its own checkpoint, so the run saves on its way out.
+        Assert.Multiple(() =>
+        {
+            Assert.That(result.Completed, Is.False);
+            Assert.That(result.Last.Step, Is.EqualTo(3));
+            Assert.That(seen.Select(step => step.Step), Is.EqualTo(new[] { 1, 2, 3 }));
+            Assert.That(CheckpointStore.List(directory.Path).Select(item => item.Step), Is.EqualTo(new[] { 3 }));
+            Assert.That(result.Checkpoint, Is.EqualTo(CheckpointStore.Resolve(directory.Path)));
+        });
+    }
+
+    [Test]
+    public void Run_Intervals_EvaluateAndSaveWhenDue()
+    {
+        using var directory = new TemporaryDirectory();
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1);
+        using var trainer = new Trainer(
+            model, Task, Options with { Steps = 7, EvaluateEvery = 3, CheckpointEvery = 2, KeepCheckpoints = 3, CheckpointDirectory = directory.Path });
+        var seen = new List<TrainingStep>();
+        TrainingResult result = trainer.Run(new Observer(seen.Add));
+        Assert.Multiple(() =>
+        {
+            Assert.That(seen.Where(step => step.HeldOut is not null).Select(step => step.Step), Is.EqualTo(new[] { 3, 6, 7 }));
+            Assert.That(seen.Where(step => step.Checkpoint is not null).Select(step => step.Step), Is.EqualTo(new[] { 2, 4, 6, 7 }));
+            Assert.That(CheckpointStore.List(directory.Path).Select(item => item.Step), Is.EqualTo(new[] { 4, 6, 7 }));
+            Assert.That(result.HeldOut, Is.EqualTo(trainer.EvaluateHeldOut()), "always the same batches");
+            Assert.That(seen.Select(step => step.LearningRate), Is.EqualTo(Enumerable.Range(1, 7).Select(s => trainer.Options.LearningRateAt(s))));
+            Assert.That(seen, Has.All.Matches<TrainingStep>(step => step.Tokens == 2 * 2 * 36 && step.GradientNorm > 0 && step.Seconds > 0));
+        });
+    }
+
+    [Test]
+    public void Training_OfAFixedBatch_LowersTheLoss([Values] OptimizerKind optimizer)
+    {
+        using ReformerModel model = ReformerModel.Create(ModelTests.Small with { VocabSize = 32 }, _context, 1);
+        using var trainer = new Trainer(
+            model, new OneBatch(), Options with { Optimizer = optimizer, LearningRate = optimizer == OptimizerKind.AdamW ? 0.01 : 0.1, Steps = 60 });
+        double first = trainer.RunStep().Loss.Loss;
+        TrainingResult result = trainer.Run();
+        Assert.That(result.Last.Loss.Loss, Is.LessThan(first / 4));
+    }
+
+    [Test]
+    public void Resume_WithOtherDataOrOptions_IsRefused()
+    {
+        using var directory = new TemporaryDirectory();
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1);
+        string checkpoint;
+        using (var trainer = new Trainer(model, Task, Options))
+        {
+            trainer.RunStep();
+            checkpoint = trainer.SaveCheckpoint(directory.Path);
+        }
+
+        Assert.Multiple(() =>
+        {
+            Assert.That(
+                () => Trainer.Resume(model, checkpoint, new DuplicationTask(30)),
+                Throws.ArgumentException.With.Message.Contains("31 symbols").And.Message.Contains("30 symbols"));
+            Assert.That(
+                () => Trainer.Resume(model, checkpoint, Task, Options with { LearningRate = 1 }), Throws.ArgumentException.With.Message.Contains("LearningRate"));
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task, Options with { Steps = 99, CheckpointEvery = 3 }).Dispose(), Throws.Nothing);
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task).Dispose(), Throws.Nothing, "the options are in the checkpoint");
+            Assert.That(
+                () => new Trainer(model, Task, Options with { CheckpointDirectory = directory.Path }),
+                Throws.InvalidOperationException.With.Message.Contains("step-00000001"));
+            Assert.That(() => new Trainer(model, new DuplicationTask(), Options), Throws.ArgumentException.With.Message.Contains("32 ids"));
+        });
+    }
+
+    [Test]
+    public void Resume_FromAnOlderCheckpoint_IsRefusedInTheSameDirectory()
+    {
+        using var directory = new TemporaryDirectory();
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1);
+        TrainingOptions options = Options with { CheckpointDirectory = directory.Path, Steps = 2, CheckpointEvery = 1 };
+        using (var trainer = new Trainer(model, Task, options))
+        {
+            trainer.Run();
+        }
+
+        string older = CheckpointStore.List(directory.Path)[0].Path;
+        Assert.That(
+            () => Trainer.Resume(model, older, Task, options), Throws.InvalidOperationException.With.Message.Contains("step-00000002"));
+    }
+
+    [Test]
+    public void DamagedCheckpoint_Resumed_IsRefused()
+    {
+        using var directory = new TemporaryDirectory();
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1);
+        string checkpoint;
+        using (var trainer = new Trainer(model, Task, Options))
+        {
+            trainer.RunStep();
+            checkpoint = trainer.SaveCheckpoint(directory.Path);
+        }
+
+        string state = Path.Combine(checkpoint, "trainer.json");
+        string good = File.ReadAllText(state);
+        Assert.Multiple(() =>
+        {
+            foreach (string bad in (string[])
+                ["", "{", "null", "[]", "{}", good[..(good.Length / 2)], good.Replace("\"format\": 1", "\"format\": 2", StringComparison.Ordinal),
+                    good.Replace("\"steps\": 20", "\"steps\": -1", StringComparison.Ordinal),
+                    good.Replace("\"step\": 1", "\"step\": \"x\"", StringComparison.Ordinal)])
+            {
+                File.WriteAllText(state, bad);
+                Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state), bad);
+            }
+
+            File.WriteAllText(state, good);
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task).Dispose(), Throws.Nothing);
+
+            string moments = Path.Combine(checkpoint, "optimizer.safetensors");
+            byte[] whole = File.ReadAllBytes(moments);
+            File.WriteAllBytes(moments, whole.AsSpan(0, whole.Length / 2));
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(moments));
+            BitConverter.TryWriteBytes(whole.AsSpan(whole.Length - 4), float.NaN);
+            File.WriteAllBytes(moments, whole);
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("finite"));
+            File.Delete(moments);
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<FileNotFoundException>());
+            File.Delete(state);
+            Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<FileNotFoundException>());
+        });
+    }
+
+    [Test]
+    public void Loss_NotFinite_StopsBeforeTheUpdate()
+    {
+        using ReformerModel model = ReformerModel.Create(Config with { Residual = ResidualMode.Float }, _context, 1);
+        using var trainer = new Trainer(model, Task, Options);
+        Parameter bias = model.Parameters.Single(parameter => parameter.Name == "lm_head.bias");
+        bias.Value.CopyFrom<float>(Enumerable.Repeat(float.NaN, 32).ToArray());
+        float[] before = model.Parameters[0].Value.ToArray<float>();
+        TrainingDivergedException error = Assert.Throws<TrainingDivergedException>(() => trainer.RunStep())!;
+        Assert.Multiple(() =>
+        {
+            Assert.That(error.Step, Is.EqualTo(1));
+            Assert.That(trainer.Step, Is.Zero);
+            Assert.That(model.Parameters[0].Value.ToArray<float>(), Is.EqualTo(before));
+        });
+    }
+
+    [Test]
+    public void SteadyState_OfASteadyRun_AllocatesNextToNothing()
+    {
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1);
+        using var trainer = new Trainer(model, Task, Options with { Steps = 1000 });
+        for (int i = 0; i < 3; i++)
+        {
+            trainer.RunStep();
+        }
+
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        const int steps = 10;
+        for (int i = 0; i < steps; i++)
+        {
+            trainer.RunStep();
+        }
+
+        Assert.That((GC.GetAllocatedBytesForCurrentThread() - before) / steps, Is.LessThan(1024), "bytes a step");
+    }
+
+    [Test]
+    public void Messages_OfARun_ReachTheLogger()
+    {
+        using var directory = new TemporaryDirectory();
+        var logger = new ListLogger();
+        using ReformerModel model = ReformerModel.Create(Config, _context, 1, logger);
+        using var trainer = new Trainer(model, Task, Options with { Steps = 2, EvaluateEvery = 2, CheckpointDirectory = directory.Path }, logger);
+        trainer.Run();
+        Assert.Multiple(() =>
+        {
+            Assert.That(logger.Messages, Has.One.Contains("num_buckets was not given"));
+            Assert.That(logger.Messages, Has.One.StartsWith("step 2: held-out loss"));
+            Assert.That(logger.Messages, Has.One.StartsWith("step 2: checkpoint"));
+        });
+    }
+
+    [TestCase(LearningRateSchedule.Constant, "0.25 0.5 0.75 1 1 1 1 1 1 1 1 1")]
+    [TestCase(LearningRateSchedule.Linear, "0.25 0.5 0.75 1 0.9 0.8 0.7 0.6 0.5 0.4 0.3 0.2")]
+    [TestCase(LearningRateSchedule.Cosine, "0.25 0.5 0.75 1 0.9696 0.8828 0.7531 0.6 0.4469 0.3172 0.2304 0.2")]
+    [TestCase(LearningRateSchedule.Rsqrt, "0.25 0.5 0.75 1 0.8944 0.8165 0.7559 0.7071 0.6667 0.6325 0.603 0.5774")]
+    public void LearningRate_OverARun_TakesItsCourse(LearningRateSchedule schedule, string rates)
+    {
+        var options = new TrainingOptions { LearningRate = 1, WarmupSteps = 4, Steps = 12, FinalLearningRateFraction = 0.2, Schedule = schedule };
+        double[] expected = [.. rates.Split(' ').Select(text => double.Parse(text, System.Globalization.CultureInfo.InvariantCulture))];
+        Assert.That(Enumerable.Range(1, 12).Select(step => options.LearningRateAt(step)), Is.EqualTo(expected).Within(5e-5));
+        Assert.That((options with { WarmupSteps = 0 }).LearningRateAt(1), Is.LessThanOrEqualTo(1).And.GreaterThan(0.9));
+    }
+
+    [Test]
+    public void ImpossibleOptions_AreAllListed()
+    {
+        var options = new TrainingOptions { BatchSize = 0, Length = 1, Beta2 = 1, LearningRate = double.NaN, MaxGradientNorm = -1, EvaluationRounds = 0 };
+        ArgumentException error = Assert.Throws<ArgumentException>(options.Validate)!;
+        Assert.That(
+            error.Message.Split("; ").Select(problem => problem.Split(':')[0]),
+            Is.EquivalentTo(new[] { "BatchSize", "Length", "Beta2", "LearningRate", "MaxGradientNorm", "EvaluationRounds" }));
+    }
+
+    private static void AssertSameFiles(string expected, string found)
+    {
+        Assert.That(Directory.EnumerateFiles(found).Select(Path.GetFileName), Is.EquivalentTo(CheckpointFiles));
+        foreach (string file in CheckpointFiles)
+        {
+            byte[] a = File.ReadAllBytes(Path.Combine(expected, file));
+            byte[] b = File.ReadAllBytes(Path.Combine(found, file));
+            Assert.That(b.AsSpan().SequenceEqual(a), Is.True, file);
+        }
+    }
+
+    private sealed class Observer(Action<TrainingStep> report) : IProgress<TrainingStep>
+    {
+        public void Report(TrainingStep value) => report(value);
+    }
+
+    /// <summary>The same examples at every step.</summary>
+    private sealed class OneBatch : IBatchSource
+    {
+        public string Identity => "one batch";
+
+        public int VocabularySize => 32;
+
+        public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index) => Task.Fill(batch, DataSplit.Train, 1, 1);
+    }
+
+    private sealed class ListLogger : ILogger
+    {
+        public List<string> Messages { get; } = [];
+
+        public IDisposable? BeginScope<TState>(TState state)
+            where TState : notnull => null;
+
+        public bool IsEnabled(LogLevel logLevel) => true;
+
+        public void Log<TState>(
+            LogLevel logLevel, EventId eventId, TState state, Exception? exception, Func<TState, Exception?, string> formatter) =>
+            Messages.Add(formatter(state, exception));
+    }
+}
