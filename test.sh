@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Sets the machine up, builds everything and runs every test: native with each instruction set, native under sanitizers, managed.
+# The last line has the totals.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$root" || exit 1
+source cmake/setup.sh
+rfn_set_up || exit 1
+
+# Tests start more threads than there may be processors; waiting threads should not burn the time of working ones.
+export OMP_WAIT_POLICY=passive
+jobs=$(nproc)
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+passed=0 failed=0 skipped=0
+
+add() { # add PASSED FAILED SKIPPED
+  passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
+}
+
+step() { echo "== $*"; }
+
+native() { # native PRESET: builds it and runs its tests
+  step "native tests, preset $1"
+  cmake --preset "$1" >"$logs/cmake" 2>&1 && cmake --build --preset "$1" --parallel "$jobs" >"$logs/build" 2>&1 ||
+    { cat "$logs/cmake" "$logs/build" 2>/dev/null; echo "the native build of preset $1 failed"; add 0 1 0; return; }
+  ctest --preset "$1" --parallel "$jobs" --progress >"$logs/ctest" 2>&1
+  local ok=$?
+  tr '\r' '\n' <"$logs/ctest" | grep -vE '^(Test project|\[?[0-9]+/[0-9]+\]? |$)' | tail -n 200
+  # "98% tests passed, 2 tests failed out of 120", and a line "...***Skipped" for each skip.
+  local total bad skips
+  total=$(sed -nE 's/.*tests failed out of ([0-9]+)$/\1/p' "$logs/ctest" | tail -n 1)
+  bad=$(sed -nE 's/.* ([0-9]+) tests failed out of [0-9]+$/\1/p' "$logs/ctest" | tail -n 1)
+  skips=$(grep -cE '^\s*[0-9]+ - .*\(Skipped\)' "$logs/ctest")
+  if [ -z "$total" ]; then echo "ctest of preset $1 ran nothing"; add 0 1 0; return; fi
+  [ "$ok" -ne 0 ] && [ "$bad" -eq 0 ] && bad=1
+  add $((total - bad - skips)) "$bad" "$skips"
+}
+
+managed() {
+  step "managed tests"
+  # The native library is the one that the native tests ran with.
+  dotnet test ReformerNative.sln --configuration Release --nologo --verbosity quiet --logger "console;verbosity=normal" >"$logs/dotnet" 2>&1
+  local ok=$?
+  grep -vE '^\s*Passed |^$' "$logs/dotnet" | tail -n 200
+  # A summary per test project: "Total tests: 120", "     Passed: 119", "     Failed: 1", "    Skipped: 0".
+  local good bad skips
+  sum() { sed -nE "s/^ *$1: ([0-9]+)\$/\\1/p" "$logs/dotnet" | awk '{ n += $1 } END { print n + 0 }'; }
+  good=$(sum Passed) bad=$(sum Failed) skips=$(sum Skipped)
+  if [ "$good" -eq 0 ]; then echo "dotnet test ran nothing"; bad=1; fi
+  [ "$ok" -ne 0 ] && [ "$bad" -eq 0 ] && bad=1
+  add "$good" "$bad" "$skips"
+}
+
+native cpu
+managed
+native cpu-asan
+
+[ "$skipped" -gt 0 ] && echo "skipped tests are named above, with the reason"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
