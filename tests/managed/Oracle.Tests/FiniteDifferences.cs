@@ -52,18 +52,3 @@ internal sealed class FiniteDifferences(Random random)
         Assert.That(Math.Abs(quotient - expected), Is.LessThanOrEqualTo(Limit * size + 1e-9), $"{what}: quotient {quotient}, gradient {expected}");
     }
 }
-
-/// <summary>Seeded random inputs.</summary>
-internal static class RandomExtensions
-{
-    public static double NextNormal(this Random random) =>
-        Math.Sqrt(-2 * Math.Log(1 - random.NextDouble())) * Math.Cos(2 * Math.PI * random.NextDouble());
-
-    public static double[] Normals(this Random random, int count, double scale = 1, double mean = 0) =>
-        [.. Enumerable.Range(0, count).Select(_ => mean + scale * random.NextNormal())];
-
-    public static int[] Integers(this Random random, int count, int below) => [.. Enumerable.Range(0, count).Select(_ => random.Next(below))];
-
-    public static bool[] Mask(this Random random, int count, double real = 0.7) =>
-        [.. Enumerable.Range(0, count).Select(_ => random.NextDouble() < real)];
-}

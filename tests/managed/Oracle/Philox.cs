@@ -29,23 +29,19 @@ public static class Philox
     /// <summary>The four words of a counter block.</summary>
     public static uint[] Block(uint counter0, uint counter1, uint counter2, uint counter3, uint key0, uint key1)
     {
-        uint[] c = [counter0, counter1, counter2, counter3];
         for (var round = 0; round < 10; round++)
         {
-            var product0 = 0xD2511F53UL * c[0];
-            var product1 = 0xCD9E8D57UL * c[2];
-            c =
-            [
-                (uint)(product1 >> 32) ^ c[1] ^ key0,
-                (uint)product1,
-                (uint)(product0 >> 32) ^ c[3] ^ key1,
-                (uint)product0,
-            ];
+            var product0 = 0xD2511F53UL * counter0;
+            var product1 = 0xCD9E8D57UL * counter2;
+            counter0 = (uint)(product1 >> 32) ^ counter1 ^ key0;
+            counter2 = (uint)(product0 >> 32) ^ counter3 ^ key1;
+            counter1 = (uint)product1;
+            counter3 = (uint)product0;
             key0 = unchecked(key0 + 0x9E3779B9U);
             key1 = unchecked(key1 + 0xBB67AE85U);
         }
 
-        return c;
+        return [counter0, counter1, counter2, counter3];
     }
 
     /// <summary>The four words of elements 4 quad .. 4 quad + 3 of a site.</summary>
