@@ -32,7 +32,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)  // ==== nvcc ======================================================================================================
+#if defined(__CUDACC__)  // ==== nvcc ==============================================================================================
 
 #include <cuda_fp16.h>
 #if !defined(NDEBUG)
@@ -55,7 +55,7 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
 
 #define RFN_LAUNCH(kernel, grid, block, dynamic_bytes, stream, ...) \
   ::rfn::cuda::launch_kernel(kernel, dim3(grid), dim3(block), dynamic_bytes, stream, __VA_ARGS__)
-#define RFN_SHARED(name, ...) __shared__ __align__(16) ::rfn::cuda::Type<__VA_ARGS__> name
+#define RFN_SHARED(name, ...) __shared__ __align__(16)::rfn::cuda::Type<__VA_ARGS__> name
 #define RFN_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char rfn_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(rfn_dynamic_shared)
@@ -77,11 +77,11 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
 #define RFN_PTX_75(...) __trap()
 #endif
 
-#define RFN_MMA(name, shape_and_types)                                                                               \
-  RFN_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {                              \
-    RFN_PTX_80("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"          \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                      \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                  \
+#define RFN_MMA(name, shape_and_types)                                                                      \
+  RFN_DEVICE void name(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {                        \
+    RFN_PTX_80("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
   }
 RFN_MMA(mma_m16n8k16_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 RFN_MMA(mma_m16n8k16_f16, "m16n8k16.row.col.f32.f16.f16.f32")
@@ -90,18 +90,21 @@ RFN_MMA(mma_m16n8k8_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 RFN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-#define RFN_LDMATRIX(suffix, modifier)                                                                   \
-  RFN_DEVICE void ldmatrix_x1##suffix(uint32_t (&r)[1], const void* row) {                               \
-    RFN_PTX_75("ldmatrix.sync.aligned.m8n8.x1" modifier ".shared.b16 {%0}, [%1];"                        \
-               : "=r"(r[0]) : "r"(shared_address(row)) : "memory");                                      \
-  }                                                                                                      \
-  RFN_DEVICE void ldmatrix_x2##suffix(uint32_t (&r)[2], const void* row) {                               \
-    RFN_PTX_75("ldmatrix.sync.aligned.m8n8.x2" modifier ".shared.b16 {%0,%1}, [%2];"                     \
-               : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");                          \
-  }                                                                                                      \
-  RFN_DEVICE void ldmatrix_x4##suffix(uint32_t (&r)[4], const void* row) {                               \
-    RFN_PTX_75("ldmatrix.sync.aligned.m8n8.x4" modifier ".shared.b16 {%0,%1,%2,%3}, [%4];"               \
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");  \
+#define RFN_LDMATRIX(suffix, modifier)                                                                                                 \
+  RFN_DEVICE void ldmatrix_x1##suffix(uint32_t(&r)[1], const void* row) {                                                              \
+    RFN_PTX_75("ldmatrix.sync.aligned.m8n8.x1" modifier ".shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(shared_address(row)) : "memory"); \
+  }                                                                                                                                    \
+  RFN_DEVICE void ldmatrix_x2##suffix(uint32_t(&r)[2], const void* row) {                                                              \
+    RFN_PTX_75("ldmatrix.sync.aligned.m8n8.x2" modifier ".shared.b16 {%0,%1}, [%2];"                                                   \
+               : "=r"(r[0]), "=r"(r[1])                                                                                                \
+               : "r"(shared_address(row))                                                                                              \
+               : "memory");                                                                                                            \
+  }                                                                                                                                    \
+  RFN_DEVICE void ldmatrix_x4##suffix(uint32_t(&r)[4], const void* row) {                                                              \
+    RFN_PTX_75("ldmatrix.sync.aligned.m8n8.x4" modifier ".shared.b16 {%0,%1,%2,%3}, [%4];"                                             \
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                                                        \
+               : "r"(shared_address(row))                                                                                              \
+               : "memory");                                                                                                            \
   }
 RFN_LDMATRIX(, "")
 RFN_LDMATRIX(_trans, ".trans")
@@ -182,7 +185,7 @@ RFN_DEVICE float f16_to_float(uint16_t x) { return __half2float(__ushort_as_half
 
 }  // namespace rfn::cuda
 
-#else  // ==== g++, clang++ =================================================================================================================
+#else  // ==== g++, clang++ ========================================================================================================
 
 #include "cuda_on_host/launch.h"
 #include "cuda_on_host/ptx.h"

@@ -51,10 +51,12 @@ void exchange_reduce(Thread* lanes, uint32_t mask, F combine) {
   each_lane(mask & (mask - 1), [&](int l) { total = combine(total, static_cast<T>(lanes[l].words[0])); });
   each_lane(mask, [&](int l) { lanes[l].words[0] = static_cast<uint32_t>(total); });
 }
-#define RFN_REDUCTION(name, T, expression) \
-  void name(Thread* lanes, uint32_t mask) { exchange_reduce<T>(lanes, mask, [](T a, T b) -> T { return expression; }); }
+#define RFN_REDUCTION(name, T, expression)                                     \
+  void name(Thread* lanes, uint32_t mask) {                                    \
+    exchange_reduce<T>(lanes, mask, [](T a, T b) -> T { return expression; }); \
+  }
 RFN_REDUCTION(reduce_add, uint32_t, a + b)
-RFN_REDUCTION(reduce_and, uint32_t, a & b)
+RFN_REDUCTION(reduce_and, uint32_t, a& b)
 RFN_REDUCTION(reduce_or, uint32_t, a | b)
 RFN_REDUCTION(reduce_xor, uint32_t, a ^ b)
 RFN_REDUCTION(reduce_min, uint32_t, a < b ? a : b)
@@ -63,7 +65,11 @@ RFN_REDUCTION(reduce_min_signed, int32_t, a < b ? a : b)
 RFN_REDUCTION(reduce_max_signed, int32_t, a < b ? b : a)
 #undef RFN_REDUCTION
 
-constexpr Collective kWarpBarrier{"__syncwarp", nullptr};
+void exchange_warp_barrier(Thread* lanes, uint32_t mask) {
+  if (race_checking()) self().races().warp_barrier(lanes, mask);
+}
+
+constexpr Collective kWarpBarrier{"__syncwarp", exchange_warp_barrier};
 constexpr Collective kBallot{"a vote (__ballot_sync, __any_sync, __all_sync)", exchange_ballot};
 constexpr Collective kMatchAny{"__match_any_sync", exchange_match_any};
 constexpr Collective kMatchAll{"__match_all_sync", exchange_match_all};
@@ -99,10 +105,18 @@ uint64_t shuffle(uint32_t mask, uint64_t value, Shuffle kind, int argument, int 
   const int lane = thread.lane, segment = lane & ~(width - 1), end = segment + width;
   int source = lane;
   switch (kind) {
-    case Shuffle::index: source = segment + (argument & (width - 1)); break;
-    case Shuffle::up: source = lane - argument < segment ? lane : lane - argument; break;
-    case Shuffle::down: source = lane + argument >= end ? lane : lane + argument; break;
-    case Shuffle::exclusive_or: source = (lane ^ argument) >= end ? lane : lane ^ argument; break;
+    case Shuffle::index:
+      source = segment + (argument & (width - 1));
+      break;
+    case Shuffle::up:
+      source = lane - argument < segment ? lane : lane - argument;
+      break;
+    case Shuffle::down:
+      source = lane + argument >= end ? lane : lane + argument;
+      break;
+    case Shuffle::exclusive_or:
+      source = (lane ^ argument) >= end ? lane : lane ^ argument;
+      break;
   }
   if (source < 0 || (mask >> source & 1) == 0) fail(" reads lane " + std::to_string(source) + ", which is not in the mask,");
   set_word(thread, value);
@@ -141,24 +155,43 @@ uint32_t reduce(uint32_t mask, uint32_t value, Reduction kind, bool is_signed, c
   return thread.words[0];
 }
 
-// ---- atomics: sequentially consistent, and a place where another thread may run first --------------------------------------------------
+// ---- atomics: sequentially consistent, and a place where another thread may run first -------------------------------------------------
 
 namespace {
 
+void prepare_atomic(const void* address, size_t bytes) {
+  self().interleave();
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) self().fail(cudaErrorMisalignedAddress, "atomic on a misaligned address");
+  if (race_checking()) self().check_access(self().current(), address, bytes, RaceChecker::Access::atomic);
+}
+
 template <class T>
 T atomic_operation(T* address, Atomic kind, T value) {
-  self().interleave();
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) self().fail(cudaErrorMisalignedAddress, "atomic on a misaligned address");
+  prepare_atomic(address, sizeof(T));
   T old = __atomic_load_n(address, __ATOMIC_SEQ_CST), updated;
   do {
     switch (kind) {
-      case Atomic::add: updated = static_cast<T>(static_cast<std::make_unsigned_t<T>>(old) + static_cast<std::make_unsigned_t<T>>(value)); break;
-      case Atomic::minimum: updated = value < old ? value : old; break;
-      case Atomic::maximum: updated = old < value ? value : old; break;
-      case Atomic::exchange: updated = value; break;
-      case Atomic::bit_and: updated = old & value; break;
-      case Atomic::bit_or: updated = old | value; break;
-      default: updated = old ^ value; break;
+      case Atomic::add:
+        updated = static_cast<T>(static_cast<std::make_unsigned_t<T>>(old) + static_cast<std::make_unsigned_t<T>>(value));
+        break;
+      case Atomic::minimum:
+        updated = value < old ? value : old;
+        break;
+      case Atomic::maximum:
+        updated = old < value ? value : old;
+        break;
+      case Atomic::exchange:
+        updated = value;
+        break;
+      case Atomic::bit_and:
+        updated = old & value;
+        break;
+      case Atomic::bit_or:
+        updated = old | value;
+        break;
+      default:
+        updated = old ^ value;
+        break;
     }
   } while (!__atomic_compare_exchange_n(address, &old, updated, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
   return old;
@@ -166,7 +199,7 @@ T atomic_operation(T* address, Atomic kind, T value) {
 
 template <class T>
 T compare_and_swap(T* address, T expected, T value) {
-  self().interleave();
+  prepare_atomic(address, sizeof(T));
   __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   return expected;
 }
@@ -176,10 +209,14 @@ T compare_and_swap(T* address, T expected, T value) {
 uint32_t atomic(uint32_t* address, Atomic kind, uint32_t value) { return atomic_operation(address, kind, value); }
 int32_t atomic(int32_t* address, Atomic kind, int32_t value) { return atomic_operation(address, kind, value); }
 uint64_t atomic(uint64_t* address, Atomic kind, uint64_t value) { return atomic_operation(address, kind, value); }
-uint32_t atomic_compare_and_swap(uint32_t* address, uint32_t expected, uint32_t value) { return compare_and_swap(address, expected, value); }
-uint64_t atomic_compare_and_swap(uint64_t* address, uint64_t expected, uint64_t value) { return compare_and_swap(address, expected, value); }
+uint32_t atomic_compare_and_swap(uint32_t* address, uint32_t expected, uint32_t value) {
+  return compare_and_swap(address, expected, value);
+}
+uint64_t atomic_compare_and_swap(uint64_t* address, uint64_t expected, uint64_t value) {
+  return compare_and_swap(address, expected, value);
+}
 
-// ---- what launch.h asks for --------------------------------------------------------------------------------------------------------------
+// ---- what launch.h asks for -----------------------------------------------------------------------------------------------------------
 
 void* dynamic_shared() { return self().dynamic_shared(); }
 void* shared_variable(int number, size_t bytes, const char* name) { return self().shared_variable(number, bytes, name); }

@@ -14,14 +14,14 @@ struct Settings {
   // Schedule of every block's threads, order of blocks, landing of cp.async copies (see README.md):
   // 0 ascending, 1 descending, even: random, odd from 3: random priorities of warps, drawn again at each block barrier.
   uint64_t seed = 0;
-  int workers = 1;                // WORKERS: OS threads that run blocks side by side; more than 1 gives up repeatable block order
-  bool late_streams = false;      // LATE_STREAMS: stream work runs only when something waits for it, not when it is enqueued
-  bool hide_device_memory = false; // HIDE_MEMORY: host code that reads or writes device memory faults
-  int capability = 80;            // CAPABILITY: 10 * major + minor; decides shared memory and what instructions exist
-  size_t alignment = 256;         // ALIGNMENT of device allocations. They end at a guard page when their size is a multiple of it
-  size_t memory_bytes = size_t{8} << 30; // MEMORY_BYTES of the device
-  int devices = 1;                // DEVICES: 0 = none
-  cudaError_t no_device_error = cudaErrorNoDevice; // what the runtime says when there is none (or cudaErrorInsufficientDriver)
+  int workers = 1;                        // WORKERS: OS threads that run blocks side by side; more than 1 gives up repeatable block order
+  bool late_streams = false;              // LATE_STREAMS: stream work runs only when something waits for it, not when it is enqueued
+  bool hide_device_memory = false;        // HIDE_MEMORY: host code that reads or writes device memory faults
+  int capability = 80;                    // CAPABILITY: 10 * major + minor; decides shared memory and what instructions exist
+  size_t alignment = 256;                 // ALIGNMENT of device allocations. They end at a guard page when their size is a multiple of it
+  size_t memory_bytes = size_t{8} << 30;  // MEMORY_BYTES of the device
+  int devices = 1;                        // DEVICES: 0 = none
+  cudaError_t no_device_error = cudaErrorNoDevice;  // what the runtime says when there is none (or cudaErrorInsufficientDriver)
 };
 Settings settings();
 void set_settings(const Settings& settings);
@@ -38,7 +38,7 @@ struct LiveObject {
   std::string kind;  // "device memory", "pinned memory", "stream", "event", "graph"
   const void* address;
   size_t bytes;
-  int64_t number;    // in order of creation
+  int64_t number;  // in order of creation
 };
 // Everything created and not destroyed: empty at the end of a test that leaks nothing.
 std::vector<LiveObject> live_objects();

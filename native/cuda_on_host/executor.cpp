@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <new>
 
 #include "cuda_on_host/memory.h"
@@ -48,7 +47,7 @@ int pick_bit(uint32_t mask, uint64_t random) {
 
 }  // namespace
 
-// ---- construction ----------------------------------------------------------------------------------------------------------------------
+// ---- construction ---------------------------------------------------------------------------------------------------------------------
 
 Executor::Executor() : stacks_(kMaxThreads), threads_(kMaxThreads) {
   for (int i = 0; i < kMaxThreads; ++i) {
@@ -71,7 +70,7 @@ Executor::~Executor() {
   munmap(shared_memory_, kArena);
 }
 
-// ---- one block -------------------------------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------------------------------------
 
 Failure Executor::run(const Launch& launch, uint3 block, uint64_t order, const Settings& settings) {
   settings_ = &settings;
@@ -138,6 +137,10 @@ void Executor::prepare(const Launch& launch, uint3 block, uint64_t order) {
   std::memset(dynamic_shared_, kPoison, static_cast<size_t>(dynamic_end_ - dynamic_shared_));
   ASAN_POISON_MEMORY_REGION(shared_memory_, kStaticArena);
   ASAN_POISON_MEMORY_REGION(dynamic_shared_ + bytes, static_cast<size_t>(dynamic_end_ - dynamic_shared_) - bytes);
+  if (race_checking()) {
+    races_.begin_block(shared_memory_, kArena);
+    last_begin_ = last_end_ = nullptr;
+  }
 }
 
 void Executor::entry(Transfer transfer) {
@@ -208,13 +211,13 @@ Failure Executor::failure_of_fault() const {
   if (address == nullptr) return failed(cudaErrorMisalignedAddress, access + "a null, misaligned or impossible address");
   const char* at = static_cast<const char*>(address);
   if (at >= shared_memory_ && at < shared_memory_ + kArena) {
-    return failed(cudaErrorIllegalAddress, access + "shared memory out of bounds, at byte " + std::to_string(at - dynamic_shared_) + " of " +
-                                               std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes");
+    return failed(cudaErrorIllegalAddress, access + "shared memory out of bounds, at byte " + std::to_string(at - dynamic_shared_) +
+                                               " of " + std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes");
   }
   return failed(cudaErrorIllegalAddress, access + device_memory().describe(address));
 }
 
-// ---- schedule --------------------------------------------------------------------------------------------------------------------------
+// ---- schedule -------------------------------------------------------------------------------------------------------------------------
 
 uint64_t Executor::random() {  // xorshift64
   random_state_ ^= random_state_ << 13;
@@ -231,7 +234,8 @@ bool Executor::coin() {
 
 void Executor::draw_priorities() {
   const int warps = (count_ + kWarpLanes - 1) / kWarpLanes;
-  for (int i = 0; i < warps; ++i) warp_of_rank_[static_cast<size_t>(i)] = static_cast<uint8_t>(order_ == Order::descending ? warps - 1 - i : i);
+  for (int i = 0; i < warps; ++i)
+    warp_of_rank_[static_cast<size_t>(i)] = static_cast<uint8_t>(order_ == Order::descending ? warps - 1 - i : i);
   if (order_ == Order::priority)
     for (size_t i = static_cast<size_t>(warps); i > 1; --i) std::swap(warp_of_rank_[i - 1], warp_of_rank_[random() % i]);
   for (int i = 0; i < warps; ++i) rank_of_warp_[warp_of_rank_[static_cast<size_t>(i)]] = static_cast<uint8_t>(i);
@@ -291,108 +295,13 @@ void Executor::interleave() {
 void Executor::resolve() {
   if (at_barrier_ == count_) return release_block_barrier();
   if (at_barrier_ > 0 && at_barrier_ + done_ == count_) {
-    fail(cudaErrorLaunchFailure, "divergent barrier: " + std::to_string(done_) + " threads have ended while " + std::to_string(at_barrier_) +
-                                     " wait at the block barrier of " + place(first_at_barrier_->site));
+    fail(cudaErrorLaunchFailure, "divergent barrier: " + std::to_string(done_) + " threads have ended while " +
+                                     std::to_string(at_barrier_) + " wait at the block barrier of " + place(first_at_barrier_->site));
   }
   fail(cudaErrorLaunchFailure, "deadlock: " + waiting_threads());
 }
 
-// ---- barriers --------------------------------------------------------------------------------------------------------------------------
-
-Votes Executor::block_barrier(bool predicate, Site site) {
-  Thread& self = *current_;
-  if (at_barrier_ == 0) {
-    first_at_barrier_ = &self;
-    votes_ = 0;
-  } else if (!(first_at_barrier_->site == site)) {
-    fail(cudaErrorLaunchFailure, "divergent barrier: this thread waits at " + place(site) + ", " + where(*first_at_barrier_) + " at " +
-                                     place(first_at_barrier_->site));
-  }
-  self.state = State::at_block_barrier;
-  self.site = site;
-  votes_ += predicate;
-  ++at_barrier_;
-  wait_for_turn();
-  return released_votes_;
-}
-
-void Executor::release_block_barrier() {
-  released_votes_ = {votes_, votes_ == count_, votes_ > 0};
-  at_barrier_ = 0;
-  ++statistics_.barriers;
-  make_all_ready();
-}
-
-void Executor::named_barrier(int number, int threads, bool wait, Site site) {
-  if (number < 1 || number >= kNamedBarriers || threads <= 0 || threads % kWarpLanes != 0 || threads > count_) {
-    fail(cudaErrorLaunchFailure, "named barrier " + std::to_string(number) + " of " + std::to_string(threads) + " threads at " + place(site) +
-                                     ": expected a number from 1 to 15 and a multiple of 32 threads within the block");
-  }
-  NamedBarrier& barrier = named_barriers_[static_cast<size_t>(number)];
-  if (barrier.arrived == 0) {
-    barrier.expected = threads;
-    barrier.site = site;
-  } else if (barrier.expected != threads) {
-    fail(cudaErrorLaunchFailure, "named barrier " + std::to_string(number) + ": " + std::to_string(threads) + " threads expected at " +
-                                     place(site) + ", " + std::to_string(barrier.expected) + " at " + place(barrier.site));
-  }
-  if (++barrier.arrived == barrier.expected) {
-    ++statistics_.barriers;
-    barrier.arrived = 0;
-    for (Thread* waiting : barrier.waiting) make_ready(*waiting);
-    barrier.waiting.clear();
-    interleave();
-  } else if (wait) {
-    Thread& self = *current_;
-    self.state = State::at_named_barrier;
-    self.site = site;
-    self.mask = static_cast<uint32_t>(number);
-    barrier.waiting.push_back(&self);
-    wait_for_turn();
-  }
-}
-
-void Executor::meet(uint32_t mask, const Collective& collective, Site site) {
-  Thread& self = *current_;
-  const uint32_t bit = 1u << self.lane;
-  const int lanes_here = std::min(kWarpLanes, count_ - self.warp * kWarpLanes);
-  if ((mask & bit) == 0) {
-    fail(cudaErrorLaunchFailure, std::string(collective.name) + " at " + place(site) + ": the calling lane is not in its own mask");
-  }
-  if (lanes_here < kWarpLanes && mask >> lanes_here != 0) {
-    fail(cudaErrorLaunchFailure, std::string(collective.name) + " at " + place(site) + ": the mask names lanes that the block does not have");
-  }
-  auto& meetings = meetings_[static_cast<size_t>(self.warp)];
-  size_t i = 0;
-  while (i < meetings.size() && meetings[i].mask != mask) ++i;
-  if (i == meetings.size()) {
-    meetings.push_back({mask, 0, &collective, site});
-  } else if (meetings[i].collective != &collective || !(meetings[i].site == site)) {
-    fail(cudaErrorLaunchFailure, std::string("divergent warp: this lane is in ") + collective.name + " at " + place(site) +
-                                     ", others of its mask are in " + meetings[i].collective->name + " at " + place(meetings[i].site));
-  }
-  Meeting& meeting = meetings[i];
-  meeting.arrived |= bit;
-  if (meeting.arrived != mask) {
-    self.state = State::in_collective;
-    self.site = site;
-    self.mask = mask;
-    self.collective = &collective;
-    wait_for_turn();
-    return;
-  }
-  meeting = meetings.back();
-  meetings.pop_back();
-  ++statistics_.collectives;
-  if (collective.exchange != nullptr) collective.exchange(lanes(), mask);
-  if (mask != bit) {
-    ready_lanes_[static_cast<size_t>(self.warp)] |= mask & ~bit;
-    ready_warps_ |= 1u << rank_of_warp_[static_cast<size_t>(self.warp)];
-    interleave();
-  }
-}
-
-// ---- shared memory ---------------------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------------------------
 
 void* Executor::shared_variable(int number, size_t bytes, const char* name) {
   for (const auto& variable : shared_variables_)
@@ -404,8 +313,9 @@ void* Executor::shared_variable(int number, size_t bytes, const char* name) {
   }
   const size_t limit = shared_memory_limit(settings_->capability);
   if (total + launch_->dynamic_shared_bytes > limit) {
-    fail(cudaErrorLaunchFailure, "shared memory: " + std::to_string(total) + " static and " + std::to_string(launch_->dynamic_shared_bytes) +
-                                     " dynamic bytes, this device has " + std::to_string(limit));
+    fail(cudaErrorLaunchFailure, "shared memory: " + std::to_string(total) + " static and " +
+                                     std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes, this device has " +
+                                     std::to_string(limit));
   }
   char* address = shared_memory_ + static_used_;
   static_used_ += round_up(bytes, kSharedAlignment) + kCanary;
@@ -423,6 +333,19 @@ bool Executor::owns_shared(const void* address, size_t bytes) const {
   return false;
 }
 
+size_t Executor::shared_bytes() const { return kArena; }
+
+std::string Executor::name_of_shared(const void* address) const {
+  const char* at = static_cast<const char*>(address);
+  const std::string bytes = " bytes of shared memory";
+  for (const auto& v : shared_variables_) {
+    if (at >= v.address && at < v.address + round_up(v.bytes, kSharedAlignment) + kCanary) {
+      return "byte " + std::to_string(at - v.address) + " of " + v.name + ", " + std::to_string(v.bytes) + bytes;
+    }
+  }
+  return "byte " + std::to_string(at - dynamic_shared_) + " of " + std::to_string(launch_->dynamic_shared_bytes) + " dynamic" + bytes;
+}
+
 void Executor::check_what_is_left() {
   ASAN_UNPOISON_MEMORY_REGION(shared_memory_, kArena);
   const auto intact = [](const char* from, const char* to) {
@@ -437,7 +360,8 @@ void Executor::check_what_is_left() {
   }
   std::string name;
   for (const auto& variable : shared_variables_) {
-    if (!intact(variable.address + variable.bytes, variable.address + round_up(variable.bytes, kSharedAlignment) + kCanary)) name = variable.name;
+    if (!intact(variable.address + variable.bytes, variable.address + round_up(variable.bytes, kSharedAlignment) + kCanary))
+      name = variable.name;
   }
   if (!intact(dynamic_shared_ + launch_->dynamic_shared_bytes, dynamic_end_)) name = "the dynamic part";
   if (!name.empty()) {
@@ -446,34 +370,13 @@ void Executor::check_what_is_left() {
   }
 }
 
-// ---- words -----------------------------------------------------------------------------------------------------------------------------
+// ---- words ----------------------------------------------------------------------------------------------------------------------------
 
 std::string Executor::where(const Thread& thread) const { return "block " + text_of(block_) + ", thread " + text_of(thread.index); }
 
 std::string Executor::place(Site site) const {
   const char* slash = std::strrchr(site.file, '/');
   return std::string(slash != nullptr ? slash + 1 : site.file) + ":" + std::to_string(site.line);
-}
-
-std::string Executor::waiting_threads() const {
-  std::string text;
-  int named = 0, waiting = 0;
-  for (int i = 0; i < count_; ++i) {
-    const Thread& thread = threads_[static_cast<size_t>(i)];
-    if (thread.state == State::done) continue;
-    ++waiting;
-    if (named == 4) continue;
-    ++named;
-    char hexadecimal[16];
-    std::snprintf(hexadecimal, sizeof hexadecimal, "0x%08x", thread.mask);
-    text += "thread " + text_of(thread.index);
-    text += thread.state == State::at_block_barrier   ? " at the block barrier of "
-            : thread.state == State::at_named_barrier ? " at named barrier " + std::to_string(thread.mask) + " of "
-                                                      : std::string(" in ") + thread.collective->name + " with mask " + hexadecimal + " of ";
-    text += place(thread.site) + "; ";
-  }
-  text += std::to_string(waiting) + " wait, " + std::to_string(done_) + " have ended";
-  return text;
 }
 
 }  // namespace rfn::cuda_on_host

@@ -12,6 +12,7 @@
 #include "cuda_on_host/fiber.h"
 #include "cuda_on_host/kernel_language.h"
 #include "cuda_on_host/launch.h"
+#include "cuda_on_host/race.h"
 
 namespace rfn::cuda_on_host {
 
@@ -33,6 +34,7 @@ struct AsyncCopy {
   void* shared;
   const void* global;
   int bytes, source_bytes;
+  bool has_landed;
 };
 
 // What a thread last waited for. A thread that is ready again keeps it: only when nobody is ready does it say who waits where.
@@ -51,12 +53,12 @@ struct Thread {
   uint3 index;
   int number, lane, warp;
   State state;
-  Site site;                  // where it waits
-  uint32_t mask;              // lanes it waits for; named barrier: its number
+  Site site;      // where it waits
+  uint32_t mask;  // lanes it waits for; named barrier: its number
   const Collective* collective;
   alignas(8) std::array<uint32_t, 12> words;  // what it brings to a collective, then what it takes away
-  std::vector<AsyncCopy> copies;      // cp.async: issued and not landed, oldest first
-  std::vector<size_t> copy_groups;    // for each committed group, how many of copies it ends after
+  std::vector<AsyncCopy> copies;              // cp.async: issued and not landed, oldest first
+  std::vector<size_t> copy_groups;            // for each committed group, how many of copies it ends after
 };
 
 // Why a block stopped.
@@ -98,6 +100,9 @@ class Executor {
   void* dynamic_shared() { return dynamic_shared_; }
   void* shared_variable(int number, size_t bytes, const char* name);
   bool owns_shared(const void* address, size_t bytes) const;
+  RaceChecker& races() { return races_; }
+  // Leaves the block when the access, at `code`, is out of bounds or races; not by fail: instrumented code is not unwound through.
+  void check_access(const Thread& thread, const void* address, size_t bytes, RaceChecker::Access access, const void* code = nullptr);
   [[noreturn]] void fail(cudaError_t error, const std::string& what);  // "<kernel>, block (..), thread (..): what"
 
   // Called where the signal handler lands, which is on a stack for nothing else: never returns, says what happened later.
@@ -127,13 +132,16 @@ class Executor {
   void run_current_and_successors();
   void make_ready(Thread& thread);
   void make_all_ready();
-  Thread* next();           // a ready thread, no longer marked ready; nullptr: all have ended
-  void resolve();           // nobody is ready: releases the block barrier or fails
+  Thread* next();  // a ready thread, no longer marked ready; nullptr: all have ended
+  void resolve();  // nobody is ready: releases the block barrier or fails
   void release_block_barrier();
   void draw_priorities();
-  void wait_for_turn();     // gives the OS thread to another one until this one is picked
+  void wait_for_turn();  // gives the OS thread to another one until this one is picked
   void enter(Thread& thread);
-  void leave_block();  // for good
+  void leave_block();           // for good
+  size_t shared_bytes() const;  // from shared_memory_ on, guard pages included
+  std::string name_of_shared(const void* address) const;
+  static std::string code_place(const void* code);
   Failure failure_of_fault() const;
   void check_what_is_left();  // of a block that ended well: bytes between shared variables, named barriers
   uint64_t random();
@@ -173,6 +181,10 @@ class Executor {
   char* dynamic_shared_ = nullptr;
   size_t static_used_ = 0;
   std::vector<SharedVariable> shared_variables_;
+
+  RaceChecker races_;
+  Allocation* last_ = nullptr;  // the allocation accessed last
+  const char *last_begin_ = nullptr, *last_end_ = nullptr;
 };
 
 // The executor of this OS thread; only while it runs a block.

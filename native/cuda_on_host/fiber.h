@@ -17,7 +17,7 @@ namespace rfn::cuda_on_host {
 
 // Something that can be switched away from and back to.
 struct Fiber {
-  void* context = nullptr;           // where it goes on; nullptr: it has not started
+  void* context = nullptr;  // where it goes on; nullptr: it has not started
   const void* stack_bottom = nullptr;
   size_t stack_bytes = 0;
   void* sanitizer_state = nullptr;
@@ -38,15 +38,15 @@ class Stacks {
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
 
-  void give(Fiber& fiber);                  // an unused stack; there is one as long as at most count are in use
+  void give(Fiber& fiber);  // an unused stack; there is one as long as at most count are in use
   void take_back(const Fiber& fiber);
   void take_back_all();
-  bool guards(const void* address) const;   // in the guard page of one of them
+  bool guards(const void* address) const;  // in the guard page of one of them
 
  private:
   char* memory_;
   size_t bytes_;
-  int made_ = 0;               // stacks whose guard page exists
+  int made_ = 0;  // stacks whose guard page exists
   std::vector<int> free_;
 };
 

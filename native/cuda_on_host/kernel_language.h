@@ -80,7 +80,7 @@ To bit_cast(From from) {
 
 }  // namespace rfn::cuda_on_host
 
-// ---- barriers, fences ------------------------------------------------------------------------------------------------------------------
+// ---- barriers, fences -----------------------------------------------------------------------------------------------------------------
 
 inline void __syncthreads(RFN_CALL_SITE) { rfn::cuda_on_host::block_barrier(file, line); }
 inline int __syncthreads_count(int p, RFN_CALL_SITE) { return rfn::cuda_on_host::block_vote(p != 0, file, line).count; }
@@ -91,13 +91,13 @@ inline void __threadfence() { rfn::cuda_on_host::fence(); }
 inline void __threadfence_block() { rfn::cuda_on_host::fence(); }
 inline void __trap(RFN_CALL_SITE) { rfn::cuda_on_host::trap(file, line); }
 
-// ---- warp collectives ------------------------------------------------------------------------------------------------------------------
+// ---- warp collectives -----------------------------------------------------------------------------------------------------------------
 
-#define RFN_SHUFFLE(name, kind, Argument)                                                                                              \
-  template <class T>                                                                                                                   \
-  T name(unsigned mask, T value, Argument argument, int width = warpSize, RFN_CALL_SITE) {                                             \
-    using namespace rfn::cuda_on_host;                                                                                                 \
-    return from_word<T>(shuffle(mask, to_word(value), Shuffle::kind, static_cast<int>(argument), width, file, line));                  \
+#define RFN_SHUFFLE(name, kind, Argument)                                                                             \
+  template <class T>                                                                                                  \
+  T name(unsigned mask, T value, Argument argument, int width = warpSize, RFN_CALL_SITE) {                            \
+    using namespace rfn::cuda_on_host;                                                                                \
+    return from_word<T>(shuffle(mask, to_word(value), Shuffle::kind, static_cast<int>(argument), width, file, line)); \
   }
 RFN_SHUFFLE(__shfl_sync, index, int)
 RFN_SHUFFLE(__shfl_up_sync, up, unsigned)
@@ -136,16 +136,16 @@ RFN_REDUCE(__reduce_or_sync, bit_or, unsigned)
 RFN_REDUCE(__reduce_xor_sync, bit_xor, unsigned)
 #undef RFN_REDUCE
 
-// ---- atomics (integers) ----------------------------------------------------------------------------------------------------------------
+// ---- atomics (integers) ---------------------------------------------------------------------------------------------------------------
 
-#define RFN_ATOMIC(name, kind, T, Word)                                                                                     \
-  inline T name(T* address, T value) {                                                                                      \
-    using namespace rfn::cuda_on_host;                                                                                      \
-    return static_cast<T>(atomic(reinterpret_cast<Word*>(address), Atomic::kind, static_cast<Word>(value)));                \
+#define RFN_ATOMIC(name, kind, T, Word)                                                                      \
+  inline T name(T* address, T value) {                                                                       \
+    using namespace rfn::cuda_on_host;                                                                       \
+    return static_cast<T>(atomic(reinterpret_cast<Word*>(address), Atomic::kind, static_cast<Word>(value))); \
   }
-#define RFN_ATOMICS(name, kind)                             \
-  RFN_ATOMIC(name, kind, int, int32_t)                      \
-  RFN_ATOMIC(name, kind, unsigned, uint32_t)                \
+#define RFN_ATOMICS(name, kind)              \
+  RFN_ATOMIC(name, kind, int, int32_t)       \
+  RFN_ATOMIC(name, kind, unsigned, uint32_t) \
   RFN_ATOMIC(name, kind, unsigned long long, uint64_t)
 RFN_ATOMICS(atomicAdd, add)
 RFN_ATOMICS(atomicMin, minimum)
@@ -168,7 +168,7 @@ inline unsigned long long atomicCAS(unsigned long long* address, unsigned long l
   return rfn::cuda_on_host::atomic_compare_and_swap(reinterpret_cast<uint64_t*>(address), uint64_t{expected}, uint64_t{value});
 }
 
-// ---- bits ------------------------------------------------------------------------------------------------------------------------------
+// ---- bits -----------------------------------------------------------------------------------------------------------------------------
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
@@ -193,7 +193,7 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
 }
 
-// ---- numbers ---------------------------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------------------------
 // Correctly rounded where the device is; the device's fast approximations become the C library's functions.
 
 inline int __float_as_int(float x) { return rfn::cuda_on_host::bit_cast<int>(x); }
@@ -234,13 +234,19 @@ inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
 
 template <class T, class = std::enable_if_t<std::is_integral_v<T>>>
-constexpr T min(T a, T b) { return b < a ? b : a; }
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T, class = std::enable_if_t<std::is_integral_v<T>>>
-constexpr T max(T a, T b) { return a < b ? b : a; }
+constexpr T max(T a, T b) {
+  return a < b ? b : a;
+}
 inline float min(float a, float b) { return std::fmin(a, b); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }
 inline double max(double a, double b) { return std::fmax(a, b); }
 
 template <class T>
-T __ldg(const T* address) { return *address; }
+T __ldg(const T* address) {
+  return *address;
+}

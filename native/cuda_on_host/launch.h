@@ -42,12 +42,12 @@ cudaError_t launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 
   };
   std::apply([&](const Parameters&... value) { (check(value), ...); }, values);
   if (wrong >= 0) return refuse_argument(name, wrong, wrong_pointer);
-  return launch({name, reinterpret_cast<const void*>(kernel), grid, block, dynamic_shared_bytes,
-                 [kernel, values] { std::apply(kernel, values); }},
-                stream);
+  return launch(
+      {name, reinterpret_cast<const void*>(kernel), grid, block, dynamic_shared_bytes, [kernel, values] { std::apply(kernel, values); }},
+      stream);
 }
 
-// ---- shared memory ---------------------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------------------------
 
 inline constexpr size_t kSharedAlignment = 16;
 

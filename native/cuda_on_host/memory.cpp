@@ -45,7 +45,7 @@ void* Memory::allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t 
   mprotect(mapping + kPage + middle, kPage, PROT_NONE);
   std::memset(mapping + kPage, kFill, middle);
   char* begin = mapping + kPage + (middle - content);
-  const Allocation allocation{kind, number, begin, bytes, mapping, mapping_bytes};
+  const Allocation allocation{kind, number, begin, bytes, mapping, mapping_bytes, nullptr, 0};
   ASAN_POISON_MEMORY_REGION(mapping + kPage, static_cast<size_t>(begin - mapping) - kPage);
   ASAN_POISON_MEMORY_REGION(begin + bytes, static_cast<size_t>(padding_end(allocation) - begin) - bytes);
   live_.emplace(reinterpret_cast<uintptr_t>(begin), allocation);
@@ -54,7 +54,8 @@ void* Memory::allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t 
 }
 
 void Memory::add_registered(void* begin, size_t bytes, int64_t number) {
-  live_.emplace(reinterpret_cast<uintptr_t>(begin), Allocation{MemoryKind::registered, number, static_cast<char*>(begin), bytes, nullptr, 0});
+  live_.emplace(reinterpret_cast<uintptr_t>(begin),
+                Allocation{MemoryKind::registered, number, static_cast<char*>(begin), bytes, nullptr, 0, nullptr, 0});
 }
 
 bool Memory::free(MemoryKind kind, void* begin) {
@@ -75,6 +76,7 @@ bool Memory::free(MemoryKind kind, void* begin) {
 }
 
 void Memory::unmap(const Allocation& allocation) {
+  if (allocation.shadow != nullptr) munmap(allocation.shadow, allocation.shadow_bytes);
   ASAN_UNPOISON_MEMORY_REGION(allocation.mapping, allocation.mapping_bytes);
   munmap(allocation.mapping, allocation.mapping_bytes);
 }
@@ -95,6 +97,14 @@ const Allocation* Memory::find(const void* address, size_t bytes) const {
   const Allocation& allocation = std::prev(next)->second;
   const size_t offset = at - reinterpret_cast<uintptr_t>(allocation.begin);
   return offset <= allocation.bytes && bytes <= allocation.bytes - offset ? &allocation : nullptr;
+}
+
+bool Memory::may_hold(const void* address) const {
+  const char* at = static_cast<const char*>(address);
+  const auto holds = [&](const Allocation& a) { return a.mapping != nullptr && at >= a.mapping && at < a.mapping + a.mapping_bytes; };
+  const auto next = live_.upper_bound(reinterpret_cast<uintptr_t>(address));
+  return (next != live_.end() && holds(next->second)) || (next != live_.begin() && holds(std::prev(next)->second)) ||
+         std::any_of(freed_.begin(), freed_.end(), holds);
 }
 
 std::vector<Allocation> Memory::live() const {
@@ -133,8 +143,8 @@ std::string Memory::overrun() const {
     ASAN_POISON_MEMORY_REGION(a.begin + a.bytes, static_cast<size_t>(padding_end(a) - a.begin) - a.bytes);
     ASAN_POISON_MEMORY_REGION(a.mapping + kPage, static_cast<size_t>(a.begin - a.mapping) - kPage);
     if (before || after) {
-      return std::string("wrote ") + (before ? "before" : "past the end of") + " " + std::to_string(a.bytes) + " bytes of device memory (object " +
-             std::to_string(a.number) + ")";
+      return std::string("wrote ") + (before ? "before" : "past the end of") + " " + std::to_string(a.bytes) +
+             " bytes of device memory (object " + std::to_string(a.number) + ")";
     }
   }
   return "";
@@ -143,7 +153,8 @@ std::string Memory::overrun() const {
 void Memory::set_device_accessible(bool accessible) {
   for (const auto& entry : live_) {
     const Allocation& a = entry.second;
-    if (a.kind == MemoryKind::device) mprotect(a.mapping + kPage, a.mapping_bytes - 2 * kPage, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
+    if (a.kind == MemoryKind::device)
+      mprotect(a.mapping + kPage, a.mapping_bytes - 2 * kPage, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
   }
 }
 

@@ -18,6 +18,8 @@ struct Allocation {
   size_t bytes;
   char* mapping;  // guard page, padding, the caller's bytes, padding, guard page; nullptr for registered memory
   size_t mapping_bytes;
+  void* shadow = nullptr;  // what race.h knows of it
+  size_t shadow_bytes = 0;
 };
 
 // Allocations lie between guard pages, as close to the end as alignment allows, and begin as NaN. Padding keeps its fill or someone wrote
@@ -31,6 +33,10 @@ class Memory {
   void free_all();
 
   const Allocation* find(const void* address, size_t bytes) const;  // the live allocation that holds all of it
+  Allocation* find(const void* address, size_t bytes) {
+    return const_cast<Allocation*>(static_cast<const Memory*>(this)->find(address, bytes));
+  }
+  bool may_hold(const void* address) const;  // false: certainly no device memory, nor a guard page of some
   size_t device_bytes() const { return device_bytes_; }
   std::vector<Allocation> live() const;
 

@@ -12,14 +12,15 @@ Executor& self() { return *running_executor; }
 
 void need_capability(int capability, const char* instruction) {
   if (self().settings().capability < capability) {
-    self().fail(cudaErrorIllegalInstruction, std::string(instruction) + " needs compute capability " + std::to_string(capability / 10) + "." +
-                                                 std::to_string(capability % 10));
+    self().fail(cudaErrorIllegalInstruction, std::string(instruction) + " needs compute capability " + std::to_string(capability / 10) +
+                                                 "." + std::to_string(capability % 10));
   }
 }
 
-// ---- mma ---------------------------------------------------------------------------------------------------------------------------------
+// ---- mma ------------------------------------------------------------------------------------------------------------------------------
 
-// d[16][8] += a[16][K] b[K][8]. Products of two bf16, f16 or tf32 numbers are exact in float32, so a fused multiply-add gives the same bits.
+// d[16][8] += a[16][K] b[K][8]. Products of two bf16, f16 or tf32 numbers are exact in float32, so a fused multiply-add gives the same
+// bits.
 template <int K>
 __attribute__((always_inline)) inline void multiply_add(float (&d)[16][8], const float (&a)[16][K], const float (&b)[K][8]) {
   for (int i = 0; i < 16; ++i) {
@@ -101,31 +102,40 @@ void mma(const Collective& collective, float (&d)[4], const uint32_t (&a)[4], co
   std::memcpy(d, &words[6], 16);
 }
 
-// ---- ldmatrix ----------------------------------------------------------------------------------------------------------------------------
+// ---- ldmatrix -------------------------------------------------------------------------------------------------------------------------
 
 // words 0, 1: address of one row of 8 halves; lanes 8m .. 8m+7 give the rows of matrix m. Lane l takes, of every matrix, elements 2c and
 // 2c + 1 of row r, or transposed, of rows 2c and 2c + 1 element r.
 template <int Matrices, bool Transposed>
 void exchange_ldmatrix(Thread* lanes, uint32_t) {
   uint16_t matrix[Matrices][8][8];
+  const char* rows[Matrices * 8];
   for (int row = 0; row < Matrices * 8; ++row) {
-    const void* address;
-    std::memcpy(&address, lanes[row].words.data(), sizeof address);
-    std::memcpy(matrix[row / 8][row % 8], address, 16);
+    std::memcpy(&rows[row], lanes[row].words.data(), sizeof rows[row]);
+    std::memcpy(matrix[row / 8][row % 8], rows[row], 16);
   }
   for (int l = 0; l < kWarpLanes; ++l) {
     for (int m = 0; m < Matrices; ++m) {
       const int r = l / 4, c = l % 4 * 2;
+      if (race_checking()) {  // a lane reads what it takes, whoever gave the address
+        if (Transposed) {
+          self().check_access(lanes[l], rows[m * 8 + c] + 2 * r, 2, RaceChecker::Access::read);
+          self().check_access(lanes[l], rows[m * 8 + c + 1] + 2 * r, 2, RaceChecker::Access::read);
+        } else {
+          self().check_access(lanes[l], rows[m * 8 + r] + 2 * c, 4, RaceChecker::Access::read);
+        }
+      }
       const uint32_t low = Transposed ? matrix[m][c][r] : matrix[m][r][c], high = Transposed ? matrix[m][c + 1][r] : matrix[m][r][c + 1];
       lanes[l].words[static_cast<size_t>(m)] = low | high << 16;
     }
   }
 }
-constexpr Collective kLdmatrix[2][3] = {
-    {{"ldmatrix.x1", exchange_ldmatrix<1, false>}, {"ldmatrix.x2", exchange_ldmatrix<2, false>}, {"ldmatrix.x4", exchange_ldmatrix<4, false>}},
-    {{"ldmatrix.x1.trans", exchange_ldmatrix<1, true>},
-     {"ldmatrix.x2.trans", exchange_ldmatrix<2, true>},
-     {"ldmatrix.x4.trans", exchange_ldmatrix<4, true>}}};
+constexpr Collective kLdmatrix[2][3] = {{{"ldmatrix.x1", exchange_ldmatrix<1, false>},
+                                         {"ldmatrix.x2", exchange_ldmatrix<2, false>},
+                                         {"ldmatrix.x4", exchange_ldmatrix<4, false>}},
+                                        {{"ldmatrix.x1.trans", exchange_ldmatrix<1, true>},
+                                         {"ldmatrix.x2.trans", exchange_ldmatrix<2, true>},
+                                         {"ldmatrix.x4.trans", exchange_ldmatrix<4, true>}}};
 
 void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* row, Site site) {
   const Collective& collective = kLdmatrix[transposed][matrices == 4 ? 2 : matrices - 1];
@@ -142,7 +152,7 @@ void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* ro
   std::memcpy(registers, thread.words.data(), static_cast<size_t>(matrices) * 4);
 }
 
-// ---- cp.async ----------------------------------------------------------------------------------------------------------------------------
+// ---- cp.async -------------------------------------------------------------------------------------------------------------------------
 
 void land(const AsyncCopy& copy) {
   std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.source_bytes));
@@ -151,7 +161,9 @@ void land(const AsyncCopy& copy) {
 
 void land_first(Thread& thread, size_t count) {
   for (size_t i = 0; i < count; ++i) {
-    if (thread.copies[i].shared != nullptr) land(thread.copies[i]);
+    const AsyncCopy& copy = thread.copies[i];
+    if (!copy.has_landed) land(copy);
+    if (race_checking()) self().races().landed(thread, copy.shared, static_cast<size_t>(copy.bytes));
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + static_cast<std::ptrdiff_t>(count));
 }
@@ -168,9 +180,9 @@ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   mma(kMmaTf32, d, a, b, {file, line});
 }
 
-#define RFN_LDMATRIX(n)                                                                                                              \
-  void ldmatrix_x##n(uint32_t (&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, false, row, {file, line}); }     \
-  void ldmatrix_x##n##_trans(uint32_t (&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, true, row, {file, line}); }
+#define RFN_LDMATRIX(n)                                                                                                          \
+  void ldmatrix_x##n(uint32_t(&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, false, row, {file, line}); } \
+  void ldmatrix_x##n##_trans(uint32_t(&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, true, row, {file, line}); }
 RFN_LDMATRIX(1)
 RFN_LDMATRIX(2)
 RFN_LDMATRIX(4)
@@ -185,13 +197,16 @@ void cp_async_bytes(void* shared, const void* global, int bytes, int source_byte
   if (!self().owns_shared(shared, static_cast<size_t>(bytes))) fail(cudaErrorIllegalAddress, "destination outside shared memory");
   if (source_bytes < 0 || source_bytes > bytes) fail(cudaErrorIllegalAddress, "more source bytes than bytes");
   ++self().statistics().copies;
-  const AsyncCopy copy{shared, global, bytes, source_bytes};
+  const bool plain = self().settings().capability < 80;  // a plain copy there
   Thread& thread = self().current();
-  if (self().settings().capability < 80) return land(copy);  // a plain copy there
-  thread.copies.push_back(copy);
-  if (self().coin()) {
+  if (race_checking()) {
+    self().check_access(thread, global, static_cast<size_t>(source_bytes), RaceChecker::Access::read);
+    self().check_access(thread, shared, static_cast<size_t>(bytes), plain ? RaceChecker::Access::write : RaceChecker::Access::async_write);
+  }
+  const AsyncCopy copy{shared, global, bytes, source_bytes, plain || self().coin()};
+  if (!plain) thread.copies.push_back(copy);
+  if (copy.has_landed) {
     land(copy);
-    thread.copies.back().shared = nullptr;  // has landed
   } else if (source_bytes > 0) {
     // The source is read when the copy lands, but a bad address should be reported here, with this call.
     static_cast<void>(*static_cast<const volatile char*>(global));
@@ -220,10 +235,14 @@ void cp_async_wait_all() {
   thread.copy_groups.clear();
 }
 
-void named_barrier_sync(int barrier, int threads, const char* file, int line) { self().named_barrier(barrier, threads, true, {file, line}); }
-void named_barrier_arrive(int barrier, int threads, const char* file, int line) { self().named_barrier(barrier, threads, false, {file, line}); }
+void named_barrier_sync(int barrier, int threads, const char* file, int line) {
+  self().named_barrier(barrier, threads, true, {file, line});
+}
+void named_barrier_arrive(int barrier, int threads, const char* file, int line) {
+  self().named_barrier(barrier, threads, false, {file, line});
+}
 
-// ---- narrow formats ------------------------------------------------------------------------------------------------------------------------
+// ---- narrow formats -------------------------------------------------------------------------------------------------------------------
 
 uint32_t round_to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);

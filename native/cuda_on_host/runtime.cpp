@@ -21,7 +21,8 @@ Settings settings_from_environment() {
   Settings settings;
   const auto read = [](const char* name, auto& value) {
     const std::string variable = std::string("RFN_CUDA_ON_HOST_") + name;
-    if (const char* text = std::getenv(variable.c_str())) value = static_cast<std::decay_t<decltype(value)>>(std::strtoull(text, nullptr, 10));
+    if (const char* text = std::getenv(variable.c_str()))
+      value = static_cast<std::decay_t<decltype(value)>>(std::strtoull(text, nullptr, 10));
   };
   read("SEED", settings.seed);
   read("WORKERS", settings.workers);
@@ -55,7 +56,7 @@ size_t shared_memory_limit(int capability) {
   return static_cast<size_t>(kilobytes) << 10;
 }
 
-// ---- calls and errors ------------------------------------------------------------------------------------------------------------------
+// ---- calls and errors -----------------------------------------------------------------------------------------------------------------
 
 cudaError_t Runtime::begin_call() {
   ++calls;
@@ -74,7 +75,7 @@ cudaError_t Runtime::refuse(cudaError_t error, const std::string& why) {
   return error;
 }
 
-// ---- streams ---------------------------------------------------------------------------------------------------------------------------
+// ---- streams --------------------------------------------------------------------------------------------------------------------------
 
 cudaError_t Runtime::execute(const Operation& operation) {
   if (sticky != cudaSuccess) return sticky;
@@ -139,7 +140,7 @@ cudaError_t Runtime::forbid_in_capture() {
   return refuse(cudaErrorStreamCaptureUnsupported, "a call that waits or allocates, while a stream is being captured");
 }
 
-// ---- kernels ---------------------------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------------------------
 
 Failure Runtime::run_blocks(const Launch& launch) {
   const uint64_t blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
@@ -150,8 +151,10 @@ Failure Runtime::run_blocks(const Launch& launch) {
     for (uint64_t i = 0; i < blocks; ++i) order[i] = static_cast<uint32_t>(i);
     for (uint64_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[mix(launch_seed + i) % i]);
   }
-  const size_t workers = static_cast<size_t>(std::min<uint64_t>(blocks, static_cast<uint64_t>(std::max(settings.workers, 1))));
+  const int wanted = race_checking() ? 1 : std::max(settings.workers, 1);  // the race checker follows one block at a time
+  const size_t workers = static_cast<size_t>(std::min<uint64_t>(blocks, static_cast<uint64_t>(wanted)));
   while (executors_.size() < workers) executors_.push_back(std::make_unique<Executor>());
+  executors_[0]->races().begin_launch();
 
   std::atomic<uint64_t> next{0};
   std::atomic<bool> stop{false};
@@ -191,8 +194,10 @@ cudaError_t launch(Launch launch, cudaStream_t stream) {
     const uint64_t threads = uint64_t{block.x} * block.y * block.z;
     const bool block_fits = threads >= 1 && threads <= kMaxThreads && block.x <= 1024 && block.y <= 1024 && block.z <= 64;
     const bool grid_fits = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
-    if (!block_fits || !grid_fits) return r.refuse(cudaErrorInvalidConfiguration, std::string(launch.name) + ": grid or block too large or empty");
-    if (uint64_t{grid.x} * grid.y * grid.z > 0xffffffffu) return r.refuse(cudaErrorInvalidConfiguration, std::string(launch.name) + ": too many blocks for the host");
+    if (!block_fits || !grid_fits)
+      return r.refuse(cudaErrorInvalidConfiguration, std::string(launch.name) + ": grid or block too large or empty");
+    if (uint64_t{grid.x} * grid.y * grid.z > 0xffffffffu)
+      return r.refuse(cudaErrorInvalidConfiguration, std::string(launch.name) + ": too many blocks for the host");
     const auto limit = r.dynamic_shared_limits.find(launch.kernel);
     const size_t allowed = limit != r.dynamic_shared_limits.end() ? static_cast<size_t>(limit->second) : kMaxStaticShared;
     if (launch.dynamic_shared_bytes > allowed) {
@@ -219,7 +224,8 @@ cudaError_t refuse_argument(const char* kernel_name, int argument, const void* p
 
 cudaError_t set_kernel_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   return Runtime::instance().call([&](Runtime& r) -> cudaError_t {
-    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return value >= -1 && value <= 100 ? cudaSuccess : cudaErrorInvalidValue;
+    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout)
+      return value >= -1 && value <= 100 ? cudaSuccess : cudaErrorInvalidValue;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
         static_cast<size_t>(value) > shared_memory_limit(r.settings.capability)) {
       return r.refuse(cudaErrorInvalidValue, "kernel attribute " + std::to_string(attribute) + " = " + std::to_string(value) +
@@ -239,7 +245,7 @@ cudaError_t get_kernel_attributes(const void* kernel, cudaFuncAttributes* attrib
   });
 }
 
-// ---- control.h -------------------------------------------------------------------------------------------------------------------------
+// ---- control.h ------------------------------------------------------------------------------------------------------------------------
 
 void Runtime::reset_device() {
   for (const cudaStream_t stream : streams) delete stream;
@@ -318,7 +324,8 @@ std::vector<LiveObject> live_objects() {
   Runtime& r = Runtime::instance();
   const Lock lock(r.mutex_);
   std::vector<LiveObject> all;
-  for (const Allocation& a : r.memory.live()) all.push_back({a.kind == MemoryKind::device ? "device memory" : "pinned memory", a.begin, a.bytes, a.number});
+  for (const Allocation& a : r.memory.live())
+    all.push_back({a.kind == MemoryKind::device ? "device memory" : "pinned memory", a.begin, a.bytes, a.number});
   for (const cudaStream_t stream : r.streams) all.push_back({"stream", stream, 0, stream->number});
   for (const cudaEvent_t event : r.events) all.push_back({"event", event, 0, event->number});
   for (const cudaGraph_t graph : r.graphs) all.push_back({"graph", graph, 0, graph->number});
@@ -343,11 +350,13 @@ void reset() {
 
 }  // namespace rfn::cuda_on_host
 
-// ---- error functions of the API ----------------------------------------------------------------------------------------------------------
+// ---- error functions of the API -------------------------------------------------------------------------------------------------------
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-#define RFN_NAME(name, value, text) case name: return #name;
+#define RFN_NAME(name, value, text) \
+  case name:                        \
+    return #name;
     RFN_CUDA_ERRORS(RFN_NAME)
 #undef RFN_NAME
   }
@@ -356,7 +365,9 @@ const char* cudaGetErrorName(cudaError_t error) {
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
-#define RFN_TEXT(name, value, text) case name: return text;
+#define RFN_TEXT(name, value, text) \
+  case name:                        \
+    return text;
     RFN_CUDA_ERRORS(RFN_TEXT)
 #undef RFN_TEXT
   }

@@ -1,4 +1,4 @@
-// The functions of include/cuda_runtime.h.
+// Devices, memory and copies of include/cuda_runtime.h.
 #include <algorithm>
 #include <cstdio>
 
@@ -20,7 +20,9 @@ cudaError_t call(F&& body) {
 int threads_per_multiprocessor(int capability) { return capability == 75 ? 1024 : capability == 86 || capability == 89 ? 1536 : 2048; }
 size_t shared_per_multiprocessor(int capability) { return shared_memory_limit(capability) + (capability >= 80 ? 1024 : 0); }
 
-cudaError_t check_device(Runtime& r, int device) { return device >= 0 && device < r.settings.devices ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t check_device(Runtime& r, int device) {
+  return device >= 0 && device < r.settings.devices ? cudaSuccess : cudaErrorInvalidDevice;
+}
 
 thread_local int current_device = 0;
 
@@ -40,12 +42,15 @@ cudaError_t check_copy(Runtime& r, const void* destination, const void* source, 
   const bool from_device = r.memory.find(source, 0) != nullptr && r.memory.find(source, 0)->kind == MemoryKind::device;
   const bool to_device = r.memory.find(destination, 0) != nullptr && r.memory.find(destination, 0)->kind == MemoryKind::device;
   if (kind == cudaMemcpyDefault) {
-    kind = from_device ? (to_device ? cudaMemcpyDeviceToDevice : cudaMemcpyDeviceToHost) : to_device ? cudaMemcpyHostToDevice : cudaMemcpyHostToHost;
+    kind = from_device ? (to_device ? cudaMemcpyDeviceToDevice : cudaMemcpyDeviceToHost)
+           : to_device ? cudaMemcpyHostToDevice
+                       : cudaMemcpyHostToHost;
   }
   if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDeviceToDevice) return cudaErrorInvalidMemcpyDirection;
   const bool reads_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const bool writes_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-  if (reads_device != from_device || writes_device != to_device) return r.refuse(cudaErrorInvalidValue, "copy: pointers do not fit the direction");
+  if (reads_device != from_device || writes_device != to_device)
+    return r.refuse(cudaErrorInvalidValue, "copy: pointers do not fit the direction");
   if ((from_device && !is_device(r, source, bytes)) || (to_device && !is_device(r, destination, bytes))) {
     return r.refuse(cudaErrorInvalidValue, "copy: " + std::to_string(bytes) + " bytes reach past the end of the allocation");
   }
@@ -80,8 +85,8 @@ cudaError_t allocate(Runtime& r, void** pointer, size_t bytes, MemoryKind kind) 
   if (bytes == 0) return cudaSuccess;
   const bool device = kind == MemoryKind::device;
   if (device && bytes > r.settings.memory_bytes - std::min(r.settings.memory_bytes, r.memory.device_bytes())) {
-    return r.refuse(cudaErrorMemoryAllocation, std::to_string(bytes) + " bytes asked for, " + std::to_string(r.memory.device_bytes()) + " of " +
-                                                   std::to_string(r.settings.memory_bytes) + " in use");
+    return r.refuse(cudaErrorMemoryAllocation, std::to_string(bytes) + " bytes asked for, " + std::to_string(r.memory.device_bytes()) +
+                                                   " of " + std::to_string(r.settings.memory_bytes) + " in use");
   }
   *pointer = r.memory.allocate(kind, bytes, r.settings.alignment, r.next_number());
   if (*pointer == nullptr) return cudaErrorMemoryAllocation;
@@ -98,7 +103,7 @@ cudaError_t release(Runtime& r, void* pointer, MemoryKind kind) {
 
 }  // namespace
 
-// ---- devices -----------------------------------------------------------------------------------------------------------------------------
+// ---- devices --------------------------------------------------------------------------------------------------------------------------
 
 cudaError_t cudaDriverGetVersion(int* version) {
   return call([&](Runtime&) { return *version = CUDART_VERSION, cudaSuccess; });
@@ -157,16 +162,35 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   cudaDeviceProp p;
   if (const cudaError_t error = cudaGetDeviceProperties(&p, device); error != cudaSuccess) return error;
   switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = p.maxThreadsPerBlock; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = static_cast<int>(p.sharedMemPerBlock); break;
-    case cudaDevAttrWarpSize: *value = p.warpSize; break;
-    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = static_cast<int>(p.sharedMemPerMultiprocessor); break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(p.sharedMemPerBlockOptin); break;
-    case cudaDevAttrMemoryPoolsSupported: *value = p.memoryPoolsSupported; break;
-    default: return cudaErrorInvalidValue;
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = p.maxThreadsPerBlock;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = static_cast<int>(p.sharedMemPerBlock);
+      break;
+    case cudaDevAttrWarpSize:
+      *value = p.warpSize;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = p.multiProcessorCount;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = p.major;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = p.minor;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = static_cast<int>(p.sharedMemPerMultiprocessor);
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(p.sharedMemPerBlockOptin);
+      break;
+    case cudaDevAttrMemoryPoolsSupported:
+      *value = p.memoryPoolsSupported;
+      break;
+    default:
+      return cudaErrorInvalidValue;
   }
   return cudaSuccess;
 }
@@ -218,7 +242,7 @@ cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source
 }
 }  // namespace rfn::cuda_on_host
 
-// ---- memory ------------------------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------------------------
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   return call([&](Runtime& r) {
@@ -234,7 +258,8 @@ cudaError_t cudaFree(void* pointer) {
   return call([&](Runtime& r) { return release(r, pointer, MemoryKind::device); });
 }
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
-  return call([&](Runtime& r) { return r.valid(stream) ? allocate(r, pointer, bytes, MemoryKind::device) : cudaErrorInvalidResourceHandle; });
+  return call(
+      [&](Runtime& r) { return r.valid(stream) ? allocate(r, pointer, bytes, MemoryKind::device) : cudaErrorInvalidResourceHandle; });
 }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
   return call([&](Runtime& r) -> cudaError_t {
@@ -242,7 +267,8 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
     const Allocation* found = r.memory.find(pointer, 0);
     if (found == nullptr || found->begin != pointer) return r.refuse(cudaErrorInvalidValue, "free: " + r.memory.describe(pointer));
     if (r.capturing()) return r.forbid_in_capture();
-    return r.enqueue(stream, [pointer] { return Runtime::instance().memory.free(MemoryKind::device, pointer) ? cudaSuccess : cudaErrorIllegalAddress; });
+    return r.enqueue(
+        stream, [pointer] { return Runtime::instance().memory.free(MemoryKind::device, pointer) ? cudaSuccess : cudaErrorIllegalAddress; });
   });
 }
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault); }
@@ -323,218 +349,11 @@ cudaError_t cudaMemset(void* destination, int value, size_t bytes) { return cuda
 cudaError_t cudaMemsetAsync(void* destination, int value, size_t bytes, cudaStream_t stream) {
   return call([&](Runtime& r) -> cudaError_t {
     if (bytes == 0) return cudaSuccess;
-    if (!is_device(r, destination, bytes)) return r.refuse(cudaErrorInvalidValue, "memset: not " + std::to_string(bytes) + " bytes of device memory");
+    if (!is_device(r, destination, bytes))
+      return r.refuse(cudaErrorInvalidValue, "memset: not " + std::to_string(bytes) + " bytes of device memory");
     return r.enqueue(stream, [=] {
       std::memset(destination, value, bytes);
       return cudaSuccess;
     });
-  });
-}
-
-// ---- streams -----------------------------------------------------------------------------------------------------------------------------
-
-cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned int flags, int) { return cudaStreamCreateWithFlags(stream, flags); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
-  return call([&](Runtime& r) {
-    if (stream == nullptr || flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
-    *stream = new CUstream_st{r.next_number(), flags == cudaStreamDefault, {}};
-    r.streams.insert(*stream);
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  return call([&](Runtime& r) {
-    if (r.streams.count(stream) == 0) return cudaErrorInvalidResourceHandle;
-    const cudaError_t error = r.drain(stream);
-    r.streams.erase(stream);
-    delete stream;
-    return error;
-  });
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return call([&](Runtime& r) {
-    if (!r.valid(stream)) return cudaErrorInvalidResourceHandle;
-    if (Runtime::is_default(stream) ? r.capturing() : stream->capture != nullptr) return r.forbid_in_capture();
-    return r.drain(stream);
-  });
-}
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return call([&](Runtime& r) {
-    if (!r.valid(stream)) return cudaErrorInvalidResourceHandle;
-    if (Runtime::is_default(stream)) return r.drain(stream);
-    if (stream->capture != nullptr) return r.forbid_in_capture();
-    r.step(stream);
-    return r.sticky != cudaSuccess ? r.sticky : stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
-  });
-}
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-  return call([&](Runtime& r) {
-    return r.enqueue(stream, [=] {
-      function(data);
-      return cudaSuccess;
-    });
-  });
-}
-
-// ---- events ------------------------------------------------------------------------------------------------------------------------------
-
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
-  return call([&](Runtime& r) {
-    if (event == nullptr) return cudaErrorInvalidValue;
-    *event = new CUevent_st{r.next_number(), (flags & cudaEventDisableTiming) == 0, nullptr};
-    r.events.insert(*event);
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  return call([&](Runtime& r) {
-    if (r.events.erase(event) == 0) return cudaErrorInvalidResourceHandle;
-    delete event;
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  return call([&](Runtime& r) {
-    if (r.events.count(event) == 0 || !r.valid(stream)) return cudaErrorInvalidResourceHandle;
-    const auto record = std::make_shared<CUevent_st::Record>();
-    event->record = record;
-    record->stream = Runtime::is_default(stream) ? nullptr : stream;
-    if (!Runtime::is_default(stream) && stream->capture != nullptr) {
-      record->capture = stream->capture;
-      record->captured = stream->captured;
-      return cudaSuccess;
-    }
-    return r.enqueue(stream, [record] {
-      record->done = true;
-      record->time = std::chrono::steady_clock::now();
-      return cudaSuccess;
-    });
-  });
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
-  return call([&](Runtime& r) {
-    if (r.events.count(event) == 0 || !r.valid(stream)) return cudaErrorInvalidResourceHandle;
-    const auto record = event->record;
-    if (record == nullptr) return cudaSuccess;
-    if (record->capture != nullptr) {
-      if (Runtime::is_default(stream) || (stream->capture != nullptr && stream->capture != record->capture)) return r.forbid_in_capture();
-      stream->capture = record->capture;
-      record->stream->joined = std::max(record->stream->joined, record->captured);
-      return cudaSuccess;
-    }
-    return r.enqueue(stream, [record] {
-      while (!record->done && Runtime::instance().step(record->stream)) {
-      }
-      return cudaSuccess;
-    });
-  });
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return call([&](Runtime& r) {
-    if (r.events.count(event) == 0) return cudaErrorInvalidResourceHandle;
-    if (event->record == nullptr || event->record->done) return cudaSuccess;
-    if (event->record->capture != nullptr) return r.forbid_in_capture();
-    r.step(event->record->stream);
-    return r.sticky != cudaSuccess ? r.sticky : event->record->done ? cudaSuccess : cudaErrorNotReady;
-  });
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return call([&](Runtime& r) {
-    if (r.events.count(event) == 0) return cudaErrorInvalidResourceHandle;
-    if (event->record == nullptr) return cudaSuccess;
-    if (event->record->capture != nullptr) return r.forbid_in_capture();
-    while (!event->record->done && r.step(event->record->stream)) {
-    }
-    return r.sticky;
-  });
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
-  return call([&](Runtime& r) {
-    if (r.events.count(start) == 0 || r.events.count(stop) == 0 || !start->timing || !stop->timing) return cudaErrorInvalidResourceHandle;
-    if (start->record == nullptr || stop->record == nullptr) return cudaErrorInvalidResourceHandle;
-    if (!start->record->done || !stop->record->done) return cudaErrorNotReady;
-    *milliseconds = std::chrono::duration<float, std::milli>(stop->record->time - start->record->time).count();
-    return cudaSuccess;
-  });
-}
-
-// ---- graphs ------------------------------------------------------------------------------------------------------------------------------
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  return call([&](Runtime& r) {
-    if (Runtime::is_default(stream)) return cudaErrorStreamCaptureUnsupported;
-    if (!r.valid(stream) || stream->capture != nullptr) return cudaErrorInvalidResourceHandle;
-    auto* graph = new CUgraph_st{r.next_number(), {}, stream};
-    r.graphs.insert(graph);
-    stream->capture = graph;
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  return call([&](Runtime& r) {
-    if (Runtime::is_default(stream) || !r.valid(stream) || stream->capture == nullptr || stream->capture->origin != stream) {
-      return cudaErrorInvalidResourceHandle;
-    }
-    CUgraph_st* captured = stream->capture;
-    bool joined = true;
-    for (const cudaStream_t other : r.streams) {
-      if (other->capture != captured) continue;
-      joined = joined && (other == stream || other->joined == other->captured);
-      other->capture = nullptr;
-      other->captured = other->joined = 0;
-    }
-    for (const cudaEvent_t event : r.events) {
-      if (event->record != nullptr && event->record->capture == captured) event->record = nullptr;
-    }
-    *graph = captured;
-    if (joined && !captured->invalid) return cudaSuccess;
-    const cudaError_t error = captured->invalid ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined;
-    r.graphs.erase(captured);
-    delete captured;
-    *graph = nullptr;
-    return error;
-  });
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  return call([&](Runtime& r) {
-    if (!r.valid(stream)) return cudaErrorInvalidResourceHandle;
-    const CUgraph_st* graph = Runtime::is_default(stream) ? nullptr : stream->capture;
-    *status = graph == nullptr ? cudaStreamCaptureStatusNone : graph->invalid ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
-  return call([&](Runtime& r) {
-    if (r.graphs.count(graph) == 0) return cudaErrorInvalidResourceHandle;
-    *executable = new CUgraphExec_st{r.next_number(), graph->operations};
-    r.executables.insert(*executable);
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-  return call([&](Runtime& r) {
-    if (r.executables.count(executable) == 0) return cudaErrorInvalidResourceHandle;
-    return r.enqueue(stream, [operations = executable->operations] {
-      for (const auto& operation : operations) {
-        if (const cudaError_t error = operation(); error != cudaSuccess) return error;
-      }
-      return cudaSuccess;
-    });
-  });
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  return call([&](Runtime& r) {
-    if (r.graphs.erase(graph) == 0) return cudaErrorInvalidResourceHandle;
-    delete graph;
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  return call([&](Runtime& r) {
-    if (r.executables.erase(executable) == 0) return cudaErrorInvalidResourceHandle;
-    delete executable;
-    return cudaSuccess;
   });
 }

@@ -9,21 +9,30 @@
 #define RFN_CUDA_ON_HOST 1
 #define CUDART_CB
 
-// ---- vector types ------------------------------------------------------------------------------------------------------------------
+// ---- vector types ---------------------------------------------------------------------------------------------------------------------
 
-#define RFN_VECTOR_TYPES(X)                                                                                                \
-  X(char, signed char, 1)                                                                                                  \
-  X(uchar, unsigned char, 1) X(short, short, 2) X(ushort, unsigned short, 2) X(int, int, 4) X(uint, unsigned int, 4)       \
-  X(longlong, long long, 8) X(ulonglong, unsigned long long, 8) X(float, float, 4) X(double, double, 8)
+#define RFN_VECTOR_TYPES(X)                                                                                         \
+  X(char, signed char, 1)                                                                                           \
+  X(uchar, unsigned char, 1)                                                                                        \
+  X(short, short, 2) X(ushort, unsigned short, 2) X(int, int, 4) X(uint, unsigned int, 4) X(longlong, long long, 8) \
+      X(ulonglong, unsigned long long, 8) X(float, float, 4) X(double, double, 8)
 // Alignment as on the device: 2- and 4-vectors align to their size, at most 16; 3-vectors to their element.
-#define RFN_VECTOR(name, T, bytes)                                                                                         \
-  struct name##1 { T x; };                                                                                                 \
-  struct alignas(2 * bytes) name##2 { T x, y; };                                                                           \
-  struct name##3 { T x, y, z; };                                                                                           \
-  struct alignas(4 * bytes < 16 ? 4 * bytes : 16) name##4 { T x, y, z, w; };                                               \
-  inline name##1 make_##name##1(T x) { return {x}; }                                                                       \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                               \
-  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                                       \
+#define RFN_VECTOR(name, T, bytes)                                   \
+  struct name##1 {                                                   \
+    T x;                                                             \
+  };                                                                 \
+  struct alignas(2 * bytes) name##2 {                                \
+    T x, y;                                                          \
+  };                                                                 \
+  struct name##3 {                                                   \
+    T x, y, z;                                                       \
+  };                                                                 \
+  struct alignas(4 * bytes < 16 ? 4 * bytes : 16) name##4 {          \
+    T x, y, z, w;                                                    \
+  };                                                                 \
+  inline name##1 make_##name##1(T x) { return {x}; }                 \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+  inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 RFN_VECTOR_TYPES(RFN_VECTOR)
 #undef RFN_VECTOR
@@ -35,34 +44,34 @@ struct dim3 {
   constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-// ---- errors ------------------------------------------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------------------------
 
-#define RFN_CUDA_ERRORS(X)                                                                                                 \
-  X(cudaSuccess, 0, "no error")                                                                                            \
-  X(cudaErrorInvalidValue, 1, "invalid argument")                                                                          \
-  X(cudaErrorMemoryAllocation, 2, "out of memory")                                                                         \
-  X(cudaErrorInitializationError, 3, "initialization error")                                                               \
-  X(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                                    \
-  X(cudaErrorInvalidMemcpyDirection, 21, "invalid copy direction for memcpy")                                              \
-  X(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")                       \
-  X(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                                          \
-  X(cudaErrorInvalidDevice, 101, "invalid device ordinal")                                                                 \
-  X(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")                      \
-  X(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                                                        \
-  X(cudaErrorNotReady, 600, "device not ready")                                                                            \
-  X(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                                              \
-  X(cudaErrorPeerAccessAlreadyEnabled, 704, "peer access is already enabled")                                              \
-  X(cudaErrorAssert, 710, "device-side assert triggered")                                                                  \
-  X(cudaErrorHostMemoryAlreadyRegistered, 712, "part or all of the requested memory range is already mapped")              \
-  X(cudaErrorHostMemoryNotRegistered, 713, "pointer does not correspond to a registered memory region")                    \
-  X(cudaErrorIllegalInstruction, 715, "an illegal instruction was encountered")                                            \
-  X(cudaErrorMisalignedAddress, 716, "misaligned address")                                                                 \
-  X(cudaErrorLaunchFailure, 719, "unspecified launch failure")                                                             \
-  X(cudaErrorNotPermitted, 800, "operation not permitted")                                                                 \
-  X(cudaErrorNotSupported, 801, "operation not supported")                                                                 \
-  X(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                            \
-  X(cudaErrorStreamCaptureInvalidated, 901, "operation failed due to a previous error during capture")                     \
-  X(cudaErrorStreamCaptureUnjoined, 904, "capturing stream has unjoined work")                                             \
+#define RFN_CUDA_ERRORS(X)                                                                                    \
+  X(cudaSuccess, 0, "no error")                                                                               \
+  X(cudaErrorInvalidValue, 1, "invalid argument")                                                             \
+  X(cudaErrorMemoryAllocation, 2, "out of memory")                                                            \
+  X(cudaErrorInitializationError, 3, "initialization error")                                                  \
+  X(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                       \
+  X(cudaErrorInvalidMemcpyDirection, 21, "invalid copy direction for memcpy")                                 \
+  X(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")          \
+  X(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                             \
+  X(cudaErrorInvalidDevice, 101, "invalid device ordinal")                                                    \
+  X(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")         \
+  X(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                                           \
+  X(cudaErrorNotReady, 600, "device not ready")                                                               \
+  X(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                                 \
+  X(cudaErrorPeerAccessAlreadyEnabled, 704, "peer access is already enabled")                                 \
+  X(cudaErrorAssert, 710, "device-side assert triggered")                                                     \
+  X(cudaErrorHostMemoryAlreadyRegistered, 712, "part or all of the requested memory range is already mapped") \
+  X(cudaErrorHostMemoryNotRegistered, 713, "pointer does not correspond to a registered memory region")       \
+  X(cudaErrorIllegalInstruction, 715, "an illegal instruction was encountered")                               \
+  X(cudaErrorMisalignedAddress, 716, "misaligned address")                                                    \
+  X(cudaErrorLaunchFailure, 719, "unspecified launch failure")                                                \
+  X(cudaErrorNotPermitted, 800, "operation not permitted")                                                    \
+  X(cudaErrorNotSupported, 801, "operation not supported")                                                    \
+  X(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")               \
+  X(cudaErrorStreamCaptureInvalidated, 901, "operation failed due to a previous error during capture")        \
+  X(cudaErrorStreamCaptureUnjoined, 904, "capturing stream has unjoined work")                                \
   X(cudaErrorUnknown, 999, "unknown error")
 
 enum cudaError {
@@ -77,7 +86,7 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
 
-// ---- handles -----------------------------------------------------------------------------------------------------------------------
+// ---- handles --------------------------------------------------------------------------------------------------------------------------
 
 typedef struct CUstream_st* cudaStream_t;
 typedef struct CUevent_st* cudaEvent_t;
@@ -86,7 +95,7 @@ typedef struct CUgraphExec_st* cudaGraphExec_t;
 typedef struct CUmemPoolHandle_st* cudaMemPool_t;
 typedef void (*cudaHostFn_t)(void* data);
 
-// ---- devices -----------------------------------------------------------------------------------------------------------------------
+// ---- devices --------------------------------------------------------------------------------------------------------------------------
 
 struct cudaUUID_t {
   char bytes[16];
@@ -146,7 +155,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can_access, int device, int peer);
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int flags);
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest);
 
-// ---- memory ------------------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------------------------
 
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost = 0,
@@ -207,7 +216,7 @@ cudaError_t cudaMemcpyToSymbol(const T& symbol, const void* source, size_t bytes
   return cudaMemcpyToSymbolAsync(symbol, source, bytes, offset);
 }
 
-// ---- streams, events, graphs -------------------------------------------------------------------------------------------------------
+// ---- streams, events, graphs ----------------------------------------------------------------------------------------------------------
 
 #define cudaStreamDefault 0x00
 #define cudaStreamNonBlocking 0x01
@@ -247,11 +256,11 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 
-// ---- kernels -----------------------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------------------------
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 struct cudaFuncAttributes {
-  size_t sharedSizeBytes; // 0: the host does not know a kernel's static shared memory before it runs
+  size_t sharedSizeBytes;  // 0: the host does not know a kernel's static shared memory before it runs
   int maxThreadsPerBlock;
   int maxDynamicSharedSizeBytes;
 };

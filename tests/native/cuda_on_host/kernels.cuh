@@ -6,8 +6,9 @@ namespace rfn::cuda {
 
 enum class Bug { None, First, Second, Third };
 
-// ---- C = A B, float32 [n,n], n a multiple of 16; a block per 16x16 tile, a thread per element -----------------------------------------------
-// First: no barrier after the tiles are loaded; Second: none before the next ones are; Third: a barrier in two branches.
+// ---- C = A B, float32 [n,n], n a multiple of 16; a block per 16x16 tile, a thread per element
+// ----------------------------------------------- First: no barrier after the tiles are loaded; Second: none before the next ones are;
+// Third: a barrier in two branches.
 
 inline constexpr int kTile = 16;
 
@@ -35,8 +36,9 @@ __global__ void matmul_kernel(const float* a, const float* b, float* c, int n) {
   c[row * n + column] = sum;
 }
 
-// ---- sums[block] = sum of the block's elements; 256 threads --------------------------------------------------------------------------------
-// First: no barrier before the warps' sums are read; Second: a full mask where 8 lanes shuffle; Third: the last warp's range not masked.
+// ---- sums[block] = sum of the block's elements; 256 threads
+// -------------------------------------------------------------------------------- First: no barrier before the warps' sums are read;
+// Second: a full mask where 8 lanes shuffle; Third: the last warp's range not masked.
 
 template <Bug bug>
 __global__ void reduce_kernel(const int* values, int* sums, int n) {
@@ -54,9 +56,9 @@ __global__ void reduce_kernel(const int* values, int* sums, int n) {
   }
 }
 
-// ---- histogram of 64 bins, first in shared memory ------------------------------------------------------------------------------------------
-// First: bins not cleared; Second: no barrier between clearing and counting; Third: an addition that is not atomic, with the load and the
-// store of one thread split by another's fence.
+// ---- histogram of 64 bins, first in shared memory
+// ------------------------------------------------------------------------------------------ First: bins not cleared; Second: no barrier
+// between clearing and counting; Third: an addition that is not atomic, with the load and the store of one thread split by another's fence.
 
 template <Bug bug>
 __global__ void histogram_kernel(const int* values, int* bins, int n) {
@@ -77,8 +79,9 @@ __global__ void histogram_kernel(const int* values, int* bins, int n) {
   if (thread < 64) atomicAdd(&bins[thread], local[thread]);
 }
 
-// ---- each warp reverses 32 values through shared memory, four times ---------------------------------------------------------------------------
-// First: no __syncwarp between write and read; Second: none between read and the next write; Third: half a mask, called by all.
+// ---- each warp reverses 32 values through shared memory, four times
+// --------------------------------------------------------------------------- First: no __syncwarp between write and read; Second: none
+// between read and the next write; Third: half a mask, called by all.
 
 template <Bug bug>
 __global__ void warp_reverse_kernel(int* values) {
@@ -94,9 +97,10 @@ __global__ void warp_reverse_kernel(int* values) {
   values[blockIdx.x * blockDim.x + threadIdx.x] = value;
 }
 
-// ---- C = A B^T, bf16 [m,k], [n,k] to float32 [m,n]; cp.async double buffer, ldmatrix, mma ------------------------------------------------------
-// A block of (BM/WM)*(BN/WN) warps makes BM x BN, in steps of BK. Dynamic shared memory: 2 (BM + BN) BK elements.
-// First: one group too many left in flight; Second: no barrier before a buffer is filled again; Third: no barrier after the wait.
+// ---- C = A B^T, bf16 [m,k], [n,k] to float32 [m,n]; cp.async double buffer, ldmatrix, mma
+// ------------------------------------------------------ A block of (BM/WM)*(BN/WN) warps makes BM x BN, in steps of BK. Dynamic shared
+// memory: 2 (BM + BN) BK elements. First: one group too many left in flight; Second: no barrier before a buffer is filled again; Third: no
+// barrier after the wait.
 
 template <int BM, int BN, int BK, int WM, int WN, Bug bug>
 __global__ void gemm_kernel(const uint16_t* a, const uint16_t* b, float* c, int n, int k) {
@@ -157,9 +161,9 @@ __global__ void gemm_kernel(const uint16_t* a, const uint16_t* b, float* c, int 
   }
 }
 
-// ---- out[row] = sum of row's first lengths[row] values; a warp per row, 64 columns, rows staged with cp.async ---------------------------------
-// Lengths are even, so 8-byte copies are all or nothing. First: what lies past the length is copied instead of zeroed; Second: the copies
-// are not committed; Third: no __syncwarp after the wait, while lanes read what others copied.
+// ---- out[row] = sum of row's first lengths[row] values; a warp per row, 64 columns, rows staged with cp.async
+// --------------------------------- Lengths are even, so 8-byte copies are all or nothing. First: what lies past the length is copied
+// instead of zeroed; Second: the copies are not committed; Third: no __syncwarp after the wait, while lanes read what others copied.
 
 template <Bug bug>
 __global__ void row_sum_kernel(const float* rows, const int* lengths, float* out, int count) {
@@ -177,9 +181,9 @@ __global__ void row_sum_kernel(const float* rows, const int* lengths, float* out
   }
 }
 
-// ---- producer and consumer warps over named barriers: out = 2 in, by way of shared memory -----------------------------------------------------
-// Warp 0 writes, warp 1 reads. Barrier 1: full, barrier 2: empty. First: the consumer does not wait for full; Second: the producer does not
-// wait for empty; Third: the two sides expect different numbers of threads.
+// ---- producer and consumer warps over named barriers: out = 2 in, by way of shared memory
+// ----------------------------------------------------- Warp 0 writes, warp 1 reads. Barrier 1: full, barrier 2: empty. First: the consumer
+// does not wait for full; Second: the producer does not wait for empty; Third: the two sides expect different numbers of threads.
 
 template <Bug bug>
 __global__ void pipeline_kernel(const int* in, int* out, int steps) {

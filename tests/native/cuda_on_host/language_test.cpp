@@ -13,7 +13,7 @@ class LanguageEachSeed : public CudaOnHost, public testing::WithParamInterface<u
 };
 INSTANTIATE_TEST_SUITE_P(, LanguageEachSeed, testing::Values(0, 1, 2, 3, 4, 5));
 
-// ---- places ----------------------------------------------------------------------------------------------------------------------------
+// ---- places ---------------------------------------------------------------------------------------------------------------------------
 
 __global__ void coordinates_kernel(int* out) {
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
@@ -37,7 +37,7 @@ TEST_F(Language, ThreadsThatNeverWait_CostOneSwitchPerBlock) {
   EXPECT_EQ(statistics().switches, 4u);
 }
 
-// ---- collectives -----------------------------------------------------------------------------------------------------------------------
+// ---- collectives ----------------------------------------------------------------------------------------------------------------------
 
 // Lane 7 stays away. Rows of results, 32 lanes each.
 __global__ void collectives_kernel(int* out) {
@@ -114,7 +114,7 @@ TEST_P(LanguageEachSeed, BlockVotes_CountEveryThread) {
   }
 }
 
-// ---- atomics -----------------------------------------------------------------------------------------------------------------------------
+// ---- atomics --------------------------------------------------------------------------------------------------------------------------
 
 __global__ void atomics_kernel(int* ints, unsigned long long* wide, unsigned* ranks) {
   const int value = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -145,9 +145,20 @@ TEST_P(LanguageEachSeed, Atomics_LoseNothing) {
   }
 }
 
-// ---- errors ------------------------------------------------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------------------------
 
-enum class Fault { EarlyReturn, ForeignLane, MissingLane, TwoCollectives, TwoPlaces, BadWidth, Trap, Assertion, DivideByZero, StackOverflow };
+enum class Fault {
+  EarlyReturn,
+  ForeignLane,
+  MissingLane,
+  TwoCollectives,
+  TwoPlaces,
+  BadWidth,
+  Trap,
+  Assertion,
+  DivideByZero,
+  StackOverflow
+};
 
 __attribute__((noinline, no_sanitize("undefined"))) int divide(int a, int b) { return a / b; }
 __attribute__((noinline)) int deep(volatile int* sink, int depth) {
@@ -163,11 +174,15 @@ __global__ void faulty_kernel(Fault fault, int* out, int zero) {
       if (lane == 5) return;
       __syncthreads();
       break;
-    case Fault::ForeignLane: out[lane] = lane < 16 ? __shfl_sync(0x0000ffffu, lane, 20) : 0; break;
+    case Fault::ForeignLane:
+      out[lane] = lane < 16 ? __shfl_sync(0x0000ffffu, lane, 20) : 0;
+      break;
     case Fault::MissingLane:
       if (lane != 3) __syncwarp();
       break;
-    case Fault::TwoCollectives: out[lane] = lane < 16 ? static_cast<int>(__ballot_sync(0xffffffffu, 1)) : __shfl_sync(0xffffffffu, lane, 0); break;
+    case Fault::TwoCollectives:
+      out[lane] = lane < 16 ? static_cast<int>(__ballot_sync(0xffffffffu, 1)) : __shfl_sync(0xffffffffu, lane, 0);
+      break;
     case Fault::TwoPlaces:
       if (lane < 16) {
         out[lane] = __shfl_sync(0xffffffffu, lane, 0);
@@ -175,13 +190,21 @@ __global__ void faulty_kernel(Fault fault, int* out, int zero) {
         out[lane] = __shfl_sync(0xffffffffu, lane, 0);
       }
       break;
-    case Fault::BadWidth: out[lane] = __shfl_sync(0xffffffffu, lane, 0, 12); break;
+    case Fault::BadWidth:
+      out[lane] = __shfl_sync(0xffffffffu, lane, 0, 12);
+      break;
     case Fault::Trap:
       if (lane == 9) __trap();
       break;
-    case Fault::Assertion: RFN_DEVICE_ASSERT(lane < 30); break;
-    case Fault::DivideByZero: out[lane] = divide(lane, zero); break;
-    case Fault::StackOverflow: out[lane] = deep(out, 1000); break;
+    case Fault::Assertion:
+      RFN_DEVICE_ASSERT(lane < 30);
+      break;
+    case Fault::DivideByZero:
+      out[lane] = divide(lane, zero);
+      break;
+    case Fault::StackOverflow:
+      out[lane] = deep(out, 1000);
+      break;
   }
 }
 
@@ -205,7 +228,8 @@ TEST_P(LanguageFault, IsReportedWithBlockAndThread) {
 }
 INSTANTIATE_TEST_SUITE_P(, LanguageFault,
                          testing::Values(FaultCase{Fault::EarlyReturn, cudaErrorLaunchFailure, "1 threads have ended while 31 wait"},
-                                         FaultCase{Fault::ForeignLane, cudaErrorLaunchFailure, "__shfl_sync reads lane 20, which is not in the mask"},
+                                         FaultCase{Fault::ForeignLane, cudaErrorLaunchFailure,
+                                                   "__shfl_sync reads lane 20, which is not in the mask"},
                                          FaultCase{Fault::MissingLane, cudaErrorLaunchFailure, "in __syncwarp with mask 0xffffffff"},
                                          FaultCase{Fault::TwoCollectives, cudaErrorLaunchFailure, "divergent warp"},
                                          FaultCase{Fault::TwoPlaces, cudaErrorLaunchFailure, "divergent warp"},
@@ -215,7 +239,7 @@ INSTANTIATE_TEST_SUITE_P(, LanguageFault,
                                          FaultCase{Fault::DivideByZero, cudaErrorLaunchFailure, "division by zero"},
                                          FaultCase{Fault::StackOverflow, cudaErrorIllegalAddress, "stack overflow"}));
 
-// ---- shared memory -----------------------------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------------------------
 
 // Every block leaves its mark behind and looks for that of an earlier one, in static and dynamic memory.
 __global__ void leftovers_kernel(float* out) {
@@ -309,7 +333,7 @@ TEST_F(Language, Constants_AreCopiedInStreamOrder) {
   EXPECT_EQ(cudaMemcpyToSymbol(constant_table, values, sizeof values, 4), cudaErrorInvalidValue);
 }
 
-// ---- numbers -----------------------------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(Language, BitFunctions_MatchTheirDefinitions) {
   EXPECT_EQ(__popc(0xf0f0u), 8);

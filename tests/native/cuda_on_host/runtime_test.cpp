@@ -27,7 +27,7 @@ __global__ void load_kernel(const int* values, int index, int* out) {
   if (threadIdx.x == 17) *out = values[index];
 }
 
-// ---- memory ------------------------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, DeviceMemory_BeginsAsNaNAndAligned) {
   for (const size_t bytes : {4, 252, 256, 5000}) {
@@ -70,7 +70,8 @@ TEST_F(RuntimeTest, OutOfBounds_WritesIntoPaddingAreFoundAfterTheLaunch) {
     reset();
     const Device<int> values(3);
     EXPECT_EQ(RFN_LAUNCH(store_kernel, 1, 32, 0, nullptr, values.get(), index), cudaErrorIllegalAddress);
-    EXPECT_NE(last_report().find(index < 0 ? "wrote before 12 bytes" : "wrote past the end of 12 bytes"), std::string::npos) << last_report();
+    EXPECT_NE(last_report().find(index < 0 ? "wrote before 12 bytes" : "wrote past the end of 12 bytes"), std::string::npos)
+        << last_report();
   }
 }
 #endif
@@ -155,7 +156,7 @@ TEST_F(RuntimeTest, HiddenDeviceMemory_FaultsTheHostButNotKernels) {
 }
 #endif
 
-// ---- streams -----------------------------------------------------------------------------------------------------------------------------
+// ---- streams --------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, LateStreams_RunNothingBeforeSomethingWaits) {
   change([](Settings& s) { s.late_streams = true; });
@@ -241,7 +242,7 @@ TEST_F(RuntimeTest, Events_MeasureTime) {
   ASSERT_CUDA(cudaEventDestroy(stop));
 }
 
-// ---- graphs ------------------------------------------------------------------------------------------------------------------------------
+// ---- graphs ---------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, Graph_ReplaysWhatWasCapturedOnTwoStreams) {
   cudaStream_t stream, side;
@@ -276,12 +277,12 @@ TEST_F(RuntimeTest, Graph_ReplaysWhatWasCapturedOnTwoStreams) {
 }
 
 TEST_F(RuntimeTest, Graph_CaptureForbidsWaitingAndAllocating) {
-  const std::function<cudaError_t(cudaStream_t)> forbidden[] = {
-      [](cudaStream_t s) { return cudaStreamSynchronize(s); }, [](cudaStream_t) { return cudaDeviceSynchronize(); },
-      [](cudaStream_t) {
-        void* p;
-        return cudaMalloc(&p, 16);
-      }};
+  const std::function<cudaError_t(cudaStream_t)> forbidden[] = {[](cudaStream_t s) { return cudaStreamSynchronize(s); },
+                                                                [](cudaStream_t) { return cudaDeviceSynchronize(); },
+                                                                [](cudaStream_t) {
+                                                                  void* p;
+                                                                  return cudaMalloc(&p, 16);
+                                                                }};
   for (const auto& call : forbidden) {
     reset();
     cudaStream_t stream;
@@ -315,7 +316,7 @@ TEST_F(RuntimeTest, Graph_UnjoinedStreamIsReported) {
   ASSERT_CUDA(cudaStreamDestroy(side));
 }
 
-// ---- errors and limits -------------------------------------------------------------------------------------------------------------------
+// ---- errors and limits ----------------------------------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, NoDevice_IsAnErrorThatWritesNothing) {
   for (const cudaError_t error : {cudaErrorNoDevice, cudaErrorInsufficientDriver}) {

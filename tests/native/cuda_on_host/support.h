@@ -10,6 +10,7 @@
 #include "cuda/device.cuh"
 #include "cuda_on_host/control.h"
 #include "cuda_on_host/fiber.h"
+#include "cuda_on_host/race.h"
 
 namespace rfn::cuda_on_host {
 

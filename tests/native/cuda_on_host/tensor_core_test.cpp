@@ -119,7 +119,7 @@ TEST_P(TensorCore, Ldmatrix_MisalignedRowIsReported) {
   EXPECT_EQ(RFN_LAUNCH(ldmatrix_kernel, 1, 32, 0, nullptr, out.get(), 8), cudaErrorMisalignedAddress);
 }
 
-// ---- cp.async ----------------------------------------------------------------------------------------------------------------------------
+// ---- cp.async -------------------------------------------------------------------------------------------------------------------------
 
 // Each thread copies 4, 8 and 16 bytes, and 16 of which only `valid` are read, in two groups.
 __global__ void cp_async_kernel(const int* in, int* out, int valid) {
@@ -200,7 +200,7 @@ TEST_P(TensorCore, CpAsync_BadAddressesAreReported) {
   EXPECT_NE(last_report().find("destination outside shared memory"), std::string::npos) << last_report();
 }
 
-// ---- formats -----------------------------------------------------------------------------------------------------------------------------
+// ---- formats --------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(CudaOnHost, F16_EveryValueSurvivesAndEveryFloatRoundsToTheNearest) {
   for (int i = 0; i < 0x10000; ++i) {
