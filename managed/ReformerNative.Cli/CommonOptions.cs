@@ -1,0 +1,97 @@
+using System.CommandLine;
+using ReformerNative.Tensors;
+
+namespace ReformerNative.Cli;
+
+/// <summary>Options that several commands share; each command adds the ones it means.</summary>
+internal static class CommonOptions
+{
+    public static Option<bool> Json { get; } = new("--json") { Description = "Print JSON, one object a line, for other programs" };
+
+    public static Option<string> Device { get; } = new("--device")
+    {
+        Description = "Where to compute: cpu, cuda or cuda:N", DefaultValueFactory = _ => "cpu", HelpName = "cpu|cuda",
+    };
+
+    public static Option<int> Threads { get; } = new("--threads")
+    {
+        Description = "Threads of the CPU backend, 0 for all processors; changes no bit of any result", HelpName = "N",
+    };
+
+    public static Option<long> Seed { get; } = new("--seed")
+    {
+        Description = "Seed of parameters, data order, rotations and dropout", DefaultValueFactory = _ => 1, HelpName = "N",
+    };
+
+    /// <summary>The context that --device and --threads ask for.</summary>
+    public static ReformerContext Context(ParseResult parsed)
+    {
+        string name = parsed.GetValue(Device)!;
+        if (!Tensors.Device.TryParse(name, out Device device))
+        {
+            throw new UsageException($"--device: expected cpu, cuda or cuda:N, found '{name}'");
+        }
+
+        int threads = parsed.GetValue(Threads);
+        return threads >= 0
+            ? new ReformerContext(device, threads)
+            : throw new UsageException($"--threads: expected an integer from 0 up, found {threads}");
+    }
+
+    /// <summary>The seed as the library takes it.</summary>
+    public static ulong SeedOf(ParseResult parsed)
+    {
+        long seed = parsed.GetValue(Seed);
+        return seed >= 0 ? (ulong)seed : throw new UsageException($"--seed: expected an integer from 0 up, found {seed}");
+    }
+
+    /// <summary>An integer option with a lowest value.</summary>
+    public static Option<T> Number<T>(string name, string description, T initial, T lowest, string helpName = "N")
+        where T : struct, System.Numerics.INumber<T>
+    {
+        var option = new Option<T>(name) { Description = description, DefaultValueFactory = _ => initial, HelpName = helpName };
+        AtLeast(option, lowest);
+        return option;
+    }
+
+    /// <summary>A number that need not be given.</summary>
+    public static Option<T?> Maybe<T>(string name, string description, T lowest, string helpName = "N")
+        where T : struct, System.Numerics.INumber<T>
+    {
+        var option = new Option<T?>(name) { Description = description, HelpName = helpName };
+        option.Validators.Add(result =>
+        {
+            if (result.Tokens.Count > 0 && result.GetValueOrDefault<T?>() is T value && !(value >= lowest))
+            {
+                result.AddError($"{name}: expected a number from {lowest} up, found {value}");
+            }
+        });
+        return option;
+    }
+
+    /// <summary>One of several words.</summary>
+    public static Option<string?> Word(string name, string description, params string[] words)
+    {
+        var option = new Option<string?>(name) { Description = description, HelpName = string.Join('|', words) };
+        option.Validators.Add(result =>
+        {
+            if (result.Tokens.Count > 0 && !words.Contains(result.Tokens[0].Value))
+            {
+                result.AddError($"{name}: expected one of {string.Join(", ", words)}, found '{result.Tokens[0].Value}'");
+            }
+        });
+        return option;
+    }
+
+    /// <summary>Whether the user wrote an option.</summary>
+    public static bool IsGiven(ParseResult parsed, Option option) => parsed.GetResult(option) is { Implicit: false };
+
+    private static void AtLeast<T>(Option<T> option, T lowest)
+        where T : struct, System.Numerics.INumber<T> => option.Validators.Add(result =>
+        {
+            if (result.Tokens.Count > 0 && !(result.GetValueOrDefault<T>() >= lowest))
+            {
+                result.AddError($"{option.Name}: expected a number from {lowest} up, found {result.Tokens[0].Value}");
+            }
+        });
+}

@@ -1,0 +1,53 @@
+using System.CommandLine;
+using ReformerNative.Cli.Commands;
+
+namespace ReformerNative.Cli;
+
+/// <summary>Entry point: parses, runs, and turns every failure into a sentence and an exit code.</summary>
+internal static class Program
+{
+    public static int Main(string[] args)
+    {
+        var root = new RootCommand("Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
+        {
+            TrainCommand.Create(),
+            VerifyCommand.Create(),
+        };
+        ParseResult parsed = root.Parse(args);
+        if (parsed.Errors.Count > 0)
+        {
+            foreach (string message in parsed.Errors.Select(error => error.Message).Distinct())
+            {
+                Console.Error.WriteLine($"reformer: {message}");
+            }
+
+            Console.Error.WriteLine($"Try: {CommandPath(parsed)} --help");
+            return ExitCode.WrongUsage;
+        }
+
+        try
+        {
+            // Commands that can stop in the middle listen to signals themselves (see Interruption).
+            return parsed.Invoke(new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null });
+        }
+        catch (Exception error) when (Failure.Describe(error) is var (code, message))
+        {
+            Console.Error.WriteLine($"reformer: {message}");
+            return code;
+        }
+    }
+
+    private static string CommandPath(ParseResult parsed)
+    {
+        var names = new Stack<string>();
+        for (System.CommandLine.Parsing.SymbolResult? at = parsed.CommandResult; at is not null; at = at.Parent)
+        {
+            if (at is System.CommandLine.Parsing.CommandResult { Command: not RootCommand } command)
+            {
+                names.Push(command.Command.Name);
+            }
+        }
+
+        return string.Join(' ', names.Prepend("reformer"));
+    }
+}

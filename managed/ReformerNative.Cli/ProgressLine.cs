@@ -1,0 +1,41 @@
+namespace ReformerNative.Cli;
+
+/// <summary>
+/// One line that is written again and again at a terminal. Where stderr is not a terminal, only the lines that are meant to stay appear.
+/// </summary>
+internal sealed class ProgressLine
+{
+    private const string ClearToEnd = "\u001b[K";
+    private readonly bool _live = !Console.IsErrorRedirected;
+    private bool _shown;
+
+    /// <summary>Whether there is a terminal to show progress at.</summary>
+    public bool IsLive => _live;
+
+    /// <summary>Replaces the line.</summary>
+    public void Show(string text)
+    {
+        if (_live)
+        {
+            int width = Math.Max(20, Console.WindowWidth - 1);
+            Console.Error.Write($"\r{(text.Length > width ? text[..width] : text)}{ClearToEnd}");
+            _shown = true;
+        }
+    }
+
+    /// <summary>Prints a line that stays, on stdout.</summary>
+    public void Keep(string text)
+    {
+        Clear();
+        Console.Out.WriteLine(text);
+    }
+
+    public void Clear()
+    {
+        if (_shown)
+        {
+            Console.Error.Write($"\r{ClearToEnd}");
+            _shown = false;
+        }
+    }
+}

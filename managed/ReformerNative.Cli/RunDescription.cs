@@ -1,0 +1,85 @@
+using System.Text.Json;
+using System.Text.Json.Serialization;
+using ReformerNative.Checkpoints;
+using ReformerNative.Data;
+using ReformerNative.Training;
+
+namespace ReformerNative.Cli;
+
+/// <summary>Kinds of data that the command can train on.</summary>
+internal enum DataTask
+{
+    Text,
+    Duplicate,
+}
+
+/// <summary>What a run reads: enough to open the same data again.</summary>
+/// <param name="Task">Kind of data.</param>
+/// <param name="Paths">Text: files and folders.</param>
+/// <param name="Pattern">Text: the files of folders.</param>
+/// <param name="Symbols">Duplication: how many symbols.</param>
+internal sealed record DataDescription(DataTask Task, IReadOnlyList<string> Paths, string Pattern, int Symbols)
+{
+    public const int PaperSymbols = 127;
+
+    /// <summary>What one token is, for people.</summary>
+    public string Unit => Task == DataTask.Text ? "byte" : "symbol";
+
+    public static DataDescription Duplicate(int symbols) => new(DataTask.Duplicate, [], "", symbols);
+
+    /// <summary>Text of the given files and folders, or the SDK's documentation when there are none.</summary>
+    public static DataDescription Text(IReadOnlyList<string> paths) => paths.Count > 0
+        ? new(DataTask.Text, [.. paths.Select(Path.GetFullPath)], "*", PaperSymbols)
+        : new(DataTask.Text, SdkDocumentation.Folders(), SdkDocumentation.Pattern, PaperSymbols);
+
+    /// <summary>Opens the data; dispose what is disposable.</summary>
+    public IBatchSource Open() => Task == DataTask.Text ? TextFiles.Open(Paths, Pattern) : new DuplicationTask(Symbols);
+}
+
+/// <summary>What a run's directory says of it besides its checkpoints: <c>run.json</c>, so that resuming needs no option again.</summary>
+/// <param name="Data">The data.</param>
+/// <param name="Options">The options of the trainer.</param>
+internal sealed record RunDescription(DataDescription Data, TrainingOptions Options)
+{
+    private const string FileName = "run.json";
+
+    public void Save(string directory)
+    {
+        Directory.CreateDirectory(directory);
+        string path = Path.Combine(directory, FileName);
+        string beside = $"{path}.{Environment.ProcessId}.tmp";
+        File.WriteAllText(beside, JsonSerializer.Serialize(this, RunJson.Default.RunDescription) + "\n");
+        File.Move(beside, path, overwrite: true);
+    }
+
+    /// <summary>The description of the run that a checkpoint belongs to; null when none lies there.</summary>
+    /// <param name="checkpoint">A checkpoint, or a run's directory.</param>
+    public static RunDescription? Find(string checkpoint)
+    {
+        string inside = Path.Combine(checkpoint, FileName);
+        string above = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(checkpoint)) ?? "", FileName);
+        string path = File.Exists(inside) ? inside : above;
+        if (!File.Exists(path))
+        {
+            return null;
+        }
+
+        try
+        {
+            RunDescription run = JsonSerializer.Deserialize(File.ReadAllText(path), RunJson.Default.RunDescription)
+                ?? throw new ReformerFormatException(path, "expected a JSON object, found null");
+            run.Options.Validate();
+            return run;
+        }
+        catch (Exception error) when (error is JsonException or ArgumentException)
+        {
+            throw new ReformerFormatException(path, $"expected the description of a run: {error.Message}", error);
+        }
+    }
+}
+
+[JsonSourceGenerationOptions(
+    WriteIndented = true, NewLine = "\n", PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, UseStringEnumConverter = true,
+    RespectRequiredConstructorParameters = true, RespectNullableAnnotations = true, AllowDuplicateProperties = false)]
+[JsonSerializable(typeof(RunDescription))]
+internal sealed partial class RunJson : JsonSerializerContext;

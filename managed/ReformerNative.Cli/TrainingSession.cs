@@ -1,0 +1,162 @@
+using System.Text.Json.Nodes;
+using ReformerNative.Data;
+using ReformerNative.Model;
+using ReformerNative.Tensors;
+using ReformerNative.Training;
+
+namespace ReformerNative.Cli;
+
+/// <summary>A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.</summary>
+internal sealed class TrainingSession(
+    Trainer trainer, IBatchSource source, DataDescription data, string? resumed, long logEvery, bool json) : IProgress<TrainingStep>
+{
+    private const int PromptBytes = 64;
+    private const double Smoothing = 0.1; // weight of the newest step in the shown averages, once there are enough
+
+    private readonly ProgressLine _line = new();
+    private long _steps;
+    private double _secondsPerStep;
+    private double _bits;
+    private double _accuracy;
+
+    private string Rate => $"bits per {data.Unit}";
+
+    public int Run(int sampleBytes)
+    {
+        if (!json)
+        {
+            Introduce();
+        }
+
+        using var interruption = new Interruption();
+        long before = trainer.Step;
+        TrainingResult result = trainer.Run(this, interruption.Token);
+        _line.Clear();
+        string checkpoint = result.Checkpoint ?? Save(before);
+        LossResult heldOut = (result.Completed ? result.HeldOut : null) ?? trainer.EvaluateHeldOut();
+        if (json)
+        {
+            Output.Json(new JsonObject
+            {
+                ["checkpoint"] = checkpoint,
+                ["heldout_bits_per_byte"] = Output.Number(heldOut.Bits),
+                ["heldout_accuracy"] = Output.Number(heldOut.Accuracy),
+                ["step"] = trainer.Step,
+                ["completed"] = result.Completed,
+            });
+            return ExitCode.Done;
+        }
+
+        Console.WriteLine();
+        Console.WriteLine(result.Completed ? Output.Text($"done after {trainer.Step} steps") : Output.Text($"stopped after {trainer.Step} steps"));
+        Console.WriteLine(HeldOutLine(heldOut));
+        Console.WriteLine($"checkpoint {checkpoint}");
+        if (!result.Completed)
+        {
+            Console.WriteLine($"go on with: reformer train --resume {trainer.Options.CheckpointDirectory}");
+        }
+        else if (data.Task == DataTask.Text && sampleBytes > 0)
+        {
+            Sample(sampleBytes, interruption.Token);
+        }
+
+        return ExitCode.Done;
+    }
+
+    public void Report(TrainingStep value)
+    {
+        double weight = Math.Max(Smoothing, 1.0 / ++_steps);
+        _secondsPerStep += weight * (value.Seconds - _secondsPerStep);
+        _bits += weight * (value.Loss.Bits - _bits);
+        _accuracy += weight * (value.Loss.Accuracy - _accuracy);
+        bool logged = value.Step % logEvery == 0 || value.Step == trainer.Options.Steps;
+        if (json)
+        {
+            if (logged)
+            {
+                Output.Json(new JsonObject
+                {
+                    ["step"] = value.Step,
+                    ["loss"] = Output.Number(value.Loss.Loss),
+                    ["bits_per_byte"] = Output.Number(value.Loss.Bits),
+                    ["tokens_per_second"] = Output.Number(value.TokensPerSecond),
+                    ["peak_bytes"] = ProcessMemory.PeakBytes,
+                });
+            }
+
+            return;
+        }
+
+        string text = StepLine(value);
+        if (_line.IsLive)
+        {
+            _line.Show(text);
+        }
+        else if (logged)
+        {
+            _line.Keep(text);
+        }
+
+        if (value.HeldOut is { } heldOut)
+        {
+            _line.Keep(Output.Text($"step {value.Step,6}   {HeldOutLine(heldOut)}"));
+        }
+    }
+
+    /// <summary>A run without a step still has a checkpoint: the one it began with, or a new one.</summary>
+    private string Save(long before) => before == trainer.Step && resumed is not null
+        ? resumed
+        : trainer.SaveCheckpoint(trainer.Options.CheckpointDirectory!);
+
+    private void Introduce()
+    {
+        ReformerModel model = trainer.Model;
+        ReformerConfig config = model.Config;
+        TrainingOptions options = trainer.Options;
+        ReformerContext context = model.Context;
+        string layers = string.Join(' ', config.AttnLayers.Select(kind => kind.ToString().ToLowerInvariant()));
+        string lsh = options.FullAttention ? "full attention in place of LSH" : Output.Text($"{config.Lsh.Name}, {config.NumHashes} rounds");
+        Console.WriteLine($"data    {source.Identity}{(data.Paths.Count > 0 ? $" ({string.Join(", ", data.Paths)})" : "")}");
+        Console.WriteLine(Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")
+            + Output.Text($"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}"));
+        Console.WriteLine(Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, ")
+            + Output.Text($"seed {options.Seed}, {context.Device}, {context.Threads} threads, in {options.CheckpointDirectory}"));
+        if (resumed is not null)
+        {
+            Console.WriteLine(Output.Text($"resumed at step {trainer.Step} from {resumed}"));
+        }
+
+        Console.WriteLine();
+    }
+
+    private string StepLine(TrainingStep value)
+    {
+        string accuracy = data.Task == DataTask.Duplicate ? Output.Text($"  accuracy {100 * _accuracy,6:F2} %") : "";
+        string left = Output.Duration((trainer.Options.Steps - value.Step) * _secondsPerStep);
+        return Output.Text($"step {value.Step,6} of {trainer.Options.Steps}   {_bits:F3} {Rate}{accuracy}   ")
+            + Output.Text($"{value.Tokens / _secondsPerStep:N0} tokens/s   {left} left   {Output.Bytes(ProcessMemory.ResidentBytes)}");
+    }
+
+    private string HeldOutLine(LossResult heldOut) => data.Task == DataTask.Text
+        ? Output.Text($"held out {heldOut.Bits:F3} {Rate}")
+        : Output.Text($"held out {heldOut.Bits:F3} {Rate}, accuracy {100 * heldOut.Accuracy:F2} %");
+
+    private void Sample(int bytes, CancellationToken cancellation)
+    {
+        var batch = new TokenBatch(1, Math.Min(PromptBytes, trainer.Options.Length));
+        source.Fill(batch, DataSplit.HeldOut, trainer.Options.Seed, 0);
+        using var generator = new Generator(trainer.Model);
+        var options = new GenerationOptions { Count = bytes, Temperature = 0.8f, TopP = 0.95f, Seed = trainer.Options.Seed };
+        Console.WriteLine();
+        Console.WriteLine("sample (what stands before | was given):");
+        Console.Write(TerminalText.Printable(ByteVocabulary.Decode(batch.Ids)) + "|");
+        var writer = new TextStream(Console.Out);
+        foreach (int id in generator.Generate(batch.Ids.ToArray(), options, cancellation))
+        {
+            writer.Write(id);
+        }
+
+        writer.Flush();
+        Console.WriteLine();
+    }
+}
