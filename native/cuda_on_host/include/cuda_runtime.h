@@ -11,11 +11,6 @@
 
 // ---- vector types ---------------------------------------------------------------------------------------------------------------------
 
-#define RFN_VECTOR_TYPES(X)                                                                                         \
-  X(char, signed char, 1)                                                                                           \
-  X(uchar, unsigned char, 1)                                                                                        \
-  X(short, short, 2) X(ushort, unsigned short, 2) X(int, int, 4) X(uint, unsigned int, 4) X(longlong, long long, 8) \
-      X(ulonglong, unsigned long long, 8) X(float, float, 4) X(double, double, 8)
 // Alignment as on the device: 2- and 4-vectors align to their size, at most 16; 3-vectors to their element.
 #define RFN_VECTOR(name, T, bytes)                                   \
   struct name##1 {                                                   \
@@ -34,9 +29,17 @@
   inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
   inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-RFN_VECTOR_TYPES(RFN_VECTOR)
+RFN_VECTOR(char, signed char, 1)
+RFN_VECTOR(uchar, unsigned char, 1)
+RFN_VECTOR(short, short, 2)
+RFN_VECTOR(ushort, unsigned short, 2)
+RFN_VECTOR(int, int, 4)
+RFN_VECTOR(uint, unsigned int, 4)
+RFN_VECTOR(longlong, long long, 8)
+RFN_VECTOR(ulonglong, unsigned long long, 8)
+RFN_VECTOR(float, float, 4)
+RFN_VECTOR(double, double, 8)
 #undef RFN_VECTOR
-#undef RFN_VECTOR_TYPES
 
 struct dim3 {
   unsigned int x, y, z;

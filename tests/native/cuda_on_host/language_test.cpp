@@ -114,6 +114,32 @@ TEST_P(LanguageEachSeed, BlockVotes_CountEveryThread) {
   }
 }
 
+// order[0] counts, the rest is when each thread came past its barrier.
+__global__ void arrival_kernel(unsigned* order) {
+  __syncthreads();
+  order[1 + blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(&order[0], 1u);
+}
+
+TEST_P(LanguageEachSeed, Schedule_IsTheSameForTheSameLaunches) {
+  std::vector<unsigned> first;
+  uint64_t slices = 0;
+  for (int run = 0; run < 2; ++run) {
+    reset();
+    set_seed(GetParam());
+    const Device<unsigned> order(std::vector<unsigned>(4 * 96 + 1, 0));
+    for (int launch = 0; launch < 2; ++launch) {
+      ASSERT_CUDA(RFN_LAUNCH(arrival_kernel, 4, 96, 0, nullptr, order.get()));
+    }
+    if (run == 0) {
+      first = order.read();
+      slices = statistics().slices;
+    } else {
+      EXPECT_EQ(order.read(), first);
+      EXPECT_EQ(statistics().slices, slices);
+    }
+  }
+}
+
 // ---- atomics --------------------------------------------------------------------------------------------------------------------------
 
 __global__ void atomics_kernel(int* ints, unsigned long long* wide, unsigned* ranks) {
