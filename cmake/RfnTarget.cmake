@@ -9,7 +9,8 @@ function(rfn_target name)
     POSITION_INDEPENDENT_CODE ON)
   target_compile_options(${name} PRIVATE -Wall -Wextra -Werror -Wno-psabi $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>)
   if(RFN_SANITIZE)
-    target_compile_options(${name} PRIVATE -fsanitize=${RFN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_compile_options(${name} PRIVATE -fsanitize=${RFN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer
+      -Wno-maybe-uninitialized)  # GCC sees uses that are not there in instrumented code of the standard library
     target_link_options(${name} PRIVATE -fsanitize=${RFN_SANITIZE})
   endif()
 endfunction()
