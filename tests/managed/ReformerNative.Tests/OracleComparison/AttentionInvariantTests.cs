@@ -69,6 +69,22 @@ public sealed class AttentionInvariantTests
         }
     }
 
+    /// <summary>Scores of hundreds, beyond what exp can hold in float32; their own rounding, 2^-23 of them, is all that may be added.</summary>
+    [Test]
+    public void Attention_LargeScores_EqualsOracle([Values] AttentionKind kind)
+    {
+        var random = new Random(5);
+        double[] q = random.Normals(Size, 150), v = random.Normals(Size), rotations = random.Normals(HeadSize * 4 * 2);
+        var options = s_strict with { Kind = kind, Window = LshWindow.Slots };
+        var shape = new AttentionShape(1, Tokens, Heads, HeadSize);
+        int[]? buckets = kind == AttentionKind.Lsh ? Lsh.Hash(options, shape, q, null, rotations) : null;
+        var expected = Attention.Forward(options, new(shape, q, null, v, null, buckets), new(3, 0, 0));
+        double largest = expected.Lse.Where(double.IsFinite).Max();
+        Assert.That(largest, Is.GreaterThan(200));
+        double limit = (NativeRun.ForwardLimit + Math.ScaleB(largest, -23)) * expected.Out.Max(Math.Abs);
+        Assert.That(Forward(options, q, v, null, rotations).Select(x => (double)x), Is.EqualTo(expected.Out).Within(limit));
+    }
+
     /// <summary>One chunk holds everything, so that every round sees every pair: rounds, buckets and duplicate counts change nothing.</summary>
     [Test]
     public void LshAttention_WindowCoversAll_EqualsFullAttention([Values(1, 2, 5)] int rounds, [Values] bool logCount)

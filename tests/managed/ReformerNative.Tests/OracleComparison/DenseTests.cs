@@ -43,6 +43,26 @@ public sealed class DenseTests
         run.CheckMemory();
     }
 
+    /// <summary>A mean of 1000 standard deviations: the sum of squares alone would lose the variance.</summary>
+    [Test]
+    public void LayerNorm_LargeMean_EqualsOracle()
+    {
+        const int Rows = 33, Width = 100;
+        var random = new Random(1);
+        double[] x = random.Normals(Rows * Width, 1, 1000), weight = random.Normals(Width), bias = random.Normals(Width);
+        using var run = new NativeRun();
+        var native = new Native.LayerNorm
+        {
+            Epsilon = 1e-6f, X = run.Input(x, Rows, Width), Weight = run.Input(weight, Width), Bias = run.Input(bias, Width),
+            Y = run.Output(Rows, Width),
+        };
+        native.Forward(run.Workspace);
+
+        // The mean itself is rounded to 2^-24 of 1000 standard deviations.
+        double limit = NativeRun.ForwardLimit + Math.ScaleB(1000, -24);
+        NativeRun.Expect("layer_norm.y_large_mean", native.Y, LayerNorm.Forward(x, weight, bias, 1e-6f), limit);
+    }
+
     [Test]
     public void LayerNorm_OneNumberPerRow_IsTheBias()
     {
@@ -215,6 +235,28 @@ public sealed class DenseTests
                 CheckHeadLoss(rows, inputs, vocabulary, chunk, smoothing, normalizer: chunk == 7 ? 1000 : 0, ignored: 0.3);
             }
         }
+    }
+
+    /// <summary>Logits of hundreds, beyond what exp can hold in float32.</summary>
+    [Test]
+    public void HeadLoss_LargeLogits_EqualsOracle()
+    {
+        double[] weight = [300, -300, 120], gradient = HeadLoss.Run([1, -1], weight, null, 1, [1, 1], -100).GradX;
+        using var run = new NativeRun();
+        var native = new Native.HeadLoss
+        {
+            IgnoreIndex = -100,
+            LossScale = 1,
+            X = run.Input([1.0, -1], 2, 1),
+            Weight = run.Input(weight, 3, 1),
+            Labels = run.Input(new[] { 1, 1 }, 2),
+            Statistics = run.OutputDoubles(3),
+            GradX = run.Output(2, 1),
+            GradWeight = run.Accumulator(3, 1),
+        };
+        native.Backward(run.Workspace);
+        CheckStatistics(native.Statistics, [600, 2, 1]);
+        NativeRun.Expect("head_loss.grad_x", native.GradX, gradient, NativeRun.GradientLimit);
     }
 
     [Test]
