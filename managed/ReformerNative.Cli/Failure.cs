@@ -30,6 +30,7 @@ internal static partial class Failure
             or IOException or UnauthorizedAccessException or InvalidOperationException or NotSupportedException or DllNotFoundException
             => (ExitCode.Failed, error.Message),
         OutOfMemoryException or OverflowException => (ExitCode.Failed, $"{error.Message} (see 'reformer plan' for what a run needs)"),
+        OperationCanceledException => (ExitCode.Failed, "interrupted"),
         TypeInitializationException { InnerException: { } inner } => Describe(inner),
         _ => (ExitCode.Failed, $"unexpected failure, please report it: {error.GetType().Name}: {error.Message}"),
     };

@@ -11,7 +11,13 @@ internal static class Program
         var root = new RootCommand("Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
         {
             TrainCommand.Create(),
+            GenerateCommand.Create(),
+            EvaluateCommand.Create(),
             VerifyCommand.Create(),
+            BenchCommand.Create(),
+            PlanCommand.Create(),
+            InfoCommand.Create(),
+            ConvertCommand.Create(),
         };
         ParseResult parsed = root.Parse(args);
         if (parsed.Errors.Count > 0)

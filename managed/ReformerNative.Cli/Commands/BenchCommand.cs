@@ -1,0 +1,222 @@
+using System.CommandLine;
+using System.Text.Json.Nodes;
+using ReformerNative.Data;
+using ReformerNative.Model;
+using ReformerNative.Ops;
+using ReformerNative.Tensors;
+using ReformerNative.Training;
+
+namespace ReformerNative.Cli.Commands;
+
+/// <summary><c>reformer bench</c>.</summary>
+internal static class BenchCommand
+{
+    private static readonly Option<int> Length = CommonOptions.Number("--length", "Tokens", 4096, 1);
+    private static readonly Option<int> Batch = CommonOptions.Number("--batch", "Examples", 1, 1);
+    private static readonly Option<int> Heads = CommonOptions.Number("--heads", "Heads", 8, 1);
+    private static readonly Option<int> HeadSize = CommonOptions.Number("--head-size", "Width of a head", 64, 1);
+    private static readonly Option<int> Chunk = CommonOptions.Number("--chunk", "Tokens of a chunk", 64, 1);
+    private static readonly Option<int> Rounds = CommonOptions.Number("--rounds", "Hash rounds", 4, 1);
+    private static readonly Option<bool> Dense = new("--dense") { Description = "Attention over all tokens instead of LSH" };
+    private static readonly Option<bool> Causal = new("--causal") { Description = "No query sees a later position" };
+    private static readonly Option<string?> Form = CommonOptions.Word(
+        "--attention", "Form of LSH attention [default: trax]", [.. AttentionPreset.All.Select(preset => preset.Name)]);
+
+    private static readonly Option<int> Repeat = CommonOptions.Number("--repeat", "Runs, of which the median is reported", 5, 1);
+
+    public static Command Create()
+    {
+        var attention = new Command("attention", "Time and memory of one attention, forward and backward.")
+        {
+            Length, Batch, Heads, HeadSize, Chunk, Rounds, Dense, Causal, Form, Repeat,
+            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+        };
+        attention.SetAction(RunAttention);
+        var step = new Command("step", "Time and memory of one training step, and how exactly its backward pass recovers the streams.")
+        {
+            Repeat, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+        };
+        foreach (Option option in ModelShape.All)
+        {
+            step.Add(option);
+        }
+
+        step.SetAction(RunStep);
+        return new Command("bench", "Measure one op or one training step.") { attention, step };
+    }
+
+    private static int RunAttention(ParseResult parsed)
+    {
+        long length = parsed.GetValue(Length);
+        long batch = parsed.GetValue(Batch);
+        long heads = parsed.GetValue(Heads);
+        long headSize = parsed.GetValue(HeadSize);
+        ulong seed = CommonOptions.SeedOf(parsed);
+        bool dense = parsed.GetValue(Dense);
+        using ReformerContext context = CommonOptions.Context(parsed);
+        AttentionOptions options = Failure.Usage(() => Options(parsed, length, dense));
+        var shape = new TensorShape(batch, length, heads, headSize);
+        using var q = new Tensor(context, shape);
+        using Tensor? k = dense ? new Tensor(context, shape) : null;
+        using var v = new Tensor(context, shape);
+        using Tensor? rotations = dense ? null : new Tensor(context, options.RotationsShape(RotationScope.PerHead, batch, heads, headSize));
+        using var output = new Tensor(context, shape);
+        using var lse = new Tensor(context, new TensorShape(batch, heads, length));
+        using var gradOut = new Tensor(context, shape);
+        using var gradQ = new Tensor(context, shape);
+        using Tensor? gradK = dense ? new Tensor(context, shape) : null;
+        using var gradV = new Tensor(context, shape);
+        using var workspace = new Workspace(context);
+        foreach ((Tensor? tensor, int i) in new[] { q, k, v, rotations, gradOut }.Select((tensor, i) => (tensor, i)))
+        {
+            if (tensor is not null)
+            {
+                Measure.Normal(context, tensor, seed + (ulong)i);
+            }
+        }
+
+        var attention = new Attention
+        {
+            Options = options,
+            Q = q,
+            K = k,
+            V = v,
+            Rotations = rotations,
+            Out = output,
+            Lse = lse,
+            GradOut = gradOut,
+            GradQ = gradQ,
+            GradK = gradK,
+            GradV = gradV,
+        };
+        var forward = new List<double>();
+        var both = new List<double>();
+        int repeat = parsed.GetValue(Repeat);
+        for (int run = -1; run < repeat; run++)
+        {
+            double first = Measure.Seconds(context, () => attention.Forward(workspace));
+            double second = Measure.Seconds(context, () => attention.Backward(workspace));
+            if (run >= 0)
+            {
+                forward.Add(first);
+                both.Add(first + second);
+            }
+        }
+
+        long peak = ProcessMemory.PeakBytes; // before the product below, which needs memory of its own
+        double flopsForward = Flops.AttentionForward(options, length, batch, heads, headSize);
+        double flopsBackward = Flops.AttentionBackward(options, length, batch, heads, headSize);
+        double sgemm = Measure.Sgemm(context);
+        double forwardSeconds = Measure.Median(forward);
+        double bothSeconds = Measure.Median(both);
+        if (parsed.GetValue(CommonOptions.Json))
+        {
+            Output.Json(new JsonObject
+            {
+                ["forward_seconds"] = forwardSeconds,
+                ["forward_backward_seconds"] = bothSeconds,
+                ["flops_forward"] = flopsForward,
+                ["flops_backward"] = flopsBackward,
+                ["sgemm_gflops"] = sgemm,
+                ["peak_bytes"] = peak,
+            });
+            return ExitCode.Done;
+        }
+
+        string Share(double flops, double seconds) =>
+            Output.Text($"{flops / seconds / 1e9:F1} GFLOP/s, {100 * flops / seconds / 1e9 / sgemm:F1} % of the product's");
+        Console.WriteLine(Output.Text($"forward             {forwardSeconds:F4} s   {Share(flopsForward, forwardSeconds)}"));
+        Console.WriteLine(Output.Text($"forward + backward  {bothSeconds:F4} s   {Share(flopsForward + flopsBackward, bothSeconds)}"));
+        Console.WriteLine(Output.Text($"2048^3 product      {sgemm:F1} GFLOP/s on {context.Threads} threads"));
+        Console.WriteLine($"peak memory         {Output.Bytes(peak)}");
+        return ExitCode.Done;
+    }
+
+    private static AttentionOptions Options(ParseResult parsed, long length, bool dense)
+    {
+        bool causal = parsed.GetValue(Causal);
+        if (dense)
+        {
+            return AttentionOptions.Full(causal);
+        }
+
+        AttentionPreset preset = AttentionPreset.FromName(parsed.GetValue(Form) ?? "trax");
+        long chunk = parsed.GetValue(Chunk);
+        long padded = (length + chunk - 1) / chunk * chunk;
+        return AttentionOptions.Lsh(
+            preset, causal, chunk, parsed.GetValue(Rounds), BucketFactors.Automatic(preset.Buckets, padded, chunk, padded));
+    }
+
+    private static int RunStep(ParseResult parsed)
+    {
+        ReformerConfig config = ModelShape.Config(parsed);
+        int length = parsed.GetValue(ModelShape.Length);
+        int repeat = parsed.GetValue(Repeat);
+        bool json = parsed.GetValue(CommonOptions.Json);
+        ulong seed = CommonOptions.SeedOf(parsed);
+        var options = new TrainingOptions
+        {
+            Seed = seed,
+            Steps = repeat,
+            BatchSize = parsed.GetValue(ModelShape.Batch),
+            Length = length,
+            LearningRate = 1e-4,
+            WarmupSteps = 0,
+            Schedule = LearningRateSchedule.Constant,
+        };
+        using ReformerContext context = CommonOptions.Context(parsed);
+        PlannedMemory plan = PlannedMemory.Make(context, () => MemoryPlan.ForTraining(config, context, options));
+        var progress = new ProgressLine();
+        progress.Show($"planned {Output.Bytes(plan.TotalBytes)}; making the model");
+        using ReformerModel model = ReformerModel.Create(config, context, seed);
+        var source = new RandomTokens(config.VocabSize);
+        using var trainer = new Trainer(model, source, options);
+
+        // The first pass is not timed: it makes the buffers, and its backward part shows how well the streams are recovered.
+        progress.Show("first pass");
+        var batch = new TokenBatch(options.BatchSize, length);
+        source.Fill(batch, DataSplit.HeldOut, seed, 0);
+        model.ForwardBackward(batch, new RunOptions { Seed = seed, Step = uint.MaxValue, Dropout = true });
+        Reconstruction reconstruction = model.MeasureReconstruction();
+        var seconds = new List<double>();
+        for (int run = 0; run < repeat; run++)
+        {
+            progress.Show(Output.Text($"step {run + 1} of {repeat}"));
+            seconds.Add(trainer.RunStep().Seconds);
+        }
+
+        long peak = ProcessMemory.PeakBytes; // before the product below, which needs memory of its own
+        double median = Measure.Median(seconds);
+        double flops = Flops.Step(config, length, options.BatchSize);
+        double sgemm = Measure.Sgemm(context);
+        double tokensPerSecond = (double)length * options.BatchSize / median;
+        progress.Clear();
+        if (json)
+        {
+            Output.Json(new JsonObject
+            {
+                ["seconds"] = median,
+                ["tokens_per_second"] = tokensPerSecond,
+                ["flops"] = flops,
+                ["sgemm_gflops"] = sgemm,
+                ["peak_bytes"] = peak,
+                ["planned_bytes"] = plan.TotalBytes,
+                ["reconstruction"] = new JsonObject
+                {
+                    ["bit_identical"] = reconstruction.BitIdentical,
+                    ["max_abs"] = Output.Number(reconstruction.MaxAbs),
+                },
+            });
+            return ExitCode.Done;
+        }
+
+        string recovered = reconstruction.BitIdentical ? "the same bits" : Output.Text($"up to {reconstruction.MaxAbs:E1} apart");
+        Console.WriteLine(Output.Text($"parameters       {model.ParameterCount:N0}"));
+        Console.WriteLine(Output.Text($"step             {median:F3} s, {tokensPerSecond:N0} tokens/s, ")
+            + Output.Text($"{flops / median / 1e9:F1} GFLOP/s, {100 * flops / median / 1e9 / sgemm:F1} % of the product's"));
+        Console.WriteLine(Output.Text($"2048^3 product   {sgemm:F1} GFLOP/s on {context.Threads} threads"));
+        Console.WriteLine($"peak memory      {Output.Bytes(peak)}, planned {Output.Bytes(plan.TotalBytes)}");
+        Console.WriteLine($"streams          {recovered} after the backward pass");
+        return ExitCode.Done;
+    }
+}
