@@ -423,6 +423,26 @@ public sealed class ModelTests
     }
 
     [Test]
+    public void PublishedShape_SavedLoadedAndTrained_Works()
+    {
+        using var directory = new TemporaryDirectory();
+        ReformerConfig config = ReformerPresets.CrimeAndPunishment;
+        using (ReformerModel model = ReformerModel.Create(config, _context, 3))
+        {
+            Assert.That(model.ParameterCount, Is.EqualTo(2_748_224));
+            model.Save(directory.Path);
+        }
+
+        using ReformerModel loaded = ReformerModel.Load(directory.Path, _context);
+        LossResult loss = loaded.ForwardBackward(RandomBatch(1, 500, 320, 1), new RunOptions { Dropout = true });
+        Assert.Multiple(() =>
+        {
+            Assert.That(new FileInfo(directory.File("model.safetensors")).Length, Is.InRange(4 * 2_748_224, (4 * 2_748_224) + 20_000));
+            Assert.That(loss.Loss, Is.EqualTo(Math.Log(320)).Within(10).Percent, "nothing is learnt yet");
+        });
+    }
+
+    [Test]
     public void FullAttentionAndRounds_OfARun_OverrideTheConfiguration()
     {
         using ReformerModel model = ReformerModel.Create(Small, _context, 3);

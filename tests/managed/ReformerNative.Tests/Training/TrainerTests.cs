@@ -129,7 +129,8 @@ public sealed class TrainerTests
         using var directory = new TemporaryDirectory();
         using ReformerModel model = ReformerModel.Create(Config, _context, 1);
         using var trainer = new Trainer(
-            model, Task, Options with { Steps = 7, EvaluateEvery = 3, CheckpointEvery = 2, KeepCheckpoints = 3, CheckpointDirectory = directory.Path });
+            model, Task,
+            Options with { Steps = 7, EvaluateEvery = 3, CheckpointEvery = 2, KeepCheckpoints = 3, CheckpointDirectory = directory.Path });
         var seen = new List<TrainingStep>();
         TrainingResult result = trainer.Run(new Observer(seen.Add));
         Assert.Multiple(() =>
@@ -172,7 +173,8 @@ public sealed class TrainerTests
                 () => Trainer.Resume(model, checkpoint, new DuplicationTask(30)),
                 Throws.ArgumentException.With.Message.Contains("31 symbols").And.Message.Contains("30 symbols"));
             Assert.That(
-                () => Trainer.Resume(model, checkpoint, Task, Options with { LearningRate = 1 }), Throws.ArgumentException.With.Message.Contains("LearningRate"));
+                () => Trainer.Resume(model, checkpoint, Task, Options with { LearningRate = 1 }),
+                Throws.ArgumentException.With.Message.Contains("LearningRate"));
             Assert.That(() => Trainer.Resume(model, checkpoint, Task, Options with { Steps = 99, CheckpointEvery = 3 }).Dispose(), Throws.Nothing);
             Assert.That(() => Trainer.Resume(model, checkpoint, Task).Dispose(), Throws.Nothing, "the options are in the checkpoint");
             Assert.That(
@@ -220,7 +222,8 @@ public sealed class TrainerTests
                     good.Replace("\"step\": 1", "\"step\": \"x\"", StringComparison.Ordinal)])
             {
                 File.WriteAllText(state, bad);
-                Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state), bad);
+                Assert.That(
+                    () => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state), bad);
             }
 
             File.WriteAllText(state, good);
@@ -308,7 +311,10 @@ public sealed class TrainerTests
     [Test]
     public void ImpossibleOptions_AreAllListed()
     {
-        var options = new TrainingOptions { BatchSize = 0, Length = 1, Beta2 = 1, LearningRate = double.NaN, MaxGradientNorm = -1, EvaluationRounds = 0 };
+        var options = new TrainingOptions
+        {
+            BatchSize = 0, Length = 1, Beta2 = 1, LearningRate = double.NaN, MaxGradientNorm = -1, EvaluationRounds = 0,
+        };
         ArgumentException error = Assert.Throws<ArgumentException>(options.Validate)!;
         Assert.That(
             error.Message.Split("; ").Select(problem => problem.Split(':')[0]),
