@@ -29,13 +29,13 @@ void RaceChecker::begin_block(const void* shared, size_t shared_bytes) {
 }
 
 uint16_t* RaceChecker::clocks(int thread) {
-  uint16_t* lanes = &clocks_[static_cast<size_t>(thread) * kLanes];
+  uint16_t* known = &clocks_[static_cast<size_t>(thread) * kClocks];
   if (clocks_interval_[static_cast<size_t>(thread)] != interval_) {
     clocks_interval_[static_cast<size_t>(thread)] = interval_;
-    std::fill(lanes, lanes + kLanes, uint16_t{0});
-    lanes[thread % kLanes] = 1;
+    std::fill(known, known + kClocks, uint16_t{0});
+    known[thread % kLanes] = 1;
   }
-  return lanes;
+  return known;
 }
 
 bool RaceChecker::knows(const Thread& thread, int other, uint16_t clock) {
@@ -48,64 +48,61 @@ void RaceChecker::warp_barrier(Thread* lanes, uint32_t mask) {
     const uint16_t* known = clocks(lanes[__builtin_ctz(rest)].number);
     for (int l = 0; l < kLanes; ++l) joined[l] = std::max(joined[l], known[l]);
   }
+  const uint16_t most = *std::max_element(joined, joined + kLanes);
   for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     uint16_t* known = clocks(lanes[lane].number);
     std::copy(joined, joined + kLanes, known);
     ++known[lane];
+    known[kLanes] = most;
   }
 }
 
 // ---- one place ------------------------------------------------------------------------------------------------------------------------
 
-std::string RaceChecker::check(const Thread& thread, Cell& cell, unsigned halves, Access access, bool shared) {
+RaceChecker::Problem RaceChecker::check(const Thread& thread, Cell& cell, unsigned halves, Access access, bool shared) {
   const bool writes = access != Access::read;
-  const auto thread_name = [](int number) { return "thread number " + std::to_string(number) + " of the block"; };
-  // Against the last write.
-  if (cell.write_halves & halves) {
-    const char* kind = writes ? "write after a write by " : "read after a write by ";
-    if (cell.write_interval >= block_ && cell.in_flight) {
-      return std::string(writes ? "write" : "read") + " while a cp.async to it is in flight, issued by " + thread_name(cell.writer);
-    }
+  if (cell.write_halves & halves) {  // against the last write
+    if (cell.in_flight && cell.write_interval >= block_) return Problem::InFlight;
     const bool both_atomic = cell.atomic && access == Access::atomic;
-    const bool followed = cell.writer / kLanes == thread.warp || interval_ != named_barrier_interval_;
-    if (cell.write_interval == interval_ && !both_atomic && followed && !knows(thread, cell.writer, cell.write_clock)) {
-      return kind + thread_name(cell.writer) + " with no barrier between";
+    if (cell.write_interval == interval_ && !both_atomic) {
+      const bool followed = cell.writer / kLanes == thread.warp || interval_ != named_barrier_interval_;
+      if (followed && !knows(thread, cell.writer, cell.write_clock)) return Problem::AfterWrite;
     }
-    if (!shared && cell.write_interval >= launch_ && cell.write_interval < block_ && !both_atomic)
-      return std::string(kind) + "another block";
+    if (!shared && cell.write_interval >= launch_ && cell.write_interval < block_ && !both_atomic) return Problem::AfterWriteOfBlock;
   }
-  if (!writes && shared && cell.write_interval < block_) return "read of shared memory that the block has not written";
-  // Against the last reads.
-  if (writes && (cell.read_halves & halves)) {
+  if (!writes) {
+    if (shared && cell.write_interval < block_) return Problem::NeverWritten;
+    remember_read(thread, cell, halves);
+    return Problem::None;
+  }
+  if (cell.read_halves & halves) {  // against the last reads
     if (cell.read_interval == interval_) {
       const bool followed = interval_ != named_barrier_interval_;
-      if (followed && (cell.many_warps || cell.read_warp != thread.warp))
-        return "write after a read by another warp with no barrier between";
+      if (followed && (cell.many_warps || cell.read_warp != thread.warp)) return Problem::AfterReadOfWarp;
       if (cell.read_warp == thread.warp) {
         for (uint32_t rest = cell.read_lanes; rest != 0; rest &= rest - 1) {
-          const int reader = thread.warp * kLanes + __builtin_ctz(rest);
-          if (!knows(thread, reader, cell.read_clock))
-            return "write after a read by " + thread_name(reader) + " with no __syncwarp between";
+          if (!knows(thread, thread.warp * kLanes + __builtin_ctz(rest), cell.read_clock)) return Problem::AfterReadOfLane;
         }
       }
     }
-    if (!shared && cell.read_interval >= launch_ && (cell.read_interval < block_ || cell.earlier_block))
-      return "write after a read by another block";
+    const bool by_block = cell.read_interval < block_ || cell.earlier_block;
+    if (!shared && cell.read_interval >= launch_ && by_block) return Problem::AfterReadOfBlock;
   }
-  // Remember.
-  const uint16_t now = clocks(thread.number)[thread.lane];
-  if (writes) {
-    const bool same = cell.write_interval == interval_ && cell.writer == static_cast<unsigned>(thread.number);
-    cell.write_halves = static_cast<uint16_t>(same ? cell.write_halves | halves : halves) & 3;
-    cell.write_interval = interval_;
-    cell.write_clock = now;
-    cell.writer = static_cast<uint16_t>(thread.number) & 1023;
-    cell.atomic = access == Access::atomic;
-    cell.in_flight = access == Access::async_write;
-    return "";
-  }
+  const bool same = cell.write_interval == interval_ && cell.writer == static_cast<unsigned>(thread.number);
+  cell.write_halves = (same ? cell.write_halves | halves : halves) & 3;
+  cell.write_interval = interval_;
+  cell.write_clock = clocks(thread.number)[thread.lane];
+  cell.writer = static_cast<uint16_t>(thread.number) & 1023;
+  cell.atomic = access == Access::atomic;
+  cell.in_flight = access == Access::async_write;
+  return Problem::None;
+}
+
+void RaceChecker::remember_read(const Thread& thread, Cell& cell, unsigned halves) {
   const uint32_t bit = 1u << thread.lane;
+  const uint16_t* known = clocks(thread.number);
+  const uint16_t now = known[thread.lane];
   if (cell.read_interval != interval_) {
     cell.earlier_block = cell.read_interval >= launch_ && (cell.read_interval < block_ || cell.earlier_block);
     cell.read_interval = interval_;
@@ -114,28 +111,67 @@ std::string RaceChecker::check(const Thread& thread, Cell& cell, unsigned halves
     cell.read_clock = now;
     cell.read_halves = halves & 3;
     cell.many_warps = 0;
-    return "";
+    return;
   }
   cell.read_halves = (cell.read_halves | halves) & 3;
   if (cell.read_warp != thread.warp) {
     cell.many_warps = 1;
-    return "";
+    return;
+  }
+  if (known[kLanes] < cell.read_clock) {  // knows of none of the earlier readers: one more
+    cell.read_clock = std::min(cell.read_clock, now);
+    cell.read_lanes |= bit;
+    return;
   }
   uint32_t unordered = 0;  // readers that a later writer could race with although it knows this one
-  for (uint32_t rest = cell.read_lanes; rest != 0; rest &= rest - 1) {
+  for (uint32_t rest = cell.read_lanes & ~bit; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    if (!knows(thread, thread.warp * kLanes + lane, cell.read_clock)) unordered |= 1u << lane;
+    if (known[lane] < cell.read_clock) unordered |= 1u << lane;
   }
   cell.read_clock = unordered != 0 ? std::min(cell.read_clock, now) : now;
   cell.read_lanes = unordered | bit;
+}
+
+std::string RaceChecker::words(Problem problem, const Cell& cell, Access access) {
+  const std::string kind = access == Access::read ? "read" : "write";
+  const auto thread = [](int number) { return "thread number " + std::to_string(number) + " of the block"; };
+  switch (problem) {
+    case Problem::None:
+      break;
+    case Problem::InFlight:
+      return kind + " while a cp.async to it is in flight, issued by " + thread(cell.writer);
+    case Problem::AfterWrite:
+      return kind + " after a write by " + thread(cell.writer) + " with no barrier between";
+    case Problem::AfterWriteOfBlock:
+      return kind + " after a write by another block";
+    case Problem::NeverWritten:
+      return "read of shared memory that the block has not written";
+    case Problem::AfterReadOfWarp:
+      return "write after a read by another warp with no barrier between";
+    case Problem::AfterReadOfLane:
+      return "write after a read by another lane with no __syncwarp between";
+    case Problem::AfterReadOfBlock:
+      return "write after a read by another block";
+  }
   return "";
 }
 
 std::string RaceChecker::walk(const Thread& thread, Cell* cells, size_t offset, size_t bytes, Access access, bool shared) {
-  for (size_t at = offset; at < offset + bytes;) {
-    const bool odd = at % 2 != 0, both = !odd && at + 1 < offset + bytes;
-    std::string problem = check(thread, cells[at / 2], both ? 3 : odd ? 2 : 1, access, shared);
-    if (!problem.empty()) return problem;
+  const size_t end = offset + bytes;
+  Cell before{}, after{};  // neighbours mostly have the same history, so that what changes is the same too
+  bool known = false;
+  for (size_t at = offset; at < end;) {
+    const bool odd = at % 2 != 0, both = !odd && at + 1 < end;
+    Cell& cell = cells[at / 2];
+    if (both && known && std::memcmp(&cell, &before, sizeof cell) == 0) {
+      cell = after;
+    } else {
+      before = cell;
+      const Problem problem = check(thread, cell, both ? 3 : odd ? 2 : 1, access, shared);
+      if (problem != Problem::None) return words(problem, cell, access);
+      after = cell;
+      known = both;
+    }
     at += both ? 2 : 1;
   }
   return "";

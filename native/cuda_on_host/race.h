@@ -46,18 +46,30 @@ class RaceChecker {
     uint8_t read_warp;
     uint8_t read_halves : 2, many_warps : 1, earlier_block : 1;
   };
-  static constexpr int kLanes = 32, kThreads = 1024;
+  static constexpr int kLanes = 32, kThreads = 1024, kClocks = kLanes + 1;
 
-  std::string check(const Thread& thread, Cell& cell, unsigned halves, Access access, bool shared);
+  enum class Problem {
+    None,
+    InFlight,
+    AfterWrite,
+    AfterWriteOfBlock,
+    NeverWritten,
+    AfterReadOfWarp,
+    AfterReadOfLane,
+    AfterReadOfBlock,
+  };
+  Problem check(const Thread& thread, Cell& cell, unsigned halves, Access access, bool shared);
+  void remember_read(const Thread& thread, Cell& cell, unsigned halves);
   std::string walk(const Thread& thread, Cell* cells, size_t offset, size_t bytes, Access access, bool shared);
+  static std::string words(Problem problem, const Cell& cell, Access access);
   bool knows(const Thread& thread, int other, uint16_t clock);  // `thread` comes after what `other` did at clock, in this interval
-  uint16_t* clocks(int thread);                                 // what it knows of its warp's lanes, itself included
+  uint16_t* clocks(int thread);                                 // what it knows of its warp's lanes, itself included; last: most of others
 
   uint32_t interval_ = 1, launch_ = 1, block_ = 1;  // now; when the launch, the block began
   uint32_t named_barrier_interval_ = 0;             // the last interval with a named barrier: order between warps is not followed there
   const char* shared_ = nullptr;
   std::vector<Cell> shared_cells_;
-  std::vector<uint16_t> clocks_ = std::vector<uint16_t>(kThreads * kLanes);
+  std::vector<uint16_t> clocks_ = std::vector<uint16_t>(kThreads * kClocks);
   std::vector<uint32_t> clocks_interval_ = std::vector<uint32_t>(kThreads);
 };
 
