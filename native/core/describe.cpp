@@ -156,8 +156,9 @@ std::string describe_build() {
   text += ", \"sanitizers\": " + json_quoted(RFN_SANITIZERS);
   text += ", \"simd\": " + json_quoted(cpu::simd_name(cpu::simd()));
   text += ", \"simd_available\": [" + simd_available + "]";
-  text += ", \"blas\": {\"name\": " + json_quoted(blas.substr(0, space)) +
-          ", \"version\": " + json_quoted(space == std::string::npos ? "" : blas.substr(space + 1)) + ", \"kernel\": " + json_quoted(cpu::blas_kernel()) + "}";
+  text += ", \"blas\": {\"name\": " + json_quoted(blas.substr(0, space));
+  text += ", \"version\": " + json_quoted(space == std::string::npos ? "" : blas.substr(space + 1));
+  text += ", \"kernel\": " + json_quoted(cpu::blas_kernel()) + "}";
   const std::string message = last_error();
   const bool cuda = cuda_backend() != nullptr;
   text += cuda ? ", \"backends\": [\"cpu\", \"cuda\"]" : ", \"backends\": [\"cpu\"]";

@@ -16,7 +16,7 @@ namespace rfn {
 namespace {
 
 constexpr int64_t kLargestSize = INT32_MAX;               // of one axis: positions, rows of BLAS products and leading dimensions are 32-bit
-constexpr int64_t kMostElements = int64_t{1} << 48;       // of a tensor or of scratch per row or round, so that products with small factors fit 64 bits
+constexpr int64_t kMostElements = int64_t{1} << 48;       // of a tensor, so that products with small factors fit 64 bits
 constexpr int64_t kMostPairs = int64_t{1} << 62;          // (query, key) pairs: each is an element of dropout's counter
 constexpr int64_t kMostBuckets = int64_t{1} << 30;        // bucket numbers, the padding's included, are I32
 constexpr int32_t kMostFactors = 8;

@@ -52,9 +52,9 @@ rfn_status device_count(int32_t* count) {
 rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
   if (index != 0) return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0, got %" PRId32, index);
   const HostMemory memory = host_memory();
-  const std::string json = "{\"name\": " + json_quoted(host_processor_name()) + ", \"type\": \"cpu\", \"memory_bytes\": " + std::to_string(memory.total_bytes) +
-                           ", \"free_bytes\": " + std::to_string(memory.free_bytes) + ", \"processors\": " + std::to_string(host_processors()) +
-                           ", \"simd\": \"" + simd_name(simd()) + "\"}";
+  std::string json = "{\"name\": " + json_quoted(host_processor_name()) + ", \"type\": \"cpu\"";
+  json += ", \"memory_bytes\": " + std::to_string(memory.total_bytes) + ", \"free_bytes\": " + std::to_string(memory.free_bytes);
+  json += ", \"processors\": " + std::to_string(host_processors()) + ", \"simd\": \"" + simd_name(simd()) + "\"}";
   if (static_cast<int64_t>(json.size()) >= capacity) {
     return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64, json.size() + 1, capacity);
   }

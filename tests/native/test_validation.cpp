@@ -164,7 +164,7 @@ class Checker {
       for (const auto& b : call_.arguments) {
         if (&a == &b || b.use == Use::kShape) continue;
         bool may = false;
-        for (const auto& pair : allowed) may = may || (pair.first == a.name && pair.second == b.name) || (pair.second == a.name && pair.first == b.name);
+        for (const auto& [x, y] : allowed) may = may || (x == a.name && y == b.name) || (y == a.name && x == b.name);
         if (may) continue;
         refused(a.name + " is " + b.name, "", false, [&] {
           // The smaller one's memory lies in the larger one's.
@@ -189,7 +189,8 @@ class Checker {
     SCOPED_TRACE(call_.name);
     char* const data = static_cast<char*>(scratch_->data());
     const std::string needed = std::to_string(bytes_);
-    EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, data, bytes_ - 1), RFN_INVALID_ARGUMENT, {call_.name, "workspace_bytes", needed, std::to_string(bytes_ - 1)}));
+    EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, data, bytes_ - 1), RFN_INVALID_ARGUMENT,
+                      {call_.name, "workspace_bytes", needed, std::to_string(bytes_ - 1)}));
     EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, data, -1), RFN_INVALID_ARGUMENT, {call_.name, "workspace_bytes", needed}));
     EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, nullptr, bytes_), RFN_INVALID_ARGUMENT, {call_.name, "workspace", "NULL"}));
     for (const int offset : {1, 8, 32}) {
