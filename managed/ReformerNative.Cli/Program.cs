@@ -15,6 +15,7 @@ internal static class Program
             EvaluateCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
+            ExperimentCommand.Create(),
             PlanCommand.Create(),
             InfoCommand.Create(),
             ConvertCommand.Create(),

@@ -3,7 +3,7 @@ namespace ReformerNative.Cli;
 /// <summary>
 /// One line that is written again and again at a terminal. Where stderr is not a terminal, only the lines that are meant to stay appear.
 /// </summary>
-internal sealed class ProgressLine
+internal sealed class ProgressLine(bool json = false)
 {
     private const string ClearToEnd = "\u001b[K";
     private readonly bool _live = !Console.IsErrorRedirected;
@@ -23,11 +23,11 @@ internal sealed class ProgressLine
         }
     }
 
-    /// <summary>Prints a line that stays, on stdout.</summary>
+    /// <summary>Prints a line that stays: on stdout, unless that is for JSON.</summary>
     public void Keep(string text)
     {
         Clear();
-        Console.Out.WriteLine(text);
+        (json ? Console.Error : Console.Out).WriteLine(text);
     }
 
     public void Clear()

@@ -11,13 +11,9 @@ internal sealed class TrainingSession(
     Trainer trainer, IBatchSource source, DataDescription data, string? resumed, long logEvery, bool json) : IProgress<TrainingStep>
 {
     private const int PromptBytes = 64;
-    private const double Smoothing = 0.1; // weight of the newest step in the shown averages, once there are enough
 
     private readonly ProgressLine _line = new();
-    private long _steps;
-    private double _secondsPerStep;
-    private double _bits;
-    private double _accuracy;
+    private readonly StepAverages _averages = new(trainer.Options, data.Task);
 
     private string Rate => $"bits per {data.Unit}";
 
@@ -65,10 +61,7 @@ internal sealed class TrainingSession(
 
     public void Report(TrainingStep value)
     {
-        double weight = Math.Max(Smoothing, 1.0 / ++_steps);
-        _secondsPerStep += weight * (value.Seconds - _secondsPerStep);
-        _bits += weight * (value.Loss.Bits - _bits);
-        _accuracy += weight * (value.Loss.Accuracy - _accuracy);
+        _averages.Add(value);
         bool logged = value.Step % logEvery == 0 || value.Step == trainer.Options.Steps;
         if (json)
         {
@@ -87,7 +80,7 @@ internal sealed class TrainingSession(
             return;
         }
 
-        string text = StepLine(value);
+        string text = _averages.Line(value);
         if (_line.IsLive)
         {
             _line.Show(text);
@@ -127,14 +120,6 @@ internal sealed class TrainingSession(
         }
 
         Console.WriteLine();
-    }
-
-    private string StepLine(TrainingStep value)
-    {
-        string accuracy = data.Task == DataTask.Duplicate ? Output.Text($"  accuracy {100 * _accuracy,6:F2} %") : "";
-        string left = Output.Duration((trainer.Options.Steps - value.Step) * _secondsPerStep);
-        return Output.Text($"step {value.Step,6} of {trainer.Options.Steps}   {_bits:F3} {Rate}{accuracy}   ")
-            + Output.Text($"{value.Tokens / _secondsPerStep:N0} tokens/s   {left} left   {Output.Bytes(ProcessMemory.ResidentBytes)}");
     }
 
     private string HeldOutLine(LossResult heldOut) => data.Task == DataTask.Text
