@@ -178,7 +178,7 @@ struct Walker {
       const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
       const bool there = real(a, p, position);
       const int32_t bucket = a.lsh() && there ? p.buckets[round * a.length + position] : 0;
-      add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + slot) * window);
+      add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
     }
     end_queries();
   }
@@ -256,11 +256,13 @@ struct Walker {
     float row[kTileKeys];
     for (int64_t i = 0; i < queries.count; ++i) {
       std::fill_n(row, keys.count, 1.0f);
-      // Columns that follow each other are consecutive elements.
+      // Keys of neighbouring columns have consecutive elements: ascending by column, or with strict windows descending by slot.
       for (int64_t j = 0; j < keys.count;) {
         int64_t end = j + 1;
         while (end < keys.count && keys.column[end] == keys.column[end - 1] + 1) ++end;
-        apply_dropout(row + j, end - j, a.dropout, static_cast<uint64_t>(dropout_row[i] + keys.column[j]), a.options.dropout);
+        const int64_t element = mask.strict ? queries.slot[i] - keys.slot[end - 1] - 1 : keys.column[j];
+        apply_dropout(row + j, end - j, a.dropout, static_cast<uint64_t>(dropout_row[i] + element), a.options.dropout);
+        if (mask.strict) std::reverse(row + j, row + end);
         j = end;
       }
       for (int64_t j = 0; j < keys.count; ++j) t.dropout[j * kTileQueries + i] = row[j];

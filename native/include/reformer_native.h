@@ -201,7 +201,8 @@ RFN_API rfn_status rfn_embedding_backward(rfn_stream *stream, const rfn_embeddin
 
 /* ---- layer norm -------------------------------------------------------------------------------------------------------------------- */
 
-/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; nothing is saved, backward recomputes the statistics. */
+/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon > 0. Nothing is saved, backward recomputes the
+ * statistics; grad_x may not overlap x. */
 typedef struct rfn_layer_norm {
   uint32_t struct_size;
   float epsilon;
@@ -516,7 +517,7 @@ typedef struct rfn_adamw {
 RFN_API rfn_status rfn_adamw_forward(rfn_stream *stream, const rfn_adamw *op);
 
 /* Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes of rank >= 2
- * tensors (leading axes are merged into rows). alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is
+ * tensors (leading axes are merged into rows; row and column hold means). alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is
  * divided by max(1, rms(update)/clip_threshold); p -= alpha update + learning_rate weight_decay p. */
 typedef struct rfn_adafactor {
   uint32_t struct_size;

@@ -130,7 +130,7 @@ struct ReferenceAttention {
     }
     for (int64_t r = first_round; r < last_round; ++r) {
       const int64_t slot = lsh() ? slot_of(r, position) : position, center = r * n + slot / c;
-      const int64_t row_element = ((pair * rounds() + r) * padded() + slot) * c * (1 + before + after);
+      const int64_t row_element = ((pair * rounds() + r) * padded() + (strict ? position : slot)) * c * (1 + before + after);
       std::vector<int64_t> met;
       for (int64_t o = -before; o <= after; ++o) {
         int64_t chunk = center + o;
@@ -147,7 +147,7 @@ struct ReferenceAttention {
           if (key >= length) continue;
           if (same && (key_round != r || bucket(r, position) != bucket(r, key))) continue;
           if (strict && !(slot > key_slot && slot - key_slot <= before * c)) continue;
-          add(r, key, row_element + (o + before) * c + x);
+          add(r, key, row_element + (strict ? slot - key_slot - 1 : (o + before) * c + x));
         }
       }
     }

@@ -60,6 +60,7 @@ std::vector<Case> cases() {
   add("LshRepeatOneChunk", [](Case& c) { c.length = 16, c.repeat = 1, c.rounds = 1; });
   add("LshOnceOneChunk", [](Case& c) { c.length = 16, c.rounds = 2, c.before = 3, c.after = 2; });
   add("LshDropout", [](Case& c) { c.dropout = 0.3f, c.rounds = 2, c.causal = 1, c.length = 70; });
+  add("LshStrictDropout", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {4}, c.length = 90, c.dropout = 0.3f; });
   add("LshLargeChunk", [](Case& c) { c.chunk = 100, c.length = 250, c.factors = {4}, c.rounds = 2, c.causal = 1; });
   add("LshHeadSizeOdd", [](Case& c) { c.head_size = 7, c.heads = 3, c.rounds = 2, c.rotation_sets = 3; });
   add("LshHeadSize80", [](Case& c) { c.head_size = 80, c.rounds = 2, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 0.3f; });
@@ -318,10 +319,10 @@ TEST_F(AttentionOpTest, LoneTokenKeepsItsValue) {
   EXPECT_EQ(b.lse.values()[0], kNegativeInfinity);
 }
 
-// Strict windows: what comes after a token changes no bit of its output.
+// Strict windows: what comes after a token changes no bit of its output, with dropout on too.
 TEST_F(AttentionOpTest, StrictIsCausalToTheBit) {
   Case c;
-  c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.length = 90, c.factors = {4};
+  c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.length = 90, c.factors = {4}, c.dropout = 0.2f;
   Problem p(c, 24);
   Bound b(p);
   ASSERT_TRUE(Ok(forward(stream, b.op)));

@@ -81,7 +81,8 @@ internal unsafe struct rfn_embedding
     internal rfn_tensor range_report;
 }
 
-/// <summary>y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; nothing is saved, backward recomputes the statistics.</summary>
+/// <summary>y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved, backward recomputes the
+/// statistics; grad_x may not overlap x.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_layer_norm
 {
@@ -451,7 +452,7 @@ internal unsafe struct rfn_adamw
 }
 
 /// <summary>Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes of rank &gt;= 2
-/// tensors (leading axes are merged into rows). alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is
+/// tensors (leading axes are merged into rows; row and column hold means). alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is
 /// divided by max(1, rms(update)/clip_threshold); p -= alpha update + learning_rate weight_decay p.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_adafactor

@@ -217,7 +217,8 @@ public sealed class AttentionTests
                 var head = b * 3 + h;
                 var element = kind == AttentionKind.Full
                     ? (head * Tokens + i) * Tokens + j
-                    : ((head * rounds + r) * Padded + i) * Width + (j / Chunk - i / Chunk + Before) * Chunk + j % Chunk;
+                    : ((head * rounds + r) * Padded + i) * Width +
+                        (window == LshWindow.Strict ? i - j - 1 : (j / Chunk - i / Chunk + Before) * Chunk + j % Chunk);
                 return Philox.DropoutMultiplier(s_randomness, Site.AttentionProbabilities, element, 0.4f) / keys.Count / rounds;
             });
             Assert.That(result.Out[index], Is.EqualTo(expected).Within(1e-14), $"example {b}, head {h}, query {i}, key {j}");

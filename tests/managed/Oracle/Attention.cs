@@ -360,7 +360,10 @@ public sealed class Attention
                         continue;
                     }
 
-                    var element = ((long)Row(b, h, r) + slot) * width + (o + _options.ChunksBefore) * c + u;
+                    // A strict window's elements count by position and distance, which later tokens do not change.
+                    var element = _options.Window == LshWindow.Strict
+                        ? ((long)Row(b, h, r) + i) * width + slot - keySlot - 1
+                        : ((long)Row(b, h, r) + slot) * width + (o + _options.ChunksBefore) * c + u;
                     meetings.Add(new(r, j, _options.LogCount ? LogCount(b, h, i, j) : 0, element));
                 }
             }
