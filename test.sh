@@ -27,14 +27,15 @@ native() { # native PRESET: builds it and runs its tests
   ctest --preset "$1" --parallel "$jobs" --progress >"$logs/ctest" 2>&1
   local ok=$?
   tr '\r' '\n' <"$logs/ctest" | grep -vE '^(Test project|\[?[0-9]+/[0-9]+\]? |$)' | tail -n 200
-  # "98% tests passed, 2 tests failed out of 120", and a line "...***Skipped" for each skip.
-  local total bad skips
+  # "98% tests passed, 2 tests failed out of 120" (skipped ones count as passed there, disabled ones not at all), then a list with reasons.
+  local total bad skips disabled
   total=$(sed -nE 's/.*tests failed out of ([0-9]+)$/\1/p' "$logs/ctest" | tail -n 1)
   bad=$(sed -nE 's/.* ([0-9]+) tests failed out of [0-9]+$/\1/p' "$logs/ctest" | tail -n 1)
   skips=$(grep -cE '^\s*[0-9]+ - .*\(Skipped\)' "$logs/ctest")
+  disabled=$(grep -cE '^\s*[0-9]+ - .*\(Disabled\)' "$logs/ctest")
   if [ -z "$total" ]; then echo "ctest of preset $1 ran nothing"; add 0 1 0; return; fi
   [ "$ok" -ne 0 ] && [ "$bad" -eq 0 ] && bad=1
-  add $((total - bad - skips)) "$bad" "$skips"
+  add $((total - bad - skips)) "$bad" $((skips + disabled))
 }
 
 managed() {
