@@ -1,4 +1,5 @@
 // The door: every op, given one wrong thing at a time, must refuse it with a message that names it, and leave every output as it was.
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -21,13 +22,9 @@ enum class Use { kInput, kOptionalInput, kShape, kOutput, kOptionalOutput };
 bool written(Use use) { return use == Use::kOutput || use == Use::kOptionalOutput; }
 bool optional(Use use) { return use == Use::kOptionalInput || use == Use::kOptionalOutput; }
 
-// A correct call of one pass of an op, with memory for all its tensors. Fields of the op are changed through it.
-template <class Op>
+// A correct call of one pass of an op, with memory for all its tensors; the op's type is known to OpCall alone, so that the checks are compiled once.
 class Call {
  public:
-  using Workspace = rfn_status (*)(const rfn_context*, const Op*, int32_t, int64_t*);
-  using Run = rfn_status (*)(rfn_stream*, const Op*, void*, int64_t);
-
   struct Argument {
     std::string name;
     rfn_tensor* view;
@@ -35,10 +32,14 @@ class Call {
     std::shared_ptr<GuardedMemory> memory;
   };
 
-  Call(std::string op_name, int32_t op_pass, Workspace op_workspace, Run op_run)
-      : name(std::move(op_name)), pass(op_pass), workspace(op_workspace), run(op_run) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
+  virtual ~Call() = default;
+
+  // The op's functions, on any memory that claims to be such an op.
+  virtual rfn_status run(rfn_stream* stream, const void* any_op, void* workspace, int64_t bytes) const = 0;
+  virtual rfn_status query(const rfn_context* context, const void* any_op, int32_t any_pass, int64_t* bytes) const = 0;
+  virtual bool has_query() const = 0;
 
   void tensor(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, Use use, int32_t dtype = RFN_F32) {
     int64_t bytes = dtype == RFN_U8 ? 1 : dtype == RFN_F64 || dtype == RFN_I64 ? 8 : 4;
@@ -56,37 +57,58 @@ class Call {
   void output(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, int32_t dtype = RFN_F32) {
     tensor(argument, view, sizes, Use::kOutput, dtype);
   }
-  Argument& argument(const std::string& argument) {
-    for (Argument& a : arguments) {
-      if (a.name == argument) return a;
-    }
-    throw std::invalid_argument(argument);
-  }
 
-  std::string name;
-  int32_t pass;
-  Workspace workspace;  // null: the op has none
-  Run run;
-  Op op = make_op<Op>();
+  const std::string name;
+  const int32_t pass;
+  uint8_t* const bytes;  // of the op
+  const size_t size;
   std::vector<Argument> arguments;
+
+ protected:
+  Call(std::string op_name, int32_t op_pass, void* op_bytes, size_t op_size)
+      : name(std::move(op_name)), pass(op_pass), bytes(static_cast<uint8_t*>(op_bytes)), size(op_size) {}
 };
 
 template <class Op>
+class OpCall : public Call {
+ public:
+  using Workspace = rfn_status (*)(const rfn_context*, const Op*, int32_t, int64_t*);
+  using Run = rfn_status (*)(rfn_stream*, const Op*, void*, int64_t);
+
+  // No workspace function: the op has none.
+  OpCall(std::string op_name, int32_t op_pass, Workspace op_workspace, Run op_run)
+      : Call(std::move(op_name), op_pass, &op, sizeof(op)), workspace_(op_workspace), run_(op_run) {}
+
+  rfn_status run(rfn_stream* stream, const void* any_op, void* workspace, int64_t workspace_bytes) const override {
+    return run_(stream, static_cast<const Op*>(any_op), workspace, workspace_bytes);
+  }
+  rfn_status query(const rfn_context* context, const void* any_op, int32_t any_pass, int64_t* needed) const override {
+    return workspace_(context, static_cast<const Op*>(any_op), any_pass, needed);
+  }
+  bool has_query() const override { return workspace_ != nullptr; }
+
+  Op op = make_op<Op>();
+
+ private:
+  Workspace workspace_;
+  Run run_;
+};
+
 class Checker {
  public:
-  Checker(const Stream& stream, Call<Op>& call) : stream_(stream), call_(call) {
-    if (call.workspace == nullptr) return;
-    EXPECT_TRUE(Ok(call.workspace(stream.context(), &call.op, call.pass, &bytes_))) << call.name;
+  Checker(const Stream& stream, Call& call) : stream_(stream), call_(call) {
+    if (!call.has_query()) return;
+    EXPECT_TRUE(Ok(query(&bytes_))) << call.name;
     scratch_ = std::make_unique<GuardedMemory>(bytes_, 0);
   }
 
-  rfn_status run() const { return call_.run(stream_, &call_.op, scratch_ == nullptr ? nullptr : scratch_->data(), bytes_); }
+  rfn_status run() const { return run(scratch_ == nullptr ? nullptr : scratch_->data(), bytes_); }
 
-  // The changed op is refused with the op's and the argument's name, in the workspace query too if `query`; nothing was written. Afterwards it is
+  // The changed op is refused with the op's and the argument's name, in the workspace query too if `in_query`; nothing was written. Afterwards it is
   // as before.
-  void refused(const std::string& what, const std::string& argument, bool query, const std::function<void()>& change) const {
+  void refused(const std::string& what, const std::string& argument, bool in_query, const std::function<void()>& change) const {
     SCOPED_TRACE(call_.name + (call_.pass == RFN_PASS_FORWARD ? " forward: " : " backward: ") + what);
-    const Op before = call_.op;
+    const std::vector<uint8_t> before(call_.bytes, call_.bytes + call_.size);
     change();
     for (const auto& a : call_.arguments) {
       if (written(a.use)) a.memory->poison_contents();
@@ -101,12 +123,12 @@ class Checker {
         break;
       }
     }
-    if (query && call_.workspace != nullptr) {
+    if (in_query && call_.has_query()) {
       int64_t bytes = -7;
-      EXPECT_TRUE(Fails(call_.workspace(stream_.context(), &call_.op, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {call_.name}));
+      EXPECT_TRUE(Fails(query(&bytes), RFN_INVALID_ARGUMENT, {call_.name}));
       EXPECT_EQ(bytes, -7);
     }
-    call_.op = before;
+    std::copy(before.begin(), before.end(), call_.bytes);
   }
 
   // Whatever can be wrong with a tensor.
@@ -115,8 +137,8 @@ class Checker {
       rfn_tensor& t = *argument.view;
       const std::string& name = argument.name;
       const bool data = argument.use != Use::kShape;
-      const auto wrong = [&](const std::string& what, bool query, const std::function<void()>& change) {
-        refused(name + ": " + what, name, query, change);
+      const auto wrong = [&](const std::string& what, bool in_query, const std::function<void()>& change) {
+        refused(name + ": " + what, name, in_query, change);
       };
       if (!optional(argument.use)) wrong("absent", false, [&] { t = {}; });
       wrong("struct_size", true, [&] { t.struct_size -= 8; });
@@ -188,51 +210,51 @@ class Checker {
     if (bytes_ == 0) return;
     SCOPED_TRACE(call_.name);
     char* const data = static_cast<char*>(scratch_->data());
-    const std::string needed = std::to_string(bytes_);
-    EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, data, bytes_ - 1), RFN_INVALID_ARGUMENT,
-                      {call_.name, "workspace_bytes", needed, std::to_string(bytes_ - 1)}));
-    EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, data, -1), RFN_INVALID_ARGUMENT, {call_.name, "workspace_bytes", needed}));
-    EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, nullptr, bytes_), RFN_INVALID_ARGUMENT, {call_.name, "workspace", "NULL"}));
+    const std::string needed = std::to_string(bytes_), one_less = std::to_string(bytes_ - 1);
+    EXPECT_TRUE(Fails(run(data, bytes_ - 1), RFN_INVALID_ARGUMENT, {call_.name, "workspace_bytes", needed, one_less}));
+    EXPECT_TRUE(Fails(run(data, -1), RFN_INVALID_ARGUMENT, {call_.name, "workspace_bytes", needed}));
+    EXPECT_TRUE(Fails(run(nullptr, bytes_), RFN_INVALID_ARGUMENT, {call_.name, "workspace", "NULL"}));
     for (const int offset : {1, 8, 32}) {
-      EXPECT_TRUE(Fails(call_.run(stream_, &call_.op, data + offset, bytes_), RFN_INVALID_ARGUMENT, {call_.name, "workspace", "64"}));
+      EXPECT_TRUE(Fails(run(data + offset, bytes_), RFN_INVALID_ARGUMENT, {call_.name, "workspace", "64"}));
     }
   }
 
   // struct_size decides what may be read at all: the struct behind it is not there.
   void struct_size() const {
-    for (const uint32_t size : {uint32_t{0}, uint32_t{4}, static_cast<uint32_t>(sizeof(Op)) - 8, static_cast<uint32_t>(sizeof(Op)) + 8, UINT32_MAX}) {
+    const uint32_t right = static_cast<uint32_t>(call_.size);
+    for (const uint32_t size : {uint32_t{0}, uint32_t{4}, right - 8, right + 8, UINT32_MAX}) {
       const std::unique_ptr<uint32_t> only(new uint32_t(size));
-      const Op* const op = reinterpret_cast<const Op*>(only.get());
-      EXPECT_TRUE(Fails(call_.run(stream_, op, nullptr, 0), RFN_INVALID_ARGUMENT, {"struct_size", std::to_string(sizeof(Op)), std::to_string(size)}));
+      EXPECT_TRUE(Fails(call_.run(stream_, only.get(), nullptr, 0), RFN_INVALID_ARGUMENT,
+                        {"struct_size", std::to_string(right), std::to_string(size)}));
+      if (!call_.has_query()) continue;
       int64_t bytes = -7;
-      if (call_.workspace == nullptr) continue;
-      EXPECT_TRUE(Fails(call_.workspace(stream_.context(), op, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"struct_size"}));
+      EXPECT_TRUE(Fails(call_.query(stream_.context(), only.get(), call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"struct_size"}));
       EXPECT_EQ(bytes, -7);
     }
   }
 
   void pointers() const {
-    EXPECT_TRUE(Fails(call_.run(nullptr, &call_.op, nullptr, 0), RFN_INVALID_ARGUMENT, {"stream", "NULL"}));
+    EXPECT_TRUE(Fails(call_.run(nullptr, call_.bytes, nullptr, 0), RFN_INVALID_ARGUMENT, {"stream", "NULL"}));
     EXPECT_TRUE(Fails(call_.run(stream_, nullptr, nullptr, 0), RFN_INVALID_ARGUMENT, {"op", "NULL"}));
-    if (call_.workspace == nullptr) return;
+    if (!call_.has_query()) return;
     int64_t bytes = 0;
-    EXPECT_TRUE(Fails(call_.workspace(nullptr, &call_.op, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"context", "NULL"}));
-    EXPECT_TRUE(Fails(call_.workspace(stream_.context(), nullptr, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"op", "NULL"}));
-    EXPECT_TRUE(Fails(call_.workspace(stream_.context(), &call_.op, call_.pass, nullptr), RFN_INVALID_ARGUMENT, {"bytes", "NULL"}));
+    EXPECT_TRUE(Fails(call_.query(nullptr, call_.bytes, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"context", "NULL"}));
+    EXPECT_TRUE(Fails(call_.query(stream_.context(), nullptr, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"op", "NULL"}));
+    EXPECT_TRUE(Fails(query(nullptr), RFN_INVALID_ARGUMENT, {"bytes", "NULL"}));
     for (const int32_t pass : {-1, 2}) {
-      EXPECT_TRUE(Fails(call_.workspace(stream_.context(), &call_.op, pass, &bytes), RFN_INVALID_ARGUMENT, {call_.name, "pass"}));
+      EXPECT_TRUE(Fails(call_.query(stream_.context(), call_.bytes, pass, &bytes), RFN_INVALID_ARGUMENT, {call_.name, "pass"}));
     }
   }
 
   // A workspace query reads shapes only, and gives the same answer without data.
   void query_without_data() const {
-    if (call_.workspace == nullptr) return;
-    const Op before = call_.op;
+    if (!call_.has_query()) return;
+    const std::vector<uint8_t> before(call_.bytes, call_.bytes + call_.size);
     for (const auto& a : call_.arguments) a.view->data = nullptr, a.view->bytes = 0;
     int64_t bytes = -1;
-    EXPECT_TRUE(Ok(call_.workspace(stream_.context(), &call_.op, call_.pass, &bytes))) << call_.name;
+    EXPECT_TRUE(Ok(query(&bytes))) << call_.name;
     EXPECT_EQ(bytes, bytes_) << call_.name;
-    call_.op = before;
+    std::copy(before.begin(), before.end(), call_.bytes);
   }
 
   void all(const std::vector<std::pair<std::string, std::string>>& allowed = {}) const {
@@ -248,14 +270,14 @@ class Checker {
   }
 
  private:
+  rfn_status run(void* workspace, int64_t bytes) const { return call_.run(stream_, call_.bytes, workspace, bytes); }
+  rfn_status query(int64_t* bytes) const { return call_.query(stream_.context(), call_.bytes, call_.pass, bytes); }
+
   const Stream& stream_;
-  Call<Op>& call_;
+  Call& call_;
   int64_t bytes_ = 0;
   std::unique_ptr<GuardedMemory> scratch_;
 };
-
-template <class Op>
-Checker(const Stream&, Call<Op>&) -> Checker<Op>;
 
 #define RFN_FORWARD(name) #name, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward
 #define RFN_BACKWARD(name) #name, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward
@@ -263,7 +285,7 @@ Checker(const Stream&, Call<Op>&) -> Checker<Op>;
 using Validation = OpTest;
 
 TEST_F(Validation, RandomNormal_WrongArguments_Refused) {
-  Call<rfn_random_normal> call("random_normal", RFN_PASS_FORWARD, nullptr, [](rfn_stream* s, const rfn_random_normal* op, void*, int64_t) {
+  OpCall<rfn_random_normal> call("random_normal", RFN_PASS_FORWARD, nullptr, [](rfn_stream* s, const rfn_random_normal* op, void*, int64_t) {
     return rfn_random_normal_forward(s, op);
   });
   rfn_random_normal& op = call.op;
@@ -283,7 +305,7 @@ TEST_F(Validation, RandomNormal_WrongArguments_Refused) {
   check.value("reserved", [&] { op.reserved = 1; });
 }
 
-void embedding(Call<rfn_embedding>& call, int32_t positions) {
+void embedding(OpCall<rfn_embedding>& call, int32_t positions) {
   rfn_embedding& op = call.op;
   const int64_t b = 2, t = 5, v = 7, e = 6;
   op.positions = positions;
@@ -311,7 +333,7 @@ void embedding(Call<rfn_embedding>& call, int32_t positions) {
 
 TEST_F(Validation, EmbeddingForward_WrongArguments_Refused) {
   for (const int32_t positions : {RFN_POSITIONS_NONE, RFN_POSITIONS_LEARNED, RFN_POSITIONS_AXIAL}) {
-    Call<rfn_embedding> call(RFN_FORWARD(embedding));
+    OpCall<rfn_embedding> call(RFN_FORWARD(embedding));
     embedding(call, positions);
     rfn_embedding& op = call.op;
     const Checker check(stream, call);
@@ -344,13 +366,13 @@ TEST_F(Validation, EmbeddingForward_WrongArguments_Refused) {
 }
 
 TEST_F(Validation, EmbeddingBackward_WrongArguments_Refused) {
-  Call<rfn_embedding> call(RFN_BACKWARD(embedding));
+  OpCall<rfn_embedding> call(RFN_BACKWARD(embedding));
   embedding(call, RFN_POSITIONS_AXIAL);
   Checker(stream, call).all();
 }
 
 TEST_F(Validation, EmbeddingForward_IdOutOfRange_Refused) {
-  Call<rfn_embedding> call(RFN_FORWARD(embedding));
+  OpCall<rfn_embedding> call(RFN_FORWARD(embedding));
   embedding(call, RFN_POSITIONS_NONE);
   const Checker check(stream, call);
   int32_t* const ids = static_cast<int32_t*>(call.op.ids.data);
@@ -362,7 +384,7 @@ TEST_F(Validation, EmbeddingForward_IdOutOfRange_Refused) {
 
 TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
   const int64_t n = 3, e = 5;
-  Call<rfn_layer_norm> forward(RFN_FORWARD(layer_norm)), backward(RFN_BACKWARD(layer_norm));
+  OpCall<rfn_layer_norm> forward(RFN_FORWARD(layer_norm)), backward(RFN_BACKWARD(layer_norm));
   for (auto* call : {&forward, &backward}) {
     call->op.epsilon = 1e-5f;
     call->input("x", call->op.x, {n, e});
@@ -383,7 +405,7 @@ TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
 
 TEST_F(Validation, Linear_WrongArguments_Refused) {
   const int64_t n = 3, k = 5, m = 4;
-  Call<rfn_linear> forward(RFN_FORWARD(linear)), backward(RFN_BACKWARD(linear));
+  OpCall<rfn_linear> forward(RFN_FORWARD(linear)), backward(RFN_BACKWARD(linear));
   for (auto* call : {&forward, &backward}) {
     call->input("x", call->op.x, {n, k});
     call->input("weight", call->op.weight, {m, k});
@@ -422,8 +444,7 @@ rfn_attention_options lsh_options() {
 constexpr int64_t kBatch = 2, kLength = 9, kHeads = 2, kHeadSize = 3, kRounds = 2, kPadded = 12;
 constexpr int64_t kColumns = 3;  // (4 + 2) / 2
 
-template <class Op>
-void options(const Checker<Op>& check, rfn_attention_options& o) {
+void options(const Checker& check, rfn_attention_options& o) {
   const auto integer = [&](const char* name, int32_t& field, std::initializer_list<int32_t> values) {
     for (const int32_t value : values) check.value(name, [&field, value] { field = value; });
   };
@@ -457,7 +478,7 @@ void options(const Checker<Op>& check, rfn_attention_options& o) {
   check.value("struct_size", [&] { o.struct_size = 0; });
 }
 
-void attention_inputs(Call<rfn_attention>& call) {
+void attention_inputs(OpCall<rfn_attention>& call) {
   rfn_attention& op = call.op;
   op.options = lsh_options();
   call.input("q", op.q, {kBatch, kLength, kHeads, kHeadSize});
@@ -466,7 +487,7 @@ void attention_inputs(Call<rfn_attention>& call) {
 }
 
 TEST_F(Validation, AttentionForward_WrongArguments_Refused) {
-  Call<rfn_attention> call(RFN_FORWARD(attention));
+  OpCall<rfn_attention> call(RFN_FORWARD(attention));
   rfn_attention& op = call.op;
   attention_inputs(call);
   call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
@@ -483,7 +504,7 @@ TEST_F(Validation, AttentionForward_WrongArguments_Refused) {
 }
 
 TEST_F(Validation, AttentionForward_RotationSets_OneHeadsOrBoth) {
-  Call<rfn_attention> call(RFN_FORWARD(attention));
+  OpCall<rfn_attention> call(RFN_FORWARD(attention));
   rfn_attention& op = call.op;
   attention_inputs(call);
   call.input("rotations", op.rotations, {kBatch * kHeads, kHeadSize, kRounds, kColumns});
@@ -496,7 +517,7 @@ TEST_F(Validation, AttentionForward_RotationSets_OneHeadsOrBoth) {
 }
 
 TEST_F(Validation, AttentionBackward_WrongArguments_Refused) {
-  Call<rfn_attention> call(RFN_BACKWARD(attention));
+  OpCall<rfn_attention> call(RFN_BACKWARD(attention));
   rfn_attention& op = call.op;
   attention_inputs(call);
   call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
@@ -513,7 +534,7 @@ TEST_F(Validation, AttentionBackward_WrongArguments_Refused) {
 
 TEST_F(Validation, AttentionWithOwnKeys_WrongArguments_Refused) {
   for (const int32_t kind : {RFN_ATTENTION_LOCAL, RFN_ATTENTION_FULL}) {
-    Call<rfn_attention> forward(RFN_FORWARD(attention)), backward(RFN_BACKWARD(attention));
+    OpCall<rfn_attention> forward(RFN_FORWARD(attention)), backward(RFN_BACKWARD(attention));
     for (auto* call : {&forward, &backward}) {
       rfn_attention& op = call->op;
       attention_inputs(*call);
@@ -533,7 +554,7 @@ TEST_F(Validation, AttentionWithOwnKeys_WrongArguments_Refused) {
   }
 }
 
-using StageCall = Call<rfn_attention>;
+using StageCall = OpCall<rfn_attention>;
 
 void stage_tensors(StageCall& call, Stage stage) {
   rfn_attention& op = call.op;
@@ -591,17 +612,16 @@ TEST_F(Validation, LshStages_WrongArguments_Refused) {
     int64_t bytes = 0;
     ASSERT_TRUE(Ok(rfn_attention_workspace(context, &call.op, call.pass, &bytes)));
     const GuardedMemory scratch(bytes, 0);
-    // The harness of the other ops without a query of its own: stages take attention's workspace.
-    const auto run = call.run;
-    EXPECT_TRUE(Ok(run(stream, &call.op, scratch.data(), bytes)));
-    EXPECT_TRUE(Fails(run(stream, &call.op, scratch.data(), bytes - 1), RFN_INVALID_ARGUMENT, {call.name, "workspace_bytes"}));
+    // Stages have no query of their own: they take attention's workspace.
+    EXPECT_TRUE(Ok(call.run(stream, &call.op, scratch.data(), bytes)));
+    EXPECT_TRUE(Fails(call.run(stream, &call.op, scratch.data(), bytes - 1), RFN_INVALID_ARGUMENT, {call.name, "workspace_bytes"}));
     const Checker check(stream, call);
     check.tensors();
     check.sizes();
     check.overlaps();
     check.struct_size();
-    EXPECT_TRUE(Fails(run(nullptr, &call.op, scratch.data(), bytes), RFN_INVALID_ARGUMENT, {"stream"}));
-    EXPECT_TRUE(Fails(run(stream, nullptr, scratch.data(), bytes), RFN_INVALID_ARGUMENT, {"op"}));
+    EXPECT_TRUE(Fails(call.run(nullptr, &call.op, scratch.data(), bytes), RFN_INVALID_ARGUMENT, {"stream"}));
+    EXPECT_TRUE(Fails(call.run(stream, nullptr, scratch.data(), bytes), RFN_INVALID_ARGUMENT, {"op"}));
     check.value("kind", [&] { call.op.options.kind = RFN_ATTENTION_LOCAL; });
     check.value("k", [&] { call.op.k = call.op.q; });
     options(check, call.op.options);
@@ -612,7 +632,7 @@ TEST_F(Validation, LshStages_WrongArguments_Refused) {
 
 TEST_F(Validation, FeedForward_WrongArguments_Refused) {
   const int64_t n = 3, e = 5, f = 7;
-  Call<rfn_feed_forward> forward(RFN_FORWARD(feed_forward)), backward(RFN_BACKWARD(feed_forward));
+  OpCall<rfn_feed_forward> forward(RFN_FORWARD(feed_forward)), backward(RFN_BACKWARD(feed_forward));
   for (auto* call : {&forward, &backward}) {
     rfn_feed_forward& op = call->op;
     call->input("x", op.x, {n, e});
@@ -639,7 +659,7 @@ TEST_F(Validation, FeedForward_WrongArguments_Refused) {
   }
 }
 
-void block(Call<rfn_reversible_block>& call, int32_t residual) {
+void block(OpCall<rfn_reversible_block>& call, int32_t residual) {
   rfn_reversible_block& op = call.op;
   const int64_t e = 4, f = 5, projected = kHeads * kHeadSize;
   const bool forward = call.pass == RFN_PASS_FORWARD, exact = residual == RFN_RESIDUAL_EXACT;
@@ -682,7 +702,7 @@ void block(Call<rfn_reversible_block>& call, int32_t residual) {
 
 TEST_F(Validation, ReversibleBlock_WrongArguments_Refused) {
   for (const int32_t residual : {RFN_RESIDUAL_FLOAT, RFN_RESIDUAL_EXACT}) {
-    Call<rfn_reversible_block> forward(RFN_FORWARD(reversible_block)), backward(RFN_BACKWARD(reversible_block));
+    OpCall<rfn_reversible_block> forward(RFN_FORWARD(reversible_block)), backward(RFN_BACKWARD(reversible_block));
     for (auto* call : {&forward, &backward}) {
       rfn_reversible_block& op = call->op;
       block(*call, residual);
@@ -716,7 +736,7 @@ TEST_F(Validation, FinalNorm_WrongArguments_Refused) {
   const int64_t n = 3, e = 5;
   for (const int32_t combine : {RFN_COMBINE_CONCATENATE, RFN_COMBINE_MEAN}) {
     const int64_t w = combine == RFN_COMBINE_CONCATENATE ? 2 * e : e;
-    Call<rfn_final_norm> forward(RFN_FORWARD(final_norm)), backward(RFN_BACKWARD(final_norm));
+    OpCall<rfn_final_norm> forward(RFN_FORWARD(final_norm)), backward(RFN_BACKWARD(final_norm));
     for (auto* call : {&forward, &backward}) {
       rfn_final_norm& op = call->op;
       op.combine = combine;
@@ -743,7 +763,7 @@ TEST_F(Validation, FinalNorm_WrongArguments_Refused) {
   }
 }
 
-void head(Call<rfn_head_loss>& call) {
+void head(OpCall<rfn_head_loss>& call) {
   rfn_head_loss& op = call.op;
   const int64_t n = 3, k = 5, v = 4;
   op.ignore_index = -100;
@@ -760,7 +780,7 @@ void head(Call<rfn_head_loss>& call) {
 }
 
 TEST_F(Validation, HeadLoss_WrongArguments_Refused) {
-  Call<rfn_head_loss> forward(RFN_FORWARD(head_loss)), backward(RFN_BACKWARD(head_loss));
+  OpCall<rfn_head_loss> forward(RFN_FORWARD(head_loss)), backward(RFN_BACKWARD(head_loss));
   for (auto* call : {&forward, &backward}) {
     rfn_head_loss& op = call->op;
     head(*call);
@@ -782,7 +802,7 @@ TEST_F(Validation, HeadLoss_WrongArguments_Refused) {
 }
 
 TEST_F(Validation, HeadLossBackward_GradXInPlaceOfX_Runs) {
-  Call<rfn_head_loss> call(RFN_BACKWARD(head_loss));
+  OpCall<rfn_head_loss> call(RFN_BACKWARD(head_loss));
   head(call);
   const Checker check(stream, call);
   call.op.grad_x.data = call.op.x.data;
@@ -790,7 +810,7 @@ TEST_F(Validation, HeadLossBackward_GradXInPlaceOfX_Runs) {
 }
 
 TEST_F(Validation, GlobalNorm_WrongArguments_Refused) {
-  Call<rfn_global_norm> call(RFN_FORWARD(global_norm));
+  OpCall<rfn_global_norm> call(RFN_FORWARD(global_norm));
   rfn_global_norm& op = call.op;
   rfn_tensor gradients[3] = {};
   op.count = 3;
@@ -835,7 +855,7 @@ TEST_F(Validation, GlobalNorm_WrongArguments_Refused) {
 }
 
 TEST_F(Validation, AdamW_WrongArguments_Refused) {
-  Call<rfn_adamw> call("adamw", RFN_PASS_FORWARD, nullptr,
+  OpCall<rfn_adamw> call("adamw", RFN_PASS_FORWARD, nullptr,
                        [](rfn_stream* s, const rfn_adamw* op, void*, int64_t) { return rfn_adamw_forward(s, op); });
   rfn_adamw& op = call.op;
   op.learning_rate = 0.1f;
@@ -865,7 +885,7 @@ TEST_F(Validation, AdamW_WrongArguments_Refused) {
 
 TEST_F(Validation, Adafactor_WrongArguments_Refused) {
   for (const bool matrix : {true, false}) {
-    Call<rfn_adafactor> call(RFN_FORWARD(adafactor));
+    OpCall<rfn_adafactor> call(RFN_FORWARD(adafactor));
     rfn_adafactor& op = call.op;
     op.learning_rate = 0.1f;
     op.decay_exponent = 0.8f;
@@ -899,7 +919,7 @@ TEST_F(Validation, Adafactor_WrongArguments_Refused) {
 }
 
 TEST_F(Validation, Sample_WrongArguments_Refused) {
-  Call<rfn_sample> call(RFN_FORWARD(sample));
+  OpCall<rfn_sample> call(RFN_FORWARD(sample));
   rfn_sample& op = call.op;
   op.temperature = 1;
   op.top_p = 1;
