@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Globalization;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli;
@@ -59,13 +60,7 @@ internal static class CommonOptions
         where T : struct, System.Numerics.INumber<T>
     {
         var option = new Option<T?>(name) { Description = description, HelpName = helpName };
-        option.Validators.Add(result =>
-        {
-            if (result.Tokens.Count > 0 && result.GetValueOrDefault<T?>() is T value && !(value >= lowest))
-            {
-                result.AddError($"{name}: expected a number from {lowest} up, found {value}");
-            }
-        });
+        AtLeast(option, lowest);
         return option;
     }
 
@@ -86,12 +81,14 @@ internal static class CommonOptions
     /// <summary>Whether the user wrote an option.</summary>
     public static bool IsGiven(ParseResult parsed, Option option) => parsed.GetResult(option) is { Implicit: false };
 
-    private static void AtLeast<T>(Option<T> option, T lowest)
+    /// <summary>The validator reads the word itself, so that every complaint has the same form.</summary>
+    private static void AtLeast<T>(Option option, T lowest)
         where T : struct, System.Numerics.INumber<T> => option.Validators.Add(result =>
         {
-            if (result.Tokens.Count > 0 && !(result.GetValueOrDefault<T>() >= lowest))
+            if (result.Tokens is [{ Value: var word }] && !(T.TryParse(word, CultureInfo.InvariantCulture, out T value) && value >= lowest))
             {
-                result.AddError($"{option.Name}: expected a number from {lowest} up, found {result.Tokens[0].Value}");
+                string kind = T.IsInteger(T.One / (T.One + T.One)) ? "an integer" : "a number";
+                result.AddError(Output.Text($"{option.Name}: expected {kind} from {lowest} up, found '{word}'"));
             }
         });
 }

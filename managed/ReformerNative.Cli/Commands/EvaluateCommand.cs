@@ -21,7 +21,7 @@ internal static class EvaluateCommand
     private static readonly Option<int?> Symbols = CommonOptions.Maybe("--symbols", "Duplication: number of symbols", 1);
     private static readonly Option<int?> Length = CommonOptions.Maybe("--length", "Tokens of an example [default: that of the run]", 2);
     private static readonly Option<int?> Batch = CommonOptions.Maybe("--batch", "Examples of a batch [default: that of the run]", 1);
-    private static readonly Option<int> Batches = CommonOptions.Number("--batches", "Batches to measure on", 8, 1);
+    private static readonly Option<int?> Batches = CommonOptions.Maybe("--batches", "Batches to measure on [default: as many as in the run]", 1);
     private static readonly Option<string?> Rounds = new("--rounds")
     {
         Description = "Hash rounds to measure with, several with commas, full for full attention [default: those of the model]",
@@ -49,6 +49,7 @@ internal static class EvaluateCommand
         EvaluationMode[]? modes = parsed.GetValue(Rounds)?.Split(',', StringSplitOptions.TrimEntries).Select(EvaluationMode.Parse).ToArray();
         int length = parsed.GetValue(Length) ?? defaults.Length;
         int batch = parsed.GetValue(Batch) ?? defaults.BatchSize;
+        int batches = parsed.GetValue(Batches) ?? defaults.EvaluationBatches;
         ulong seed = (ulong?)parsed.GetValue(Seed) ?? defaults.Seed;
         IBatchSource source = data.Open();
         using var disposable = source as IDisposable;
@@ -57,7 +58,7 @@ internal static class EvaluateCommand
         using var interruption = new Interruption();
         foreach (EvaluationMode mode in modes ?? [new EvaluationMode(model.Config.NumHashes)])
         {
-            LossResult loss = HeldOut.Measure(model, source, batch, length, parsed.GetValue(Batches), seed, mode, interruption.Token);
+            LossResult loss = HeldOut.Measure(model, source, batch, length, batches, seed, mode, interruption.Token);
             if (parsed.GetValue(CommonOptions.Json))
             {
                 Output.Json(new JsonObject

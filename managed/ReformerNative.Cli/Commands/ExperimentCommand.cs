@@ -26,7 +26,7 @@ internal static class ExperimentCommand
     private static readonly Option<string> Stages = new("--stages")
     {
         Description = "Lengths to train at, one after the other; the last is the length of the evaluation",
-        DefaultValueFactory = _ => "1024x8x3000",
+        DefaultValueFactory = _ => "128x32x150,256x16x150,512x8x250,1024x8x1000",
         HelpName = "LENGTHxBATCHxSTEPS,...",
     };
 

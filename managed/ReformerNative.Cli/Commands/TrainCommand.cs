@@ -131,7 +131,9 @@ internal static class TrainCommand
             FullAttention = parsed.GetValue(Full),
         };
         options = WithIntervals(parsed, options) with { CheckpointDirectory = parsed.GetValue(Out) ?? FreeDirectory(task) };
-        return new RunDescription(data, Failure.Usage(() => Checked(options)));
+        return task == DataTask.Text || options.Length % 2 == 0
+            ? new RunDescription(data, Failure.Usage(() => Checked(options)))
+            : throw new UsageException($"--length: expected an even number with --task duplicate, found {options.Length}");
     }
 
     private static RunDescription ResumedRun(ParseResult parsed, string checkpoint)
