@@ -6,6 +6,8 @@ namespace ReformerNative.Cli;
 internal sealed class ProgressLine(bool json = false)
 {
     private const string ClearToEnd = "\u001b[K";
+    private const int UnknownWidth = 120; // columns of a terminal that does not say
+
     private readonly bool _live = !Console.IsErrorRedirected;
     private bool _shown;
 
@@ -17,7 +19,7 @@ internal sealed class ProgressLine(bool json = false)
     {
         if (_live)
         {
-            int width = Math.Max(20, Console.WindowWidth - 1);
+            int width = Console.WindowWidth > 1 ? Console.WindowWidth - 1 : UnknownWidth;
             Console.Error.Write($"\r{(text.Length > width ? text[..width] : text)}{ClearToEnd}");
             _shown = true;
         }

@@ -8,14 +8,14 @@ internal static class TrainingDefaults
     /// <summary>A byte-level model of text in a few minutes on two processors.</summary>
     public static TrainingOptions Text { get; } = new()
     {
-        Steps = 400,
-        BatchSize = 4,
+        Steps = 500,
+        BatchSize = 2,
         Length = 1024,
         LearningRate = 2e-3,
         WarmupSteps = 40,
         FinalLearningRateFraction = 0.05,
         EvaluateEvery = 100,
-        EvaluationBatches = 4,
+        EvaluationBatches = 8,
         CheckpointEvery = 100,
     };
 

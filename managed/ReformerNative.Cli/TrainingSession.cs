@@ -8,7 +8,8 @@ namespace ReformerNative.Cli;
 
 /// <summary>A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.</summary>
 internal sealed class TrainingSession(
-    Trainer trainer, IBatchSource source, DataDescription data, string? resumed, long logEvery, bool json) : IProgress<TrainingStep>
+    Trainer trainer, IBatchSource source, DataDescription data, PlannedMemory plan, string? resumed, long logEvery, bool json)
+    : IProgress<TrainingStep>
 {
     private const int PromptBytes = 64;
 
@@ -26,8 +27,16 @@ internal sealed class TrainingSession(
 
         using var interruption = new Interruption();
         long before = trainer.Step;
-        TrainingResult result = trainer.Run(this, interruption.Token);
-        _line.Clear();
+        TrainingResult result;
+        try
+        {
+            result = trainer.Run(this, interruption.Token);
+        }
+        finally
+        {
+            _line.Clear();
+        }
+
         string checkpoint = result.Checkpoint ?? Save(before);
         LossResult heldOut = (result.Completed ? result.HeldOut : null) ?? trainer.EvaluateHeldOut();
         if (json)
@@ -114,6 +123,7 @@ internal sealed class TrainingSession(
             + Output.Text($"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}"));
         Console.WriteLine(Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, ")
             + Output.Text($"seed {options.Seed}, {context.Device}, {context.Threads} threads, in {options.CheckpointDirectory}"));
+        Console.WriteLine($"memory  {Output.Bytes(plan.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free");
         if (resumed is not null)
         {
             Console.WriteLine(Output.Text($"resumed at step {trainer.Step} from {resumed}"));

@@ -92,6 +92,8 @@ internal static class TrainCommand
         }
 
         using ReformerContext context = CommonOptions.Context(parsed);
+        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, "config.json"));
+        PlannedMemory plan = PlannedMemory.Make(context, () => MemoryPlan.ForTraining(planned, context, run.Options));
         using ReformerModel model = config is not null
             ? ReformerModel.Create(config, context, run.Options.Seed)
             : ReformerModel.Load(checkpoint!, context);
@@ -99,7 +101,8 @@ internal static class TrainCommand
             ? new Trainer(model, source, run.Options)
             : Trainer.Resume(model, checkpoint, source, run.Options);
         run.Save(run.Options.CheckpointDirectory!);
-        var session = new TrainingSession(trainer, source, run.Data, checkpoint, parsed.GetValue(LogEvery), parsed.GetValue(CommonOptions.Json));
+        var session = new TrainingSession(
+            trainer, source, run.Data, plan, checkpoint, parsed.GetValue(LogEvery), parsed.GetValue(CommonOptions.Json));
         return session.Run(parsed.GetValue(SampleBytes));
     }
 
