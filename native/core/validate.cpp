@@ -20,6 +20,7 @@ constexpr int64_t kMostElements = int64_t{1} << 48;       // of a tensor, so tha
 constexpr int64_t kMostPairs = int64_t{1} << 62;          // (query, key) pairs: each is an element of dropout's counter
 constexpr int64_t kMostBuckets = int64_t{1} << 30;        // bucket numbers, the padding's included, are I32
 constexpr int32_t kMostFactors = 8;
+constexpr int32_t kMostNeighbours = 1 << 16;              // chunks before or after: every query walks over them, whether they are there or not
 constexpr int32_t kLastLayer = (1 << 24) - 2;             // (layer + 1) * 256 + site is a 32-bit word of the random counter
 constexpr uintptr_t kWorkspaceAlignment = 64;
 
@@ -339,8 +340,8 @@ void check_options(Checks& c, const rfn_attention_options& o, int64_t batch, int
     c.flag("options.wrap", o.wrap);
     c.flag("options.repeat_chunks", o.repeat_chunks);
     c.integer("options.chunk_length", o.chunk_length, 1, kLargestSize);
-    c.integer("options.chunks_before", o.chunks_before, 0, INT32_MAX);
-    c.integer("options.chunks_after", o.chunks_after, 0, INT32_MAX);
+    c.integer("options.chunks_before", o.chunks_before, 0, kMostNeighbours);
+    c.integer("options.chunks_after", o.chunks_after, 0, kMostNeighbours);
     if (!c.ok()) return;
     const int64_t chunks = 1 + int64_t{o.chunks_before} + o.chunks_after;
     c.largest("options: (1 + chunks_before + chunks_after) * chunk_length", {chunks, o.chunk_length}, kLargestSize);

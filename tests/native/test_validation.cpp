@@ -382,20 +382,24 @@ TEST_F(Validation, EmbeddingForward_IdOutOfRange_Refused) {
   }
 }
 
-TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
+void layer_norm(OpCall<rfn_layer_norm>& call) {
   const int64_t n = 3, e = 5;
+  rfn_layer_norm& op = call.op;
+  op.epsilon = 1e-5f;
+  call.input("x", op.x, {n, e});
+  call.input("weight", op.weight, {e});
+  call.input("bias", op.bias, {e});
+  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, e});
+  call.input("grad_y", op.grad_y, {n, e});
+  call.output("grad_x", op.grad_x, {n, e});
+  call.output("grad_weight", op.grad_weight, {e});
+  call.output("grad_bias", op.grad_bias, {e});
+}
+
+TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
   OpCall<rfn_layer_norm> forward(RFN_FORWARD(layer_norm)), backward(RFN_BACKWARD(layer_norm));
-  for (auto* call : {&forward, &backward}) {
-    call->op.epsilon = 1e-5f;
-    call->input("x", call->op.x, {n, e});
-    call->input("weight", call->op.weight, {e});
-    call->input("bias", call->op.bias, {e});
-  }
-  forward.output("y", forward.op.y, {n, e});
-  backward.input("grad_y", backward.op.grad_y, {n, e});
-  backward.output("grad_x", backward.op.grad_x, {n, e});
-  backward.output("grad_weight", backward.op.grad_weight, {e});
-  backward.output("grad_bias", backward.op.grad_bias, {e});
+  layer_norm(forward);
+  layer_norm(backward);
   for (auto* call : {&forward, &backward}) {
     const Checker check(stream, *call);
     check.all();
@@ -403,19 +407,23 @@ TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
   }
 }
 
-TEST_F(Validation, Linear_WrongArguments_Refused) {
+void linear(OpCall<rfn_linear>& call) {
   const int64_t n = 3, k = 5, m = 4;
+  rfn_linear& op = call.op;
+  call.input("x", op.x, {n, k});
+  call.input("weight", op.weight, {m, k});
+  call.tensor("bias", op.bias, {m}, Use::kOptionalInput);
+  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, m});
+  call.input("grad_y", op.grad_y, {n, m});
+  call.tensor("grad_x", op.grad_x, {n, k}, Use::kOptionalOutput);
+  call.output("grad_weight", op.grad_weight, {m, k});
+  call.tensor("grad_bias", op.grad_bias, {m}, Use::kOptionalOutput);
+}
+
+TEST_F(Validation, Linear_WrongArguments_Refused) {
   OpCall<rfn_linear> forward(RFN_FORWARD(linear)), backward(RFN_BACKWARD(linear));
-  for (auto* call : {&forward, &backward}) {
-    call->input("x", call->op.x, {n, k});
-    call->input("weight", call->op.weight, {m, k});
-    call->tensor("bias", call->op.bias, {m}, Use::kOptionalInput);
-  }
-  forward.output("y", forward.op.y, {n, m});
-  backward.input("grad_y", backward.op.grad_y, {n, m});
-  backward.tensor("grad_x", backward.op.grad_x, {n, k}, Use::kOptionalOutput);
-  backward.output("grad_weight", backward.op.grad_weight, {m, k});
-  backward.tensor("grad_bias", backward.op.grad_bias, {m}, Use::kOptionalOutput);
+  linear(forward);
+  linear(backward);
   for (auto* call : {&forward, &backward}) {
     const Checker check(stream, *call);
     check.all();
@@ -486,14 +494,28 @@ void attention_inputs(OpCall<rfn_attention>& call) {
   call.tensor("mask", op.mask, {kBatch, kLength}, Use::kOptionalInput, RFN_U8);
 }
 
+void attention(OpCall<rfn_attention>& call) {
+  rfn_attention& op = call.op;
+  const std::vector<int64_t> heads = {kBatch, kLength, kHeads, kHeadSize};
+  attention_inputs(call);
+  call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
+  if (call.pass == RFN_PASS_FORWARD) {
+    call.tensor("buckets", op.buckets, {kBatch, kHeads, kRounds, kLength}, Use::kOptionalOutput, RFN_I32);
+    call.output("out", op.out, heads);
+    call.tensor("lse", op.lse, {kBatch, kHeads, kLength}, Use::kOptionalOutput);
+    return;
+  }
+  call.input("out", op.out, heads);
+  call.input("lse", op.lse, {kBatch, kHeads, kLength});
+  call.input("grad_out", op.grad_out, heads);
+  call.output("grad_q", op.grad_q, heads);
+  call.output("grad_v", op.grad_v, heads);
+}
+
 TEST_F(Validation, AttentionForward_WrongArguments_Refused) {
   OpCall<rfn_attention> call(RFN_FORWARD(attention));
   rfn_attention& op = call.op;
-  attention_inputs(call);
-  call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
-  call.tensor("buckets", op.buckets, {kBatch, kHeads, kRounds, kLength}, Use::kOptionalOutput, RFN_I32);
-  call.output("out", op.out, {kBatch, kLength, kHeads, kHeadSize});
-  call.tensor("lse", op.lse, {kBatch, kHeads, kLength}, Use::kOptionalOutput);
+  attention(call);
   const Checker check(stream, call);
   check.all();
   options(check, op.options);
@@ -519,13 +541,7 @@ TEST_F(Validation, AttentionForward_RotationSets_OneHeadsOrBoth) {
 TEST_F(Validation, AttentionBackward_WrongArguments_Refused) {
   OpCall<rfn_attention> call(RFN_BACKWARD(attention));
   rfn_attention& op = call.op;
-  attention_inputs(call);
-  call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
-  call.input("out", op.out, {kBatch, kLength, kHeads, kHeadSize});
-  call.input("lse", op.lse, {kBatch, kHeads, kLength});
-  call.input("grad_out", op.grad_out, {kBatch, kLength, kHeads, kHeadSize});
-  call.output("grad_q", op.grad_q, {kBatch, kLength, kHeads, kHeadSize});
-  call.output("grad_v", op.grad_v, {kBatch, kLength, kHeads, kHeadSize});
+  attention(call);
   const Checker check(stream, call);
   check.all();
   options(check, op.options);
@@ -630,25 +646,27 @@ TEST_F(Validation, LshStages_WrongArguments_Refused) {
 #undef RFN_STAGE
 }
 
-TEST_F(Validation, FeedForward_WrongArguments_Refused) {
+void feed_forward(OpCall<rfn_feed_forward>& call) {
   const int64_t n = 3, e = 5, f = 7;
+  rfn_feed_forward& op = call.op;
+  call.input("x", op.x, {n, e});
+  call.input("w1", op.w1, {f, e});
+  call.input("b1", op.b1, {f});
+  call.input("w2", op.w2, {e, f});
+  call.input("b2", op.b2, {e});
+  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, e});
+  call.input("grad_y", op.grad_y, {n, e});
+  call.output("grad_x", op.grad_x, {n, e});
+  call.output("grad_w1", op.grad_w1, {f, e});
+  call.output("grad_b1", op.grad_b1, {f});
+  call.output("grad_w2", op.grad_w2, {e, f});
+  call.output("grad_b2", op.grad_b2, {e});
+}
+
+TEST_F(Validation, FeedForward_WrongArguments_Refused) {
   OpCall<rfn_feed_forward> forward(RFN_FORWARD(feed_forward)), backward(RFN_BACKWARD(feed_forward));
-  for (auto* call : {&forward, &backward}) {
-    rfn_feed_forward& op = call->op;
-    call->input("x", op.x, {n, e});
-    call->input("w1", op.w1, {f, e});
-    call->input("b1", op.b1, {f});
-    call->input("w2", op.w2, {e, f});
-    call->input("b2", op.b2, {e});
-  }
-  forward.output("y", forward.op.y, {n, e});
-  rfn_feed_forward& op = backward.op;
-  backward.input("grad_y", op.grad_y, {n, e});
-  backward.output("grad_x", op.grad_x, {n, e});
-  backward.output("grad_w1", op.grad_w1, {f, e});
-  backward.output("grad_b1", op.grad_b1, {f});
-  backward.output("grad_w2", op.grad_w2, {e, f});
-  backward.output("grad_b2", op.grad_b2, {e});
+  feed_forward(forward);
+  feed_forward(backward);
   for (auto* call : {&forward, &backward}) {
     const Checker check(stream, *call);
     check.all();
@@ -732,27 +750,28 @@ TEST_F(Validation, ReversibleBlock_WrongArguments_Refused) {
   }
 }
 
+void final_norm(OpCall<rfn_final_norm>& call, int32_t combine) {
+  const int64_t n = 3, e = 5, w = combine == RFN_COMBINE_CONCATENATE ? 2 * e : e;
+  rfn_final_norm& op = call.op;
+  op.combine = combine;
+  op.epsilon = 1e-5f;
+  call.input("stream1", op.stream1, {n, e});
+  call.input("stream2", op.stream2, {n, e});
+  call.input("weight", op.weight, {w});
+  call.input("bias", op.bias, {w});
+  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, w});
+  call.input("grad_y", op.grad_y, {n, w});
+  call.output("grad_stream1", op.grad_stream1, {n, e});
+  call.output("grad_stream2", op.grad_stream2, {n, e});
+  call.output("grad_weight", op.grad_weight, {w});
+  call.output("grad_bias", op.grad_bias, {w});
+}
+
 TEST_F(Validation, FinalNorm_WrongArguments_Refused) {
-  const int64_t n = 3, e = 5;
   for (const int32_t combine : {RFN_COMBINE_CONCATENATE, RFN_COMBINE_MEAN}) {
-    const int64_t w = combine == RFN_COMBINE_CONCATENATE ? 2 * e : e;
     OpCall<rfn_final_norm> forward(RFN_FORWARD(final_norm)), backward(RFN_BACKWARD(final_norm));
-    for (auto* call : {&forward, &backward}) {
-      rfn_final_norm& op = call->op;
-      op.combine = combine;
-      op.epsilon = 1e-5f;
-      call->input("stream1", op.stream1, {n, e});
-      call->input("stream2", op.stream2, {n, e});
-      call->input("weight", op.weight, {w});
-      call->input("bias", op.bias, {w});
-    }
-    forward.output("y", forward.op.y, {n, w});
-    rfn_final_norm& op = backward.op;
-    backward.input("grad_y", op.grad_y, {n, w});
-    backward.output("grad_stream1", op.grad_stream1, {n, e});
-    backward.output("grad_stream2", op.grad_stream2, {n, e});
-    backward.output("grad_weight", op.grad_weight, {w});
-    backward.output("grad_bias", op.grad_bias, {w});
+    final_norm(forward, combine);
+    final_norm(backward, combine);
     for (auto* call : {&forward, &backward}) {
       const Checker check(stream, *call);
       check.all();
@@ -937,6 +956,59 @@ TEST_F(Validation, Sample_WrongArguments_Refused) {
   for (const float value : {-1.0f, 0.0f, 1.1f, kNaN}) check.value("top_p", [&] { op.top_p = value; });
   check.value("top_k", [&] { op.top_k = -1; });
   EXPECT_TRUE(Ok(check.run()));
+}
+
+// One or two words of a correct call replaced by others: it runs, or is refused; no memory but its own is touched (guards, AddressSanitizer).
+// Words that are part of a pointer stay: where they lead is the caller's affair.
+void fuzz(const Stream& stream, Call& call, Random& random) {
+  constexpr uint32_t kWords[] = {0, 1, 2, 3, 4, 5, 7, 8, 64, 1u << 16, 1u << 30, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FC00000, 0x3F000000};
+  constexpr int64_t kLargestWorkspace = int64_t{64} << 20;
+  const Checker correct(stream, call);
+  const std::vector<uint8_t> before(call.bytes, call.bytes + call.size);
+  int ran = 0, refused = 0;
+  for (int trial = 0; trial < 400; ++trial) {
+    for (int64_t change = random.below(2); change >= 0; --change) {
+      uint8_t* const word = call.bytes + 4 * random.below(static_cast<int64_t>(call.size / 4));
+      bool pointer = false;
+      for (const auto& a : call.arguments) {
+        const uint8_t* const view = reinterpret_cast<const uint8_t*>(a.view);
+        pointer = pointer || (word >= view + offsetof(rfn_tensor, data) && word < view + offsetof(rfn_tensor, data) + sizeof(void*));
+      }
+      if (!pointer) std::memcpy(word, &kWords[random.below(std::size(kWords))], 4);
+    }
+    int64_t bytes = 0;
+    rfn_status status = call.has_query() ? call.query(stream.context(), call.bytes, call.pass, &bytes) : RFN_OK;
+    if (status == RFN_OK && bytes <= kLargestWorkspace) {
+      const GuardedMemory workspace(bytes, 0);
+      status = call.run(stream, call.bytes, workspace.data(), bytes);
+    }
+    EXPECT_TRUE(status == RFN_OK || status == RFN_INVALID_ARGUMENT) << call.name << ": " << rfn_last_error();
+    ++(status == RFN_OK ? ran : refused);
+    std::copy(before.begin(), before.end(), call.bytes);
+  }
+  EXPECT_GT(ran, 0) << call.name;
+  EXPECT_GT(refused, 0) << call.name;
+}
+
+TEST_F(Validation, AnyOp_RandomWords_RunsOrRefuses) {
+  Random random(20);
+#define RFN_FUZZ(op, pass, ...)              \
+  {                                          \
+    OpCall<rfn_##op> call(pass(op));         \
+    __VA_ARGS__;                             \
+    fuzz(stream, call, random);              \
+  }
+#define RFN_FUZZ_BOTH(op, ...) RFN_FUZZ(op, RFN_FORWARD, __VA_ARGS__) RFN_FUZZ(op, RFN_BACKWARD, __VA_ARGS__)
+  RFN_FUZZ_BOTH(embedding, embedding(call, RFN_POSITIONS_AXIAL))
+  RFN_FUZZ_BOTH(layer_norm, layer_norm(call))
+  RFN_FUZZ_BOTH(linear, linear(call))
+  RFN_FUZZ_BOTH(attention, attention(call))
+  RFN_FUZZ_BOTH(feed_forward, feed_forward(call))
+  RFN_FUZZ_BOTH(reversible_block, block(call, RFN_RESIDUAL_EXACT))
+  RFN_FUZZ_BOTH(final_norm, final_norm(call, RFN_COMBINE_CONCATENATE))
+  RFN_FUZZ_BOTH(head_loss, head(call))
+#undef RFN_FUZZ_BOTH
+#undef RFN_FUZZ
 }
 
 // Sizes that fit one by one and whose products do not fit 64 bits, or any memory.
