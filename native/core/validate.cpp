@@ -740,7 +740,7 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
   if (op.attention.kind == RFN_ATTENTION_LSH) {
     const std::initializer_list<int64_t> bucket_sizes = {b, h, op.attention.rounds, t};
     if (exact) {
-      if (forward) c.optional_output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
+      c.optional_output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);  // backward hashes again, to the same place
     } else if (forward) {
       c.output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
     } else {

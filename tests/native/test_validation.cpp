@@ -696,7 +696,7 @@ void block(OpCall<rfn_reversible_block>& call, int32_t residual) {
   if (forward || exact) call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
   const std::vector<int64_t> buckets = {kBatch, kHeads, kRounds, kLength};
   if (!exact) call.tensor("buckets", op.buckets, buckets, forward ? Use::kOutput : Use::kInput, RFN_I32);
-  if (exact && forward) call.tensor("buckets", op.buckets, buckets, Use::kOptionalOutput, RFN_I32);
+  if (exact) call.tensor("buckets", op.buckets, buckets, Use::kOptionalOutput, RFN_I32);
   if (forward) call.tensor("attention_result", op.attention_result, {kBatch, kLength, projected}, Use::kOptionalOutput);
   if (exact) call.output("range_report", op.range_report, {4}, RFN_I64);
   const auto parameters = [&](const std::string& prefix, rfn_block_parameters& p, Use use, Use bias_use) {
