@@ -51,6 +51,12 @@ internal static class ModelFile
         problems.AddRange(file.Entries
             .Where(entry => !known.Contains(entry.Name) && !IsConstant(entry.Name))
             .Select(entry => $"expected no tensor '{entry.Name}' by the configuration, found one"));
+        if (problems.Count == 0 && file.TryGet(HeadBias, out SafetensorsEntry? bias) && file.TryGet(HeadBiasAlias, out SafetensorsEntry? alias)
+            && !SameValues(file, bias, alias))
+        {
+            problems.Add($"'{HeadBiasAlias}': expected the values of '{HeadBias}', whose second name it is, found others");
+        }
+
         if (problems.Count > 0)
         {
             const int shown = 8;
@@ -125,6 +131,30 @@ internal static class ModelFile
     private static bool TryFind(
         SafetensorsReader file, string name, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafetensorsEntry? entry) =>
         file.TryGet(name, out entry) || (name == HeadBias && file.TryGet(HeadBiasAlias, out entry));
+
+    private static bool SameValues(SafetensorsReader file, SafetensorsEntry left, SafetensorsEntry right)
+    {
+        if (left.Type != right.Type || !left.Shape.SequenceEqual(right.Shape))
+        {
+            return false;
+        }
+
+        long count = left.Shape.Aggregate(1L, (product, size) => product * size);
+        float[] a = new float[(int)Math.Min(ChunkElements, count)];
+        float[] b = new float[a.Length];
+        for (long start = 0; start < count; start += a.Length)
+        {
+            int n = (int)Math.Min(a.Length, count - start);
+            file.ReadFloats(left, start, a.AsSpan(0, n));
+            file.ReadFloats(right, start, b.AsSpan(0, n));
+            if (!a.AsSpan(0, n).SequenceEqual(b.AsSpan(0, n)))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
 
     private static bool IsConstant(string name) => Constants.Any(constant => name.EndsWith("." + constant.Name, StringComparison.Ordinal));
 

@@ -403,6 +403,9 @@ public sealed class ModelTests
             }
 
             Refused($"expected a tensor '{name}', found none", items => items.RemoveAll(item => item.Name == name));
+            Refused("'lm_head.decoder.bias': expected the values of 'lm_head.bias'", items =>
+                items[items.FindIndex(item => item.Name == "lm_head.decoder.bias")] =
+                    SafetensorsItem.FromFloats("lm_head.decoder.bias", [31], Enumerable.Repeat(1f, 31).ToArray()));
             Refused("expected no tensor 'extra'", items => items.Add(SafetensorsItem.FromFloats("extra", [], new float[1])));
             Refused("found I32", items =>
                 items[items.FindIndex(item => item.Name == name)] = SafetensorsItem.FromIntegers(name, [24, 24], new int[24 * 24]));
