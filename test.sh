@@ -41,7 +41,9 @@ native() { # native PRESET: builds it and runs its tests
 managed() {
   step "managed tests"
   # The native library is the one that the native tests ran with.
-  dotnet test ReformerNative.sln --configuration Release --nologo --verbosity quiet --logger "console;verbosity=normal" >"$logs/dotnet" 2>&1
+  # A shell that was started in the background ignores SIGINT, and so would every process it starts; some tests send it.
+  env --default-signal=HUP,INT,QUIT \
+    dotnet test ReformerNative.sln --configuration Release --nologo --verbosity quiet --logger "console;verbosity=normal" >"$logs/dotnet" 2>&1
   local ok=$?
   grep -vE '^\s*Passed |^$' "$logs/dotnet" | tail -n 200
   # A summary per test project: "Total tests: 120", "     Passed: 119", "     Failed: 1", "    Skipped: 0".
