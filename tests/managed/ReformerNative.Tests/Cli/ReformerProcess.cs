@@ -22,7 +22,9 @@ internal sealed class ReformerProcess : IDisposable
     private ReformerProcess(string[] arguments)
     {
         string program = Path.Combine(AppContext.BaseDirectory, "reformer.dll");
-        var start = new ProcessStartInfo("dotnet", [program, .. arguments])
+
+        // A shell's background jobs start with SIGINT ignored, and the command leaves it so; here it must arrive.
+        var start = new ProcessStartInfo("env", ["--default-signal=INT", "dotnet", program, .. arguments])
         {
             RedirectStandardOutput = true,
             RedirectStandardError = true,
