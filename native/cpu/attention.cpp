@@ -558,6 +558,17 @@ int64_t rotation_columns(const rfn_attention_options& options) {
   return n;
 }
 
+rfn_status check_indices(const rfn_tensor& tensor, int64_t limit, const char* what) {
+  const int32_t* const values = i32(tensor);
+  for (int64_t i = 0, count = elements(tensor); i < count; ++i) {
+    if (values[i] < 0 || values[i] >= limit) {
+      return fail(RFN_INVALID_ARGUMENT, "%s: expected values from 0 to %lld, got %d at element %lld", what, static_cast<long long>(limit - 1), values[i],
+                  static_cast<long long>(i));
+    }
+  }
+  return RFN_OK;
+}
+
 int64_t head_group(int64_t asked, int64_t heads, int64_t bytes_per_head) {
   if (asked > 0) return std::min(asked, heads);
   int64_t group = std::clamp<int64_t>(kHeadGroupBytes / std::max<int64_t>(bytes_per_head, 1), 1, heads);
@@ -780,6 +791,9 @@ rfn_status attention_forward(rfn_stream& stream, const rfn_attention& op, void* 
 }
 
 rfn_status attention_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  if (op.options.kind == RFN_ATTENTION_LSH && op.buckets.data != nullptr) {
+    RFN_TRY(check_indices(op.buckets, bucket_product(op.options) + 1, "attention: buckets"));
+  }
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
     if (a.lsh()) {
@@ -798,6 +812,7 @@ rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace
 }
 
 rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  RFN_TRY(check_indices(op.buckets, bucket_product(op.options) + 1, "lsh_sort: buckets"));
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
     attention_sort(stream.context->threads, a, s);
     copy_sorted(a, s, i32(op.sorted), false);
@@ -806,6 +821,7 @@ rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace
 }
 
 rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  RFN_TRY(check_indices(op.sorted, describe(op).padded(), "lsh_attend: sorted"));
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
     copy_sorted(a, s, i32(op.sorted), true);
@@ -816,6 +832,7 @@ rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspa
 }
 
 rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
+  RFN_TRY(check_indices(op.sorted, describe(op).padded(), "lsh_attend_backward: sorted"));
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
     copy_sorted(a, s, i32(op.sorted), true);

@@ -75,6 +75,9 @@ void counting_sort(const int32_t* buckets, int64_t length, int64_t bucket_count,
 int64_t bucket_product(const rfn_attention_options& options);
 int64_t rotation_columns(const rfn_attention_options& options);
 
+// RFN_OK when every element of an I32 tensor is in [0, limit); else a message that names `what`. Contents that come from the caller become indices.
+rfn_status check_indices(const rfn_tensor& tensor, int64_t limit, const char* what);
+
 // Heads to process together: `asked`, or as many as keep bytes_per_head * heads within a fixed budget.
 int64_t head_group(int64_t asked, int64_t heads, int64_t bytes_per_head);
 

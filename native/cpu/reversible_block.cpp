@@ -419,6 +419,9 @@ rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_blo
 }
 
 rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace, int64_t workspace_bytes) {
+  if (op.residual == RFN_RESIDUAL_FLOAT && op.attention.kind == RFN_ATTENTION_LSH) {
+    RFN_TRY(check_indices(op.buckets, bucket_product(op.attention) + 1, "reversible_block: buckets"));
+  }
   const Block block(op, stream.context->threads);
   Arena attention(workspace, workspace_bytes), feed_forward(workspace, workspace_bytes);
   block.backward_feed_forward(feed_forward_buffers(feed_forward, op, block.s, block.threads, RFN_PASS_BACKWARD));

@@ -362,6 +362,22 @@ TEST_F(AttentionOpTest, MaskedContentDoesNotMatter) {
   EXPECT_TRUE(SameBits(other.grad_v.values(), b.grad_v.values()));
 }
 
+// Buckets and permutations that a caller hands in become indices: what is out of range is refused, and nothing is written.
+TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefused) {
+  const Case c;
+  const Problem p(c, 27);
+  Bound b(p);
+  for (const int32_t bad : {-1, 9, 1 << 30}) {
+    std::vector<int32_t> values = p.reference.buckets, slots = p.reference.sorted;
+    values[70] = bad, slots[70] = bad == 9 ? 64 : bad;
+    Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, values), sorted({c.batch, c.heads, c.rounds, 64}, slots);
+    b.op.buckets = buckets, b.op.sorted = sorted;
+    EXPECT_TRUE(Fails(backward(stream, b.op), RFN_INVALID_ARGUMENT, {"buckets", "element 70"}));
+    EXPECT_TRUE(Fails(stage(stream, b.op, rfn_lsh_sort), RFN_INVALID_ARGUMENT, {"buckets", "element 70"}));
+    EXPECT_TRUE(Untouched(b.grad_q.values()));
+  }
+}
+
 // Lengths 1 .. 3C+1, and the caller's own padding against the imagined one, to the bit.
 TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
   for (int64_t length = 1; length <= 25; ++length) {
