@@ -7,7 +7,10 @@ function(rfn_target name)
     C_VISIBILITY_PRESET hidden
     VISIBILITY_INLINES_HIDDEN ON
     POSITION_INDEPENDENT_CODE ON)
-  target_compile_options(${name} PRIVATE -Wall -Wextra -Werror -Wno-psabi $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>)
+  target_compile_options(${name} PRIVATE
+    $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -Werror -Wno-psabi>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --Werror=all-warnings>)
   if(RFN_SANITIZE)
     target_compile_options(${name} PRIVATE -fsanitize=${RFN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer
       -Wno-maybe-uninitialized)  # GCC sees uses that are not there in instrumented code of the standard library

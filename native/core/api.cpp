@@ -28,9 +28,11 @@ rfn_status null_argument(const char* function, const char* argument) {
 rfn_status find_backend(const char* function, int32_t device_type, const Backend** out) {
   switch (device_type) {
     case RFN_DEVICE_CPU: *out = &cpu::backend(); return RFN_OK;
-    case RFN_DEVICE_CUDA: *out = cuda_backend(); return *out == nullptr ? RFN_UNSUPPORTED : RFN_OK;
+    case RFN_DEVICE_CUDA:
+    case RFN_DEVICE_CUDA_ON_HOST: *out = cuda_backend(device_type); return *out == nullptr ? RFN_UNSUPPORTED : RFN_OK;
     default:
-      return fail(RFN_INVALID_ARGUMENT, "%s: device_type: expected RFN_DEVICE_CPU (0) or RFN_DEVICE_CUDA (1), got %" PRId32, function, device_type);
+      return fail(RFN_INVALID_ARGUMENT, "%s: device_type: expected RFN_DEVICE_CPU (0), RFN_DEVICE_CUDA (1) or RFN_DEVICE_CUDA_ON_HOST (2), got %" PRId32,
+                  function, device_type);
   }
 }
 
@@ -185,6 +187,25 @@ rfn_status rfn_context_threads(const rfn_context* context, int32_t* threads) {
   RFN_NOT_NULL(context);
   RFN_NOT_NULL(threads);
   *threads = context->threads;
+  return RFN_OK;
+}
+
+rfn_status rfn_context_set_precision(rfn_context* context, int32_t precision) {
+  RFN_NOT_NULL(context);
+  if (precision < RFN_PRECISION_F32 || precision > RFN_PRECISION_F16) {
+    return fail(RFN_INVALID_ARGUMENT, "rfn_context_set_precision: precision: expected RFN_PRECISION_* (0 to 3), got %" PRId32, precision);
+  }
+  return enter(*context, [&]() -> rfn_status {
+    RFN_TRY(context->backend->context_set_precision(*context, precision));
+    context->precision = precision;
+    return RFN_OK;
+  });
+}
+
+rfn_status rfn_context_precision(const rfn_context* context, int32_t* precision) {
+  RFN_NOT_NULL(context);
+  RFN_NOT_NULL(precision);
+  *precision = context->precision;
   return RFN_OK;
 }
 

@@ -16,6 +16,7 @@ struct rfn_context {
   int32_t device_type;
   int32_t device_index;
   int32_t threads;            // CPU worker threads
+  int32_t precision;          // RFN_PRECISION_*
   std::atomic<int32_t> references;
   std::atomic<bool> faulted;  // a sticky device error: every later call returns RFN_DEVICE_LOST
   std::atomic<bool> entered;  // a call is running: a second one at the same time is refused
@@ -44,7 +45,7 @@ struct rfn_event {
 
 namespace rfn {
 
-inline constexpr uint32_t kBackendAbi = 1;  // raised with every change of this table; a plug-in of another number is refused
+inline constexpr uint32_t kBackendAbi = 2;  // raised with every change of this table; a plug-in of another number is refused
 
 struct Backend {
   uint32_t abi;
@@ -55,6 +56,7 @@ struct Backend {
   rfn_status (*device_describe)(int32_t index, char* text, int64_t capacity);
   rfn_status (*context_create)(rfn_context& context);
   void (*context_destroy)(rfn_context& context);
+  rfn_status (*context_set_precision)(rfn_context& context, int32_t precision);  // RFN_OK: the device has it
   rfn_status (*memory_info)(const rfn_context& context, int64_t* free_bytes, int64_t* total_bytes);
   rfn_status (*stream_create)(rfn_stream& stream);
   rfn_status (*stream_wrap)(rfn_stream& stream, void* native_stream);
@@ -89,27 +91,32 @@ struct Backend {
 #undef RFN_SLOT
 };
 
+// Declarations of every op slot, for the namespace of a backend; and the op part of its table, in the table's order.
+#define RFN_DECLARE_WORKSPACE(name) rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
+#define RFN_DECLARE_FORWARD(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_BACKWARD(name) rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_SIMPLE(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op);
+#define RFN_DECLARE_STAGE(name) rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_OPS                                                                  \
+  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_WORKSPACE) RFN_OPS_FORWARD_ONLY(RFN_DECLARE_WORKSPACE) \
+  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_FORWARD) RFN_OPS_FORWARD_ONLY(RFN_DECLARE_FORWARD)     \
+  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_BACKWARD)                                              \
+  RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_SIMPLE)                                            \
+  RFN_LSH_STAGES(RFN_DECLARE_STAGE)
+#define RFN_WORKSPACE_SLOT(name) name##_workspace,
+#define RFN_FORWARD_SLOT(name) name##_forward,
+#define RFN_BACKWARD_SLOT(name) name##_backward,
+#define RFN_STAGE_SLOT(name) name,
+#define RFN_OP_SLOTS                                                               \
+  RFN_OPS_WITH_BACKWARD(RFN_WORKSPACE_SLOT) RFN_OPS_FORWARD_ONLY(RFN_WORKSPACE_SLOT) \
+  RFN_OPS_WITH_BACKWARD(RFN_FORWARD_SLOT) RFN_OPS_FORWARD_ONLY(RFN_FORWARD_SLOT)     \
+  RFN_OPS_WITH_BACKWARD(RFN_BACKWARD_SLOT)                                           \
+  RFN_OPS_WITHOUT_WORKSPACE(RFN_FORWARD_SLOT)                                        \
+  RFN_LSH_STAGES(RFN_STAGE_SLOT)
+
 namespace cpu {
 const Backend& backend();
-
-// Declarations of every slot of the CPU backend, one file per op.
-#define RFN_DECLARE(name) rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
-RFN_OPS_WITH_BACKWARD(RFN_DECLARE)
-RFN_OPS_FORWARD_ONLY(RFN_DECLARE)
-#undef RFN_DECLARE
-#define RFN_DECLARE(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-RFN_OPS_WITH_BACKWARD(RFN_DECLARE)
-RFN_OPS_FORWARD_ONLY(RFN_DECLARE)
-#undef RFN_DECLARE
-#define RFN_DECLARE(name) rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-RFN_OPS_WITH_BACKWARD(RFN_DECLARE)
-#undef RFN_DECLARE
-#define RFN_DECLARE(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op);
-RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE)
-#undef RFN_DECLARE
-#define RFN_DECLARE(name) rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
-RFN_LSH_STAGES(RFN_DECLARE)
-#undef RFN_DECLARE
+RFN_DECLARE_OPS
 }  // namespace cpu
 
 }  // namespace rfn

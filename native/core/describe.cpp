@@ -160,7 +160,7 @@ std::string describe_build() {
   text += ", \"version\": " + json_quoted(space == std::string::npos ? "" : blas.substr(space + 1));
   text += ", \"kernel\": " + json_quoted(cpu::blas_kernel()) + "}";
   const std::string message = last_error();
-  const bool cuda = cuda_backend() != nullptr;
+  const bool cuda = cuda_backend(RFN_DEVICE_CUDA) != nullptr;
   text += cuda ? ", \"backends\": [\"cpu\", \"cuda\"]" : ", \"backends\": [\"cpu\"]";
   text += ", \"cuda_missing\": " + (cuda ? "null" : json_quoted(last_error()));
   fail(RFN_OK, "%s", message.c_str());  // a description is not a failed call: the message of the last one stays

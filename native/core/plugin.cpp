@@ -11,19 +11,19 @@
 namespace rfn {
 namespace {
 
-constexpr const char* kFile = "libreformer_native_cuda.so";
 constexpr const char* kEntry = "rfn_cuda_backend";
 
 rfn_status record(rfn_status code, const char* message) { return fail(code, "%s", message); }
 
-std::string path() {
-  const char* const given = std::getenv("RFN_CUDA_PLUGIN");
+// A plug-in's file: where `variable` says, else beside this library.
+std::string path(const char* variable, const char* name) {
+  const char* const given = std::getenv(variable);
   if (given != nullptr && *given != '\0') return given;
   Dl_info self = {};
-  if (dladdr(reinterpret_cast<const void*>(&cuda_backend), &self) == 0 || self.dli_fname == nullptr) return kFile;
+  if (dladdr(reinterpret_cast<const void*>(&cuda_backend), &self) == 0 || self.dli_fname == nullptr) return name;
   const std::string library = self.dli_fname;
   const size_t slash = library.rfind('/');
-  return slash == std::string::npos ? kFile : library.substr(0, slash + 1) + kFile;
+  return slash == std::string::npos ? name : library.substr(0, slash + 1) + name;
 }
 
 const Backend* load(const std::string& file) {
@@ -54,12 +54,16 @@ const Backend* load(const std::string& file) {
 
 }  // namespace
 
-const Backend* cuda_backend() {
+const Backend* cuda_backend(int32_t device_type) {
   static std::mutex mutex;
-  static const Backend* loaded = nullptr;
+  static const Backend *device = nullptr, *on_host = nullptr;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (loaded == nullptr) loaded = load(path());
-  return loaded;
+  if (device_type == RFN_DEVICE_CUDA) {
+    if (device == nullptr) device = load(path("RFN_CUDA_PLUGIN", "libreformer_native_cuda.so"));
+    return device;
+  }
+  if (on_host == nullptr) on_host = load(path("RFN_CUDA_ON_HOST_PLUGIN", "libreformer_native_cuda_on_host.so"));
+  return on_host;
 }
 
 }  // namespace rfn

@@ -9,7 +9,8 @@ namespace rfn {
 using PluginEntry = const Backend* (*)(uint32_t abi, rfn_status (*fail)(rfn_status code, const char* message));
 
 // The table, or nullptr with the reason as this thread's last error. A plug-in that was found stays loaded; one that was not is looked for again.
-// RFN_CUDA_PLUGIN names the file; without it, it is libreformer_native_cuda.so beside this library.
-const Backend* cuda_backend();
+// RFN_CUDA_PLUGIN names the file for RFN_DEVICE_CUDA, RFN_CUDA_ON_HOST_PLUGIN for RFN_DEVICE_CUDA_ON_HOST; without them, it is
+// libreformer_native_cuda.so or libreformer_native_cuda_on_host.so beside this library.
+const Backend* cuda_backend(int32_t device_type);
 
 }  // namespace rfn

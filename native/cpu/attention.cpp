@@ -79,10 +79,6 @@ bool real(const Attention& a, const Pair& p, int64_t position) {
   return position < a.length && (p.mask == nullptr || p.mask[position] != 0);
 }
 
-float logit_scale(const Attention& a) {
-  return a.options.logit_scale != 0.0f ? a.options.logit_scale : 1.0f / std::sqrt(static_cast<float>(a.head_size));
-}
-
 TileMask tile_mask(const Attention& a) {
   TileMask m;
   m.causal = a.options.causal != 0;
@@ -94,8 +90,6 @@ TileMask tile_mask(const Attention& a) {
   }
   return m;
 }
-
-bool corrects_duplicates(const Attention& a) { return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT; }
 
 TileBuffers tile_layout(Arena& arena, const Attention& a, int32_t pass) {
   TileBuffers t{};
@@ -541,23 +535,6 @@ void backward_round(int32_t threads, const Attention& a, const AttentionScratch&
 
 }  // namespace
 
-int64_t Attention::padded() const {
-  if (options.kind == RFN_ATTENTION_FULL) return length;
-  return options.padded_length != 0 ? options.padded_length : round_up(length, options.chunk_length);
-}
-
-int64_t bucket_product(const rfn_attention_options& options) {
-  int64_t n = 1;
-  for (int32_t i = 0; i < options.factor_count; ++i) n *= options.factors[i];
-  return n;
-}
-
-int64_t rotation_columns(const rfn_attention_options& options) {
-  int64_t n = 0;
-  for (int32_t i = 0; i < options.factor_count; ++i) n += options.factors[i] / 2;
-  return n;
-}
-
 rfn_status check_indices(const rfn_tensor& tensor, int64_t limit, const char* what) {
   const int32_t* const values = i32(tensor);
   for (int64_t i = 0, count = elements(tensor); i < count; ++i) {
@@ -677,65 +654,14 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
 
 namespace {
 
-Attention describe(const rfn_attention& op) {
-  Attention a;
-  a.options = op.options;
-  a.batch = op.q.shape[0];
-  a.length = op.q.shape[1];
-  a.all_heads = op.q.shape[2];
-  a.head_size = op.q.shape[3];
-  a.heads = a.all_heads;
-  const bool shared = op.options.shared_qk != 0;
-  a.q = f32(op.q);
-  a.k = shared ? a.q : f32(op.k);
-  a.v = f32(op.v);
-  a.q_stride = a.k_stride = a.v_stride = a.out_stride = a.grad_out_stride = a.all_heads * a.head_size;
-  a.grad_q_stride = a.grad_k_stride = a.grad_v_stride = a.q_stride;
-  a.mask = u8(op.mask);
-  a.rotations = f32(op.rotations);
-  a.rotation_sets = present(op.rotations) ? op.rotations.shape[0] : 0;
-  a.buckets = i32(op.buckets);
-  a.dropout = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_PROBABILITIES);
-  a.out = f32(op.out);
-  a.lse = f32(op.lse);
-  a.lse_heads = a.all_heads;
-  a.grad_out = f32(op.grad_out);
-  a.grad_q = f32(op.grad_q);
-  a.grad_k = shared ? a.grad_q : f32(op.grad_k);
-  a.grad_v = f32(op.grad_v);
-  return a;
-}
-
 int64_t bytes_per_head(const Attention& a) {
   return a.batch * (a.rounds() * (a.length + a.padded()) * static_cast<int64_t>(sizeof(int32_t)) + 3 * a.length * static_cast<int64_t>(sizeof(float)));
-}
-
-// The same call for heads [first, first + heads).
-Attention slice_heads(const Attention& whole, int64_t first, int64_t heads) {
-  Attention a = whole;
-  a.first_head = whole.first_head + first;
-  a.heads = heads;
-  const int64_t offset = first * a.head_size, lse = first * a.length;
-  const auto move = [](auto*& pointer, int64_t by) {
-    if (pointer != nullptr) pointer += by;
-  };
-  move(a.q, offset);
-  move(a.k, offset);
-  move(a.v, offset);
-  move(a.out, offset);
-  move(a.grad_out, offset);
-  move(a.grad_q, offset);
-  move(a.grad_k, offset);
-  move(a.grad_v, offset);
-  move(a.lse, lse);
-  move(a.grad_lse, lse);
-  return a;
 }
 
 // Calls body(heads of the call, scratch) for one group of heads after the other.
 template <class Body>
 void for_head_groups(const rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t bytes, int32_t pass, const Body& body) {
-  const Attention whole = describe(op);
+  const Attention whole = attention_call(op);
   const int64_t group = head_group(op.head_group, whole.heads, bytes_per_head(whole));
   for (int64_t first = 0; first < whole.heads; first += group) {
     const Attention a = slice_heads(whole, first, std::min(group, whole.heads - first));
@@ -754,22 +680,10 @@ void copy_sorted(const Attention& a, const AttentionScratch& s, int32_t* outside
   }
 }
 
-// View of the call in which round r alone gives out and lse.
-Attention round_view(const Attention& a, const rfn_attention& op, int64_t round) {
-  Attention one = a;
-  const int64_t rows = round * a.batch * a.length * a.out_stride + a.first_head * a.head_size;
-  const int64_t lse = round * a.batch * a.all_heads * a.length + a.first_head * a.length;
-  one.out = f32(op.round_out) + rows;
-  one.lse = f32(op.round_lse) + lse;
-  if (op.grad_round_out.data != nullptr) one.grad_out = f32(op.grad_round_out) + rows;
-  if (op.grad_round_lse.data != nullptr) one.grad_lse = f32(op.grad_round_lse) + lse;
-  return one;
-}
-
 }  // namespace
 
 rfn_status attention_workspace(const rfn_context& context, const rfn_attention& op, int32_t pass, int64_t* bytes) {
-  Attention a = describe(op);
+  Attention a = attention_call(op);
   a.heads = head_group(op.head_group, a.heads, bytes_per_head(a));
   Arena arena;
   attention_layout(arena, a, context.threads, pass);
@@ -821,7 +735,7 @@ rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace
 }
 
 rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  RFN_TRY(check_indices(op.sorted, describe(op).padded(), "lsh_attend: sorted"));
+  RFN_TRY(check_indices(op.sorted, attention_call(op).padded(), "lsh_attend: sorted"));
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
     copy_sorted(a, s, i32(op.sorted), true);
@@ -832,7 +746,7 @@ rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspa
 }
 
 rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  RFN_TRY(check_indices(op.sorted, describe(op).padded(), "lsh_attend_backward: sorted"));
+  RFN_TRY(check_indices(op.sorted, attention_call(op).padded(), "lsh_attend_backward: sorted"));
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
     copy_sorted(a, s, i32(op.sorted), true);
@@ -845,7 +759,7 @@ rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void
 // out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse -inf and weight 0; when all
 // have, the token's output is that of round 0 (its own value, or 0).
 rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
-  const Attention a = describe(op);
+  const Attention a = attention_call(op);
   const int64_t rounds = a.rounds(), lse_size = a.batch * a.all_heads * a.length, out_size = lse_size * a.head_size;
   const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
   for_tokens(stream.context->threads, a, AttentionScratch{}, [&](const Pair& p, int64_t first, int64_t last) {
@@ -875,7 +789,7 @@ rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64
 
 // d out_r = w_r dO;  d lse_r = w_r dO . (out_r - out).
 rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
-  const Attention a = describe(op);
+  const Attention a = attention_call(op);
   const int64_t rounds = a.rounds(), lse_size = a.batch * a.all_heads * a.length, out_size = lse_size * a.head_size;
   const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
   float *const grad_round_out = f32(op.grad_round_out), *const grad_round_lse = f32(op.grad_round_lse);

@@ -2,41 +2,12 @@
 #pragma once
 #include <cstdint>
 
-#include "core/philox.h"
+#include "core/attention_call.h"
 #include "core/workspace.h"
 #include "cpu/attention_tile.h"
 #include "reformer_native.h"
 
 namespace rfn::cpu {
-
-// Heads [first_head, first_head + heads) of all examples. Row pointers are at (example 0, token 0, first head); a token's row is `stride` floats
-// after the one before it and a head's `head_size` floats after the one before it, so that a slice of a [B,T,H,D] tensor and a buffer that holds
-// only these heads look the same.
-struct Attention {
-  rfn_attention_options options;
-  int64_t batch = 0, length = 0, all_heads = 0, first_head = 0, heads = 0, head_size = 0;
-  const float *q = nullptr, *k = nullptr, *v = nullptr;  // k is q when shared
-  int64_t q_stride = 0, k_stride = 0, v_stride = 0;
-  const uint8_t* mask = nullptr;       // [B,T]
-  const float* rotations = nullptr;    // [rotation_sets, D, R, sum(factors)/2]
-  int64_t rotation_sets = 0;           // 1, all_heads or batch * all_heads
-  int32_t* buckets = nullptr;          // [B, all_heads, R, T]; null: kept in the scratch
-  Philox dropout{};
-  float* out = nullptr;
-  int64_t out_stride = 0;
-  float* lse = nullptr;                // [B, lse_heads, T], at the first head; null: not wanted (forward)
-  int64_t lse_heads = 0;
-  const float* grad_out = nullptr;
-  int64_t grad_out_stride = 0;
-  const float* grad_lse = nullptr;     // like lse; optional
-  float *grad_q = nullptr, *grad_k = nullptr, *grad_v = nullptr;  // grad_k is grad_q when shared
-  int64_t grad_q_stride = 0, grad_k_stride = 0, grad_v_stride = 0;
-
-  bool lsh() const { return options.kind == RFN_ATTENTION_LSH; }
-  int64_t rounds() const { return lsh() ? options.rounds : 1; }
-  int64_t padded() const;    // slots of one round
-  int64_t pairs() const { return batch * heads; }
-};
 
 // Scratch for one call. For the same shapes and threads the layout is the same, so that a hash and sort may be followed by forward and backward.
 struct AttentionScratch {
@@ -70,10 +41,6 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
 // Stable sort of positions [0, length) by bucket: sorted[slot] = position. counts has sort_counts(buckets, length) entries.
 int64_t sort_counts(int64_t bucket_count, int64_t length);
 void counting_sort(const int32_t* buckets, int64_t length, int64_t bucket_count, int32_t* sorted, int32_t* counts);
-
-// Number of buckets (product of the factors; the padding bucket not counted) and half the sum of the factors.
-int64_t bucket_product(const rfn_attention_options& options);
-int64_t rotation_columns(const rfn_attention_options& options);
 
 // RFN_OK when every element of an I32 tensor is in [0, limit); else a message that names `what`. Contents that come from the caller become indices.
 rfn_status check_indices(const rfn_tensor& tensor, int64_t limit, const char* what);

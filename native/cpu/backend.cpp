@@ -73,6 +73,11 @@ rfn_status context_create(rfn_context& context) {
 
 void context_destroy(rfn_context& context) { delete static_cast<Memory*>(context.native); }
 
+rfn_status context_set_precision(rfn_context&, int32_t precision) {
+  if (precision == RFN_PRECISION_F32) return RFN_OK;
+  return fail(RFN_UNSUPPORTED, "rfn_context_set_precision: precision: the CPU has RFN_PRECISION_F32 (0) alone, got %" PRId32, precision);
+}
+
 rfn_status memory_info(const rfn_context&, int64_t* free_bytes, int64_t* total_bytes) {
   const HostMemory memory = host_memory();
   *free_bytes = memory.free_bytes;
@@ -185,6 +190,7 @@ const Backend& backend() {
       device_describe,
       context_create,
       context_destroy,
+      context_set_precision,
       memory_info,
       stream_create,
       stream_wrap,
@@ -199,21 +205,7 @@ const Backend& backend() {
       buffer_free,
       copy,
       fill_zero,
-#define RFN_SLOT(name) name##_workspace,
-      RFN_OPS_WITH_BACKWARD(RFN_SLOT) RFN_OPS_FORWARD_ONLY(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) name##_forward,
-      RFN_OPS_WITH_BACKWARD(RFN_SLOT) RFN_OPS_FORWARD_ONLY(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) name##_backward,
-      RFN_OPS_WITH_BACKWARD(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) name##_forward,
-      RFN_OPS_WITHOUT_WORKSPACE(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) name,
-      RFN_LSH_STAGES(RFN_SLOT)
-#undef RFN_SLOT
+      RFN_OP_SLOTS
   };
   return table;
 }

@@ -44,7 +44,7 @@ extern "C" {
 /* ---- status ------------------------------------------------------------------------------------------------------------------ */
 
 #define RFN_ABI_MAJOR 1
-#define RFN_ABI_MINOR 0
+#define RFN_ABI_MINOR 1
 
 typedef int32_t rfn_status;
 #define RFN_OK 0
@@ -72,6 +72,7 @@ RFN_API int64_t rfn_live_objects(void);
 
 #define RFN_DEVICE_CPU 0
 #define RFN_DEVICE_CUDA 1
+#define RFN_DEVICE_CUDA_ON_HOST 2 /* tests: the CUDA backend with its kernels run by the CPU, thread by thread; only where its plug-in was built */
 
 typedef struct rfn_context rfn_context; /* one device; one calling thread at a time */
 typedef struct rfn_stream rfn_stream;   /* an order of work in a context; keeps its context alive */
@@ -86,11 +87,23 @@ RFN_API rfn_status rfn_device_describe(int32_t device_type, int32_t device_index
 RFN_API rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t threads, rfn_context **out);
 RFN_API void rfn_context_destroy(rfn_context *context); /* NULL is fine; streams made from it stay usable */
 RFN_API rfn_status rfn_context_threads(const rfn_context *context, int32_t *threads);
+
+/* What matrix products of a CUDA context (attention scores and outputs, projections) round their inputs to. Tensors stay float32, sums are
+ * float32; hashing, softmax, norms, residuals and optimizers are float32 always. F32 is the default and the only one of the CPU. */
+#define RFN_PRECISION_F32 0
+#define RFN_PRECISION_TF32 1 /* 10 bits of mantissa; this and the next two need compute capability 8.0 */
+#define RFN_PRECISION_BF16 2 /* 7 bits */
+#define RFN_PRECISION_F16 3  /* 10 bits, range 6e-8 .. 65504 */
+/* For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device lacks it. */
+RFN_API rfn_status rfn_context_set_precision(rfn_context *context, int32_t precision);
+RFN_API rfn_status rfn_context_precision(const rfn_context *context, int32_t *precision);
+
 /* Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included). */
 RFN_API rfn_status rfn_memory_info(const rfn_context *context, int64_t *free_bytes, int64_t *total_bytes);
 
 RFN_API rfn_status rfn_stream_create(rfn_context *context, rfn_stream **out);
-/* Uses an existing device stream (a cudaStream_t); destroying the rfn_stream leaves it alone. CPU: RFN_UNSUPPORTED. */
+/* Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying the rfn_stream leaves
+ * it alone. A stream that is being captured records the ops of this library into its graph. CPU: RFN_UNSUPPORTED. */
 RFN_API rfn_status rfn_stream_wrap(rfn_context *context, void *native_stream, rfn_stream **out);
 RFN_API void rfn_stream_destroy(rfn_stream *stream);
 /* Waits for all work of the stream and reports its errors. */
@@ -112,6 +125,7 @@ RFN_API rfn_status rfn_buffer_free(rfn_context *context, int32_t memory, void *b
 #define RFN_COPY_HOST_TO_DEVICE 0
 #define RFN_COPY_DEVICE_TO_HOST 1
 #define RFN_COPY_DEVICE_TO_DEVICE 2
+/* DEVICE_TO_DEVICE: either end may be on another device of the process. */
 RFN_API rfn_status rfn_copy(rfn_stream *stream, void *destination, const void *source, int64_t bytes, int32_t direction);
 RFN_API rfn_status rfn_fill_zero(rfn_stream *stream, void *destination, int64_t bytes);
 
@@ -184,7 +198,7 @@ typedef struct rfn_embedding {
   int64_t first_position;
   int32_t exact_residual; /* 1: round to multiples of 2^grid_exponent (see rfn_reversible_block) */
   int32_t grid_exponent;
-  rfn_tensor ids;           /* I32 [B,T], 0 <= id < V (checked on the CPU backend) */
+  rfn_tensor ids;           /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no gradient */
   rfn_tensor word;          /* F32 [V,E] */
   rfn_tensor position[4];   /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
   rfn_tensor stream1;       /* out F32 [B,T,E] */

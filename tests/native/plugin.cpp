@@ -33,6 +33,7 @@ Backend table() {
   b.device_describe = [](int32_t, char*, int64_t) { return fail(RFN_DEVICE_ERROR, "no description today"); };
   b.context_create = [](rfn_context& context) { return context.threads = 1, RFN_OK; };
   b.context_destroy = [](rfn_context&) {};
+  b.context_set_precision = [](rfn_context&, int32_t) { return RFN_OK; };
   b.memory_info = [](const rfn_context&, int64_t* free_bytes, int64_t* total_bytes) { return *free_bytes = 1, *total_bytes = 2, RFN_OK; };
   b.stream_create = [](rfn_stream&) { return RFN_OK; };
   b.stream_wrap = [](rfn_stream& stream, void* native) { return stream.native = native, RFN_OK; };

@@ -9,7 +9,7 @@ namespace ReformerNative.Interop;
 internal static class NativeConstants
 {
     internal const int RFN_ABI_MAJOR = 1;
-    internal const int RFN_ABI_MINOR = 0;
+    internal const int RFN_ABI_MINOR = 1;
     internal const int RFN_OK = 0;
     internal const int RFN_INVALID_ARGUMENT = 1;
     internal const int RFN_UNSUPPORTED = 2;
@@ -19,6 +19,11 @@ internal static class NativeConstants
     internal const int RFN_INTERNAL = 6;
     internal const int RFN_DEVICE_CPU = 0;
     internal const int RFN_DEVICE_CUDA = 1;
+    internal const int RFN_DEVICE_CUDA_ON_HOST = 2;
+    internal const int RFN_PRECISION_F32 = 0;
+    internal const int RFN_PRECISION_TF32 = 1;
+    internal const int RFN_PRECISION_BF16 = 2;
+    internal const int RFN_PRECISION_F16 = 3;
     internal const int RFN_MEMORY_DEVICE = 0;
     internal const int RFN_MEMORY_HOST = 1;
     internal const int RFN_COPY_HOST_TO_DEVICE = 0;

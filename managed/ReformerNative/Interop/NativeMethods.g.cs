@@ -52,6 +52,13 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_threads(ContextHandle context, int* threads);
 
+    /// <summary>For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device lacks it.</summary>
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_context_set_precision(ContextHandle context, int precision);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_context_precision(ContextHandle context, int* precision);
+
     /// <summary>Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included).</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_memory_info(ContextHandle context, long* free_bytes, long* total_bytes);
@@ -59,7 +66,8 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_create(ContextHandle context, out StreamHandle @out);
 
-    /// <summary>Uses an existing device stream (a cudaStream_t); destroying the rfn_stream leaves it alone. CPU: RFN_UNSUPPORTED.</summary>
+    /// <summary>Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying the rfn_stream leaves
+    /// it alone. A stream that is being captured records the ops of this library into its graph. CPU: RFN_UNSUPPORTED.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_wrap(ContextHandle context, nint native_stream, out StreamHandle @out);
 
@@ -92,6 +100,7 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_buffer_free(nint context, int memory, nint buffer);
 
+    /// <summary>DEVICE_TO_DEVICE: either end may be on another device of the process.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_copy(StreamHandle stream, nint destination, nint source, long bytes, int direction);
 

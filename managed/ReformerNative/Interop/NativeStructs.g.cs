@@ -60,7 +60,7 @@ internal unsafe struct rfn_embedding
     /// <summary>1: round to multiples of 2^grid_exponent (see rfn_reversible_block)</summary>
     internal int exact_residual;
     internal int grid_exponent;
-    /// <summary>I32 [B,T], 0 &lt;= id &lt; V (checked on the CPU backend)</summary>
+    /// <summary>I32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no gradient</summary>
     internal rfn_tensor ids;
     /// <summary>F32 [V,E]</summary>
     internal rfn_tensor word;

@@ -1,0 +1,125 @@
+// One call of attention as both backends see it: sizes, options and row pointers of a range of heads. Filled from rfn_attention, or by the
+// reversible block.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "core/philox.h"
+#include "core/tensor.h"
+#include "reformer_native.h"
+
+namespace rfn {
+
+// Heads [first_head, first_head + heads) of all examples. Row pointers are at (example 0, token 0, first head); a token's row is `stride` floats
+// after the one before it and a head's `head_size` floats after the one before it, so that a slice of a [B,T,H,D] tensor and a buffer that holds
+// only these heads look the same.
+struct Attention {
+  rfn_attention_options options;
+  int64_t batch = 0, length = 0, all_heads = 0, first_head = 0, heads = 0, head_size = 0;
+  const float *q = nullptr, *k = nullptr, *v = nullptr;  // k is q when shared
+  int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  const uint8_t* mask = nullptr;       // [B,T]
+  const float* rotations = nullptr;    // [rotation_sets, D, R, sum(factors)/2]
+  int64_t rotation_sets = 0;           // 1, all_heads or batch * all_heads
+  int32_t* buckets = nullptr;          // [B, all_heads, R, T]; null: kept in the scratch
+  Philox dropout{};
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  float* lse = nullptr;                // [B, lse_heads, T], at the first head; null: not wanted (forward)
+  int64_t lse_heads = 0;
+  const float* grad_out = nullptr;
+  int64_t grad_out_stride = 0;
+  const float* grad_lse = nullptr;     // like lse; optional
+  float *grad_q = nullptr, *grad_k = nullptr, *grad_v = nullptr;  // grad_k is grad_q when shared
+  int64_t grad_q_stride = 0, grad_k_stride = 0, grad_v_stride = 0;
+
+  bool lsh() const { return options.kind == RFN_ATTENTION_LSH; }
+  int64_t rounds() const { return lsh() ? options.rounds : 1; }
+  int64_t padded() const {  // slots of one round
+    if (options.kind == RFN_ATTENTION_FULL) return length;
+    return options.padded_length != 0 ? options.padded_length : round_up(length, options.chunk_length);
+  }
+  int64_t pairs() const { return batch * heads; }
+};
+
+// Number of buckets (product of the factors; the padding bucket not counted) and half the sum of the factors.
+inline int64_t bucket_product(const rfn_attention_options& options) {
+  int64_t n = 1;
+  for (int32_t i = 0; i < options.factor_count; ++i) n *= options.factors[i];
+  return n;
+}
+inline int64_t rotation_columns(const rfn_attention_options& options) {
+  int64_t n = 0;
+  for (int32_t i = 0; i < options.factor_count; ++i) n += options.factors[i] / 2;
+  return n;
+}
+
+inline float logit_scale(const Attention& a) {
+  return a.options.logit_scale != 0.0f ? a.options.logit_scale : 1.0f / std::sqrt(static_cast<float>(a.head_size));
+}
+inline bool corrects_duplicates(const Attention& a) { return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT; }
+
+inline Attention attention_call(const rfn_attention& op) {
+  Attention a;
+  a.options = op.options;
+  a.batch = op.q.shape[0];
+  a.length = op.q.shape[1];
+  a.all_heads = op.q.shape[2];
+  a.head_size = op.q.shape[3];
+  a.heads = a.all_heads;
+  const bool shared = op.options.shared_qk != 0;
+  a.q = f32(op.q);
+  a.k = shared ? a.q : f32(op.k);
+  a.v = f32(op.v);
+  a.q_stride = a.k_stride = a.v_stride = a.out_stride = a.grad_out_stride = a.all_heads * a.head_size;
+  a.grad_q_stride = a.grad_k_stride = a.grad_v_stride = a.q_stride;
+  a.mask = u8(op.mask);
+  a.rotations = f32(op.rotations);
+  a.rotation_sets = present(op.rotations) ? op.rotations.shape[0] : 0;
+  a.buckets = i32(op.buckets);
+  a.dropout = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_PROBABILITIES);
+  a.out = f32(op.out);
+  a.lse = f32(op.lse);
+  a.lse_heads = a.all_heads;
+  a.grad_out = f32(op.grad_out);
+  a.grad_q = f32(op.grad_q);
+  a.grad_k = shared ? a.grad_q : f32(op.grad_k);
+  a.grad_v = f32(op.grad_v);
+  return a;
+}
+
+// The same call for heads [first, first + heads).
+inline Attention slice_heads(const Attention& whole, int64_t first, int64_t heads) {
+  Attention a = whole;
+  a.first_head = whole.first_head + first;
+  a.heads = heads;
+  const int64_t offset = first * a.head_size, lse = first * a.length;
+  const auto move = [](auto*& pointer, int64_t by) {
+    if (pointer != nullptr) pointer += by;
+  };
+  move(a.q, offset);
+  move(a.k, offset);
+  move(a.v, offset);
+  move(a.out, offset);
+  move(a.grad_out, offset);
+  move(a.grad_q, offset);
+  move(a.grad_k, offset);
+  move(a.grad_v, offset);
+  move(a.lse, lse);
+  move(a.grad_lse, lse);
+  return a;
+}
+
+// View of the call in which round r alone gives out and lse.
+inline Attention round_view(const Attention& a, const rfn_attention& op, int64_t round) {
+  Attention one = a;
+  const int64_t rows = round * a.batch * a.length * a.out_stride + a.first_head * a.head_size;
+  const int64_t lse = round * a.batch * a.all_heads * a.length + a.first_head * a.length;
+  one.out = f32(op.round_out) + rows;
+  one.lse = f32(op.round_lse) + lse;
+  if (op.grad_round_out.data != nullptr) one.grad_out = f32(op.grad_round_out) + rows;
+  if (op.grad_round_lse.data != nullptr) one.grad_lse = f32(op.grad_round_lse) + lse;
+  return one;
+}
+
+}  // namespace rfn

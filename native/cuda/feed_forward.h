@@ -1,0 +1,41 @@
+// One row chunk of the feed-forward layer; shared by the op and the reversible block.
+#pragma once
+#include <cstdint>
+
+#include "core/philox.h"
+#include "core/workspace.h"
+#include "cuda/state.h"
+
+namespace rfn::cuda {
+
+struct FeedForward {
+  int64_t width;   // E
+  int64_t hidden;  // F
+  int32_t activation;
+  float dropout;
+  Philox hidden_random, output_random;
+  const float *w1, *b1, *w2, *b2;
+  float *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // backward; added to
+};
+
+int64_t feed_forward_chunk_rows(int64_t chunk, int64_t rows, int64_t hidden);
+
+// Scratch for chunks of up to `rows` rows; gemm: kGemmWorkspace bytes, shared with the caller's own products.
+struct FeedForwardScratch {
+  float* hidden;       // [rows, F]
+  float* grad_hidden;  // backward [rows, F]
+  float* grad_output;  // backward with dropout [rows, E]
+  float* sums;         // backward
+  void* gemm;
+};
+FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int64_t rows, int32_t pass, void* gemm);
+
+// y = layer(x) without its last dropout, which the caller applies (elements (first_row + i) * E + j of output_random), for `rows` rows of which the
+// first is row `first_row` of the whole.
+rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x,
+                                      const FeedForwardScratch& scratch, float* y);
+// Recomputes; y (the same bits as forward's) is written when not null; dx is overwritten; parameter gradients are added to.
+rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
+                                       const FeedForwardScratch& scratch, float* y, float* dx);
+
+}  // namespace rfn::cuda

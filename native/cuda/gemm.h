@@ -1,0 +1,36 @@
+// Matrix products of the CUDA backend: cuBLASLt, loaded when the first CUDA context is made, so that the plug-in itself needs no CUDA library.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "cuda/state.h"
+
+namespace rfn::cuda {
+
+// Scratch of every product, in bytes; an op takes it once in its workspace, 256-byte aligned.
+inline constexpr int64_t kGemmWorkspace = int64_t{8} << 20;
+
+enum class Transpose { kNo, kYes };
+enum class Epilogue { kNone, kBias, kBiasRelu };  // bias[n] is added to every row
+
+// C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, row-major with leading dimensions, then the epilogue. Inputs are rounded as the context's
+// precision says. The algorithm depends on the shape, precision and alignment alone and adds in a fixed order, so the same call gives the same bits.
+struct Product {
+  Transpose transpose_a = Transpose::kNo, transpose_b = Transpose::kNo;
+  int64_t m = 0, n = 0, k = 0;
+  const float* a = nullptr;
+  int64_t lda = 0;
+  const float* b = nullptr;
+  int64_t ldb = 0;
+  float alpha = 1.0f, beta = 0.0f;
+  float* c = nullptr;
+  int64_t ldc = 0;
+  Epilogue epilogue = Epilogue::kNone;
+  const float* bias = nullptr;
+};
+rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace);
+
+// For context_create: RFN_UNSUPPORTED with a sentence where cuBLASLt can't be loaded.
+rfn_status load_gemm(rfn_context& context, std::shared_ptr<Gemm>* out);
+
+}  // namespace rfn::cuda
