@@ -4,9 +4,9 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
+#include "core/workspace_size.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_math.h"
-#include "cpu/workspace_size.h"
 
 namespace rfn::cpu {
 namespace {

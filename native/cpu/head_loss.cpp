@@ -6,11 +6,11 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
+#include "core/workspace_size.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/vector_math.h"
-#include "cpu/workspace_size.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/head_loss.cpp"

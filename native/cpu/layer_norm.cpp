@@ -6,10 +6,10 @@
 #include "core/backend.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
+#include "core/workspace_size.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/vector_math.h"
-#include "cpu/workspace_size.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/layer_norm.cpp"

@@ -3,10 +3,10 @@
 #include "core/backend.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
+#include "core/workspace_size.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_math.h"
-#include "cpu/workspace_size.h"
 
 namespace rfn::cpu {
 namespace {

@@ -4,9 +4,9 @@
 #include "core/backend.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
+#include "core/workspace_size.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "cpu/workspace_size.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/optimizers.cpp"

@@ -6,8 +6,8 @@
 #include "core/philox.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
+#include "core/workspace_size.h"
 #include "cpu/parallel.h"
-#include "cpu/workspace_size.h"
 
 namespace rfn::cpu {
 namespace {

@@ -3,7 +3,7 @@
 #include "core/error.h"
 #include "core/workspace.h"
 
-namespace rfn::cpu {
+namespace rfn {
 
 inline rfn_status workspace_size(const Arena& arena, const char* op, int64_t* bytes) {
   if (arena.overflowed()) return fail(RFN_INVALID_ARGUMENT, "%s: the workspace for these shapes is larger than any memory", op);
@@ -11,4 +11,4 @@ inline rfn_status workspace_size(const Arena& arena, const char* op, int64_t* by
   return RFN_OK;
 }
 
-}  // namespace rfn::cpu
+}  // namespace rfn
