@@ -9,8 +9,8 @@ namespace rfn::cuda {
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
 // Sum and maximum over the lanes of a group of `width` (a power of two) neighbouring lanes; every lane gets the same bits.
-template <int width = 32>
-RFN_DEVICE float group_sum(float x) {
+template <int width = 32, class T>
+RFN_DEVICE T group_sum(T x) {
 #pragma unroll
   for (int step = width / 2; step > 0; step /= 2) x += __shfl_xor_sync(kFullWarp, x, step);
   return x;
@@ -20,6 +20,17 @@ RFN_DEVICE float group_maximum(float x) {
 #pragma unroll
   for (int step = width / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, step));
   return x;
+}
+
+// Sum over a block of whole warps, in float64 and in an order that depends on the block's size alone; every thread gets it. All threads call it.
+RFN_DEVICE double block_sum(double x) {
+  RFN_SHARED(parts, double[32]);
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  x = group_sum(x);
+  __syncthreads();  // the call before this one has been read
+  if (lane == 0) parts[warp] = x;
+  __syncthreads();
+  return group_sum(lane < blockDim.x / 32 ? parts[lane] : 0.0);
 }
 
 RFN_DEVICE float activation_value(int32_t activation, float x) {

@@ -225,6 +225,11 @@ inline void sincospif(float x, float* sine, float* cosine) {
   *sine = sinpif(x);
   *cosine = cospif(x);
 }
+inline void sincospi(double x, double* sine, double* cosine) {
+  const double angle = 3.14159265358979323846 * std::fmod(x, 2.0);
+  *sine = std::sin(angle);
+  *cosine = std::cos(angle);
+}
 inline int __float2int_rz(float x) {  // saturates; not-a-number gives 0
   return x >= 2147483648.0f ? 2147483647 : x >= -2147483648.0f ? static_cast<int>(x) : x != x ? 0 : -2147483647 - 1;
 }
