@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(int32_t* counts, int
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 4) scatter_kernel(Pass p) {
+__global__ void __launch_bounds__(kThreads, 3) scatter_kernel(Pass p) {
   RFN_SHARED(begins, int32_t[kWarps][kMaximumDigits]);  // counts of the warps' runs, then where they begin
   const Tile t = block_tile(p);
   int32_t* const mine = begins[threadIdx.x / 32];
