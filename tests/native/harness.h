@@ -4,10 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,27 +15,21 @@
 #include "core/backend.h"
 #include "reformer_native.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#define RFN_POISON_GUARD(start, bytes) __asan_poison_memory_region(start, bytes)
-#define RFN_UNPOISON_GUARD(start, bytes) __asan_unpoison_memory_region(start, bytes)
-#else
-#define RFN_POISON_GUARD(start, bytes) static_cast<void>(0)
-#define RFN_UNPOISON_GUARD(start, bytes) static_cast<void>(0)
-#endif
-
 namespace rfn::test {
+
+std::string fault_report();  // what the kernel that faulted did, where it ran on the host; else ""
 
 // RFN_OK, or the message.
 inline testing::AssertionResult Ok(rfn_status status) {
   if (status == RFN_OK) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "status " << status << ": " << rfn_last_error();
+  return testing::AssertionFailure() << "status " << status << ": " << rfn_last_error() << "\n" << fault_report();
 }
 
 // `status` is the expected failure and its message contains every one of the texts.
 inline testing::AssertionResult Fails(rfn_status status, rfn_status expected, std::initializer_list<std::string> texts) {
   if (status != expected) {
-    return testing::AssertionFailure() << "expected status " << expected << ", got " << status << (status == RFN_OK ? "" : rfn_last_error());
+    return testing::AssertionFailure() << "expected status " << expected << ", got " << status << (status == RFN_OK ? "" : ": ")
+                                       << (status == RFN_OK ? "" : rfn_last_error());
   }
   const std::string message = rfn_last_error();
   for (const std::string& text : texts) {
@@ -45,9 +38,33 @@ inline testing::AssertionResult Fails(rfn_status status, rfn_status expected, st
   return testing::AssertionSuccess();
 }
 
+// ---- the device under test ----
+
+// RFN_TEST_DEVICE = cpu (the default), cuda_on_host or cuda, as RFN_DEVICE_*.
+int32_t device_type();
+inline bool on_cpu() { return device_type() == RFN_DEVICE_CPU; }
+
+// Runs `body(threads)` for everything that the order of work may depend on: on the CPU for several numbers of threads, on cuda_on_host for schedules
+// 0 to 9, on a device twice.
+void for_each_schedule(const std::function<void(int32_t)>& body);
+
+// The precisions that the device has: F32 alone on the CPU.
+std::vector<int32_t> precisions();
+const char* precision_name(int32_t precision);
+
+// How far results in a precision may be from float64, relative to the largest expected value; gradients twice as far. F32 has the tests' own limits.
+double forward_limit(int32_t precision, double f32);
+double gradient_limit(int32_t precision, double f32);
+
+// Ends what the tests' memory holds of the device, until the next use. After a fault on cuda_on_host, gives the next test a fresh device.
+void close_device();
+
 class Context {
  public:
-  explicit Context(int32_t threads = 2) { EXPECT_TRUE(Ok(rfn_context_create(RFN_DEVICE_CPU, 0, threads, &context_))); }
+  explicit Context(int32_t threads = 2, int32_t precision = RFN_PRECISION_F32) {
+    EXPECT_TRUE(Ok(rfn_context_create(device_type(), 0, threads, &context_)));
+    EXPECT_TRUE(precision == RFN_PRECISION_F32 || Ok(rfn_context_set_precision(context_, precision)));
+  }
   ~Context() { rfn_context_destroy(context_); }
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
@@ -71,47 +88,28 @@ class Stream {
   rfn_stream* stream_ = nullptr;
 };
 
-// Bytes between two guard zones; at the end of its life it fails the test if a guard was written (AddressSanitizer says so at once, and where).
-// `offset` moves the start away from a 64-byte boundary.
+// Bytes between two guard zones, in the memory of the device under test; at the end of its life it fails the test if a guard was written
+// (AddressSanitizer and cuda_on_host say so at once, and where). Read as numbers, guards are NaN. `offset` moves the start away from an alignment of
+// 256 bytes on a device, 64 on the CPU.
 class GuardedMemory {
  public:
-  GuardedMemory(int64_t bytes, int64_t offset)
-      : bytes_(bytes), total_((kGuard + offset + bytes + kGuard + 63) / 64 * 64), block_(static_cast<uint8_t*>(std::aligned_alloc(64, total_))) {
-    if (block_ == nullptr) throw std::bad_alloc();
-    start_ = block_ + kGuard + offset;
-    std::memset(block_, kGuardByte, total_);
-    poison_contents();
-    RFN_POISON_GUARD(block_, start_ - block_);
-    RFN_POISON_GUARD(end(), block_ + total_ - end());
-  }
-  ~GuardedMemory() {
-    if (block_ == nullptr) return;
-    RFN_UNPOISON_GUARD(block_, total_);
-    const auto intact = [](uint8_t byte) { return byte == kGuardByte; };
-    EXPECT_TRUE(std::all_of(block_, start_, intact)) << "memory before a buffer of " << bytes_ << " bytes was written";
-    EXPECT_TRUE(std::all_of(end(), block_ + total_, intact)) << "memory behind a buffer of " << bytes_ << " bytes was written";
-    std::free(block_);
-  }
+  GuardedMemory(int64_t bytes, int64_t offset);
+  ~GuardedMemory();
   GuardedMemory(GuardedMemory&& other) noexcept
       : bytes_(other.bytes_), total_(other.total_), block_(std::exchange(other.block_, nullptr)), start_(other.start_) {}
   GuardedMemory& operator=(GuardedMemory&&) = delete;
 
-  void poison_contents() {
-    for (int64_t i = 0; i < bytes_; ++i) start_[i] = static_cast<uint8_t>(kPoison >> 8 * (i % 4));
-  }
-  void* data() const { return start_; }
+  void poison_contents();
+  void read(void* destination) const;  // all of it, into host memory
+  void write(const void* source);
+  void* data() const { return start_; }  // an address of the device: only ops may follow it, unless it is the CPU
   int64_t bytes() const { return bytes_; }
 
  private:
-  static constexpr int64_t kGuard = 256;
-  static constexpr uint8_t kGuardByte = 0xA5;
-
-  uint8_t* end() const { return start_ + bytes_; }
-
   int64_t bytes_;
   int64_t total_;
   uint8_t* block_;
-  uint8_t* start_ = nullptr;
+  uint8_t* start_;
 };
 
 template <class T>
@@ -137,12 +135,22 @@ inline rfn_tensor shape(const std::vector<int64_t>& sizes, int32_t dtype = RFN_F
   return view;
 }
 
-// A tensor with its memory, which starts off every vector register's alignment. Without values it is poisoned. Converts to rfn_tensor:
+// Where tensors start: off every vector's alignment, or on the largest one, for code that has a faster path there.
+enum class Start { kUnaligned, kAligned };
+inline Start tensor_start = Start::kUnaligned;
+
+// While it lives, tensors start aligned.
+struct AlignedTensors {
+  AlignedTensors() { tensor_start = Start::kAligned; }
+  ~AlignedTensors() { tensor_start = Start::kUnaligned; }
+};
+
+// A tensor with its memory on the device under test. Without values it is poisoned. Converts to rfn_tensor:
 //   Tensor<float> x({n, e}, random.floats(n * e)), y({n, e});   op.x = x; op.y = y;
 template <class T>
 class Tensor {
  public:
-  explicit Tensor(std::vector<int64_t> sizes) : sizes_(std::move(sizes)), memory_(count(sizes_) * sizeof(T), sizeof(T)) {}
+  explicit Tensor(std::vector<int64_t> sizes) : sizes_(std::move(sizes)), memory_(count(sizes_) * sizeof(T), tensor_start == Start::kAligned ? 0 : sizeof(T)) {}
   Tensor(std::vector<int64_t> sizes, const std::vector<T>& values) : Tensor(std::move(sizes)) { set(values); }
   static Tensor zeros(std::vector<int64_t> sizes) {
     const int64_t n = count(sizes);
@@ -156,13 +164,17 @@ class Tensor {
     view.bytes = memory_.bytes();
     return view;
   }
-  std::vector<T> values() const { return std::vector<T>(data(), data() + size()); }
+  std::vector<T> values() const {
+    std::vector<T> values(static_cast<size_t>(size()));
+    memory_.read(values.data());
+    return values;
+  }
   void set(const std::vector<T>& values) {
     ASSERT_EQ(static_cast<int64_t>(values.size()), size());
-    std::copy(values.begin(), values.end(), data());
+    memory_.write(values.data());
   }
   void poison() { memory_.poison_contents(); }
-  T* data() const { return static_cast<T*>(memory_.data()); }
+  T* data() const { return static_cast<T*>(memory_.data()); }  // an address of the device
   int64_t size() const { return count(sizes_); }
 
  private:
@@ -183,6 +195,9 @@ Op make_op() {
   return op;
 }
 
+// Waits, so that the workspace may go and the results can be read.
+inline rfn_status finish(const Stream& stream, rfn_status status) { return status == RFN_OK ? rfn_stream_synchronize(stream) : status; }
+
 // forward(stream, op), backward(stream, op) and the stages of LSH attention, with a poisoned workspace of exactly the bytes that the op asks for.
 template <class Op, class Workspace, class Run>
 rfn_status run_op(const Stream& stream, const Op& op, int32_t pass, Workspace workspace, Run run) {
@@ -190,7 +205,7 @@ rfn_status run_op(const Stream& stream, const Op& op, int32_t pass, Workspace wo
   const rfn_status status = workspace(stream.context(), &op, pass, &bytes);
   if (status != RFN_OK) return status;
   const GuardedMemory memory(bytes, 0);
-  return run(stream, &op, memory.data(), memory.bytes());
+  return finish(stream, run(stream, &op, memory.data(), memory.bytes()));
 }
 
 #define RFN_TEST_OP(name)                                                                                   \
@@ -207,7 +222,7 @@ RFN_OPS_FORWARD_ONLY(RFN_TEST_OP)
 RFN_OPS_WITH_BACKWARD(RFN_TEST_OP)
 #undef RFN_TEST_OP
 #define RFN_TEST_OP(name) \
-  inline rfn_status forward(const Stream& stream, const rfn_##name& op) { return rfn_##name##_forward(stream, &op); }
+  inline rfn_status forward(const Stream& stream, const rfn_##name& op) { return finish(stream, rfn_##name##_forward(stream, &op)); }
 RFN_OPS_WITHOUT_WORKSPACE(RFN_TEST_OP)
 #undef RFN_TEST_OP
 

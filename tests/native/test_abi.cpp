@@ -176,7 +176,7 @@ TEST(Contexts, Create_WrongArguments_Refused) {
     EXPECT_EQ(context, nullptr);
   };
   refused(RFN_INVALID_ARGUMENT, -1, 0, 1, "device_type");
-  refused(RFN_INVALID_ARGUMENT, 2, 0, 1, "device_type");
+  refused(RFN_INVALID_ARGUMENT, 3, 0, 1, "device_type");
   refused(RFN_INVALID_ARGUMENT, RFN_DEVICE_CPU, 1, 1, "device_index");
   refused(RFN_INVALID_ARGUMENT, RFN_DEVICE_CPU, -1, 1, "device_index");
   refused(RFN_INVALID_ARGUMENT, RFN_DEVICE_CPU, 0, -1, "threads");
@@ -413,7 +413,7 @@ TEST(Plugins, A_MissingOrWrong_NoDeviceAndAReason) {
   };
   missing("/nowhere/libreformer_native_cuda.so", "/nowhere/libreformer_native_cuda.so");
   missing(RFN_TEST_PLUGIN_NO_SYMBOL, "rfn_cuda_backend");
-  missing(RFN_TEST_PLUGIN_OTHER_ABI, "expected backend table 1");
+  missing(RFN_TEST_PLUGIN_OTHER_ABI, "expected backend table 2");
   missing(RFN_TEST_PLUGIN_REFUSES, "the driver is too old");
 }
 

@@ -104,19 +104,19 @@ TEST_P(FinalNorm, Gradients_AreFiniteDifferences) {
   }
 }
 
-TEST_P(FinalNorm, AnyThreads_SameBits) {
+TEST_P(FinalNorm, EverySchedule_SameBits) {
   Random random(139);
   const Problem p = problem(random, GetParam(), 900, 21, 0.1f);
   const Results one = run(p, 1);
   EXPECT_TRUE(AllFinite(one.grad_a));
-  for (const int32_t threads : kThreadCounts) {
+  for_each_schedule([&](int32_t threads) {
     const Results many = run(p, threads);
     EXPECT_TRUE(SameBits(many.y, one.y));
     EXPECT_TRUE(SameBits(many.grad_a, one.grad_a));
     EXPECT_TRUE(SameBits(many.grad_b, one.grad_b));
     EXPECT_TRUE(SameBits(many.grad_weight, one.grad_weight));
     EXPECT_TRUE(SameBits(many.grad_bias, one.grad_bias));
-  }
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, FinalNorm, testing::Values(RFN_COMBINE_CONCATENATE, RFN_COMBINE_MEAN),

@@ -129,17 +129,17 @@ TEST(LayerNormOp, Gradients_AreFiniteDifferences) {
   EXPECT_TRUE(Close(results.grad_bias, plus(numeric_gradient(bias, loss), p.grad_bias), 2e-6));
 }
 
-TEST(LayerNormOp, AnyThreads_SameBits) {
+TEST(LayerNormOp, EverySchedule_SameBits) {
   Random random(47);
   const Problem p = problem(random, 1000, 45);
   const Results one = run(p, 1);
-  for (const int32_t threads : kThreadCounts) {
+  for_each_schedule([&](int32_t threads) {
     const Results many = run(p, threads);
     EXPECT_TRUE(SameBits(many.y, one.y));
     EXPECT_TRUE(SameBits(many.grad_x, one.grad_x));
     EXPECT_TRUE(SameBits(many.grad_weight, one.grad_weight));
     EXPECT_TRUE(SameBits(many.grad_bias, one.grad_bias));
-  }
+  });
 }
 
 TEST(LayerNormOp, NanInARow_StaysInItsRow) {

@@ -85,17 +85,17 @@ TEST_P(Linear, OddSizes_CloseToFloat64) {
   }
 }
 
-TEST_P(Linear, AnyThreads_SameBits) {
+TEST_P(Linear, EverySchedule_SameBits) {
   Random random(67);
   const Problem p = problem(random, 700, 33, 520, GetParam(), true);
   const Results one = run(p, 1);
-  for (const int32_t threads : kThreadCounts) {
+  for_each_schedule([&](int32_t threads) {
     const Results many = run(p, threads);
     EXPECT_TRUE(SameBits(many.y, one.y));
     EXPECT_TRUE(SameBits(many.grad_x, one.grad_x));
     EXPECT_TRUE(SameBits(many.grad_weight, one.grad_weight));
     EXPECT_TRUE(SameBits(many.grad_bias, one.grad_bias));
-  }
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Range(0, 6), [](const auto& info) { return activation_name(info.param); });

@@ -28,7 +28,7 @@ std::pair<float, float> global_norm(const std::vector<std::vector<float>>& gradi
   return {result.values()[0], result.values()[1]};
 }
 
-TEST(GlobalNorm, ManyTensors_CloseToFloat64AndSameBitsForAnyThreads) {
+TEST(GlobalNorm, ManyTensors_CloseToFloat64AndSameBitsForEverySchedule) {
   Random random(211);
   std::vector<std::vector<float>> gradients;
   double squares = 0;
@@ -40,7 +40,7 @@ TEST(GlobalNorm, ManyTensors_CloseToFloat64AndSameBitsForAnyThreads) {
   const auto one = global_norm(gradients, 0.75f, 1);
   EXPECT_NEAR(one.first, norm, 1e-7 * norm);
   EXPECT_NEAR(one.second, 0.75 / norm, 1e-6 / norm);
-  for (const int32_t threads : kThreadCounts) EXPECT_EQ(global_norm(gradients, 0.75f, threads), one);
+  for_each_schedule([&](int32_t threads) { EXPECT_EQ(global_norm(gradients, 0.75f, threads), one); });
   EXPECT_EQ(global_norm(gradients, 0).second, 1.0f);
   EXPECT_EQ(global_norm(gradients, 1e6f).second, 1.0f);
 }
@@ -113,16 +113,16 @@ TEST(AdamWOp, ScaleZero_DropsEvenAGradientThatIsNotFinite) {
   EXPECT_EQ(after.parameter[1], 2.0f);
 }
 
-TEST(AdamWOp, AnyThreads_SameBits) {
+TEST(AdamWOp, EverySchedule_SameBits) {
   Random random(227);
   const AdamW before{random.floats(50001), random.floats(50001), random.floats(50001, 0, 1)};
   const std::vector<float> gradient = random.floats(50001);
   const AdamW one = adamw(before, gradient, 3, {}, 0.1f, 1);
-  for (const int32_t threads : kThreadCounts) {
+  for_each_schedule([&](int32_t threads) {
     const AdamW many = adamw(before, gradient, 3, {}, 0.1f, threads);
     EXPECT_TRUE(SameBits(many.parameter, one.parameter));
     EXPECT_TRUE(SameBits(many.moment2, one.moment2));
-  }
+  });
 }
 
 // ---- Adafactor ----
@@ -252,19 +252,19 @@ TEST(AdafactorOp, ZeroGradientAndScaleZero_LeaveTheParameter) {
   }
 }
 
-TEST(AdafactorOp, AnyThreads_SameBits) {
+TEST(AdafactorOp, EverySchedule_SameBits) {
   Random random(239);
   for (const auto& sizes : std::vector<std::vector<int64_t>>{{70000}, {900, 130}, {3, 5000}}) {
     const Adafactor state = adafactor_state(random, sizes);
     const std::vector<float> gradient = random.floats(static_cast<int64_t>(state.parameter.size()));
     const Adafactor one = adafactor(state, gradient, 2, {}, 1);
-    for (const int32_t threads : kThreadCounts) {
+    for_each_schedule([&](int32_t threads) {
       const Adafactor many = adafactor(state, gradient, 2, {}, threads);
       EXPECT_TRUE(SameBits(many.parameter, one.parameter));
       EXPECT_TRUE(SameBits(many.row, one.row));
       EXPECT_TRUE(SameBits(many.column, one.column));
       EXPECT_TRUE(SameBits(many.moment2, one.moment2));
-    }
+    });
   }
 }
 

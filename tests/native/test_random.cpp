@@ -38,9 +38,9 @@ TEST(RandomNormal, EverySize_FollowsBoxMuller) {
   }
 }
 
-TEST(RandomNormal, AnyThreadsAndShape_SameBits) {
+TEST(RandomNormal, EveryScheduleAndShape_SameBits) {
   const std::vector<float> one = draw({20001}, 1);
-  for (const int32_t threads : kThreadCounts) EXPECT_TRUE(SameBits(draw({3, 59, 113}, threads), one));
+  for_each_schedule([&](int32_t threads) { EXPECT_TRUE(SameBits(draw({3, 59, 113}, threads), one)); });
 }
 
 TEST(RandomNormal, ManyNumbers_HaveTheirMoments) {

@@ -96,15 +96,15 @@ TEST(Sample, ManyRows_FollowTheDistribution) {
   }
 }
 
-TEST(Sample, AnyThreads_SameIds) {
+TEST(Sample, EverySchedule_SameIds) {
   Random random(251);
   const std::vector<float> logits = random.floats(300 * 97, -4, 4);
   std::vector<int32_t> one, many;
   ASSERT_TRUE(Ok(draw_ids({0.8f, 0.9f, 40}, logits, 97, one, 1)));
-  for (const int32_t threads : kThreadCounts) {
+  for_each_schedule([&](int32_t threads) {
     ASSERT_TRUE(Ok(draw_ids({0.8f, 0.9f, 40}, logits, 97, many, threads)));
     EXPECT_EQ(many, one);
-  }
+  });
 }
 
 TEST(Sample, UnusableLogits_AreNamedAndNothingIsWritten) {
