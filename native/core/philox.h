@@ -42,7 +42,11 @@ RFN_HOST_DEVICE PhiloxWords philox_quad(const Philox& p, uint64_t quad) {
   return {{c0, c1, c2, c3}};
 }
 
-RFN_HOST_DEVICE uint32_t philox_word(const Philox& p, uint64_t element) { return philox_quad(p, element / 4).w[element % 4]; }
+RFN_HOST_DEVICE uint32_t philox_word(const Philox& p, uint64_t element) {
+  const PhiloxWords quad = philox_quad(p, element / 4);
+  const uint32_t even = (element & 2) == 0 ? quad.w[0] : quad.w[2], odd = (element & 2) == 0 ? quad.w[1] : quad.w[3];  // no index: it would
+  return (element & 1) == 0 ? even : odd;                                                                              // put w on a GPU's stack
+}
 
 // Dropout keeps an element when (word >> 8) >= threshold, threshold = ceil(p 2^24): the comparison u >= p in exact arithmetic.
 RFN_HOST_DEVICE uint32_t dropout_threshold(float p) {
