@@ -7,11 +7,21 @@ namespace ReformerNative.Cli;
 /// <summary>Options that several commands share; each command adds the ones it means.</summary>
 internal static class CommonOptions
 {
+    private static readonly Dictionary<string, Precision> Precisions = new()
+    {
+        ["f32"] = Tensors.Precision.Float32,
+        ["tf32"] = Tensors.Precision.TensorFloat32,
+        ["bf16"] = Tensors.Precision.BFloat16,
+        ["f16"] = Tensors.Precision.Float16,
+    };
+
     public static Option<bool> Json { get; } = new("--json") { Description = "Print JSON, one object a line, for other programs" };
 
     public static Option<string> Device { get; } = new("--device")
     {
-        Description = "Where to compute: cpu, cuda or cuda:N", DefaultValueFactory = _ => "cpu", HelpName = "cpu|cuda",
+        Description = "Where to compute: cpu, cuda or cuda:N (cuda-on-host: the CUDA kernels on the CPU, for tests)",
+        DefaultValueFactory = _ => "cpu",
+        HelpName = "cpu|cuda",
     };
 
     public static Option<int> Threads { get; } = new("--threads")
@@ -24,20 +34,39 @@ internal static class CommonOptions
         Description = "Seed of parameters, data order, rotations and dropout", DefaultValueFactory = _ => 1, HelpName = "N",
     };
 
-    /// <summary>The context that --device and --threads ask for.</summary>
+    public static Option<string?> Precision { get; } = Word(
+        "--precision", "What matrix products of a GPU round their inputs to [default: f32]", [.. Precisions.Keys]);
+
+    /// <summary>A context as --device, --threads and --precision ask for.</summary>
     public static ReformerContext Context(ParseResult parsed)
     {
         string name = parsed.GetValue(Device)!;
         if (!Tensors.Device.TryParse(name, out Device device))
         {
-            throw new UsageException($"--device: expected cpu, cuda or cuda:N, found '{name}'");
+            throw new UsageException($"--device: expected cpu, cuda, cuda:N or cuda-on-host, found '{name}'");
         }
 
         int threads = parsed.GetValue(Threads);
-        return threads >= 0
-            ? new ReformerContext(device, threads)
-            : throw new UsageException($"--threads: expected an integer from 0 up, found {threads}");
+        if (threads < 0)
+        {
+            throw new UsageException($"--threads: expected an integer from 0 up, found {threads}");
+        }
+
+        var context = new ReformerContext(device, threads);
+        try
+        {
+            context.Precision = Precisions[parsed.GetValue(Precision) ?? "f32"];
+            return context;
+        }
+        catch
+        {
+            context.Dispose();
+            throw;
+        }
     }
+
+    /// <summary>The word that --precision reads.</summary>
+    public static string NameOf(Precision precision) => Precisions.First(pair => pair.Value == precision).Key;
 
     /// <summary>The seed as the library takes it.</summary>
     public static ulong SeedOf(ParseResult parsed)

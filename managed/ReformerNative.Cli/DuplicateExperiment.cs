@@ -63,7 +63,8 @@ internal sealed class DuplicateExperiment(
             using Trainer trainer = newest is not null
                 ? Trainer.Resume(model, newest, _task, options)
                 : new Trainer(model, _task, options);
-            TrainingResult result = trainer.Run(new Report(line, options, $"trained with {mode.Name}, length {stage.Length}: "), cancellation);
+            TrainingResult result = trainer.Run(
+                new Report(line, options, context, $"trained with {mode.Name}, length {stage.Length}: "), cancellation);
             line.Clear();
             if (!result.Completed)
             {
@@ -95,9 +96,9 @@ internal sealed class DuplicateExperiment(
         VocabSize = symbols + 1,
     };
 
-    private sealed class Report(ProgressLine line, TrainingOptions options, string prefix) : IProgress<TrainingStep>
+    private sealed class Report(ProgressLine line, TrainingOptions options, ReformerContext context, string prefix) : IProgress<TrainingStep>
     {
-        private readonly StepAverages _averages = new(options, DataTask.Duplicate);
+        private readonly StepAverages _averages = new(options, DataTask.Duplicate, new MemoryUse(context));
 
         void IProgress<TrainingStep>.Report(TrainingStep value)
         {

@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Nodes;
+using ReformerNative.Tensors;
 using Spectre.Console;
 
 namespace ReformerNative.Cli;
@@ -42,6 +43,11 @@ internal static class Output
 
         console.Write(table);
     }
+
+    /// <summary>Where and how a context computes.</summary>
+    public static string Place(ReformerContext context) => context.Device.Type == DeviceType.Cpu
+        ? Text($"{context.Device}, {context.Threads} threads")
+        : $"{context.Device}, {CommonOptions.NameOf(context.Precision)}";
 
     public static string Bytes(double bytes) => bytes switch
     {

@@ -3,7 +3,7 @@ using ReformerNative.Training;
 namespace ReformerNative.Cli;
 
 /// <summary>Running means of a training run, and the line that shows them.</summary>
-internal sealed class StepAverages(TrainingOptions options, DataTask task)
+internal sealed class StepAverages(TrainingOptions options, DataTask task, MemoryUse memory)
 {
     private const double Smoothing = 0.1; // weight of the newest step, once there are enough
 
@@ -29,6 +29,6 @@ internal sealed class StepAverages(TrainingOptions options, DataTask task)
             : Output.Text($"{_bits:F3} bits per symbol  accuracy {100 * _accuracy,6:F2} %");
         string left = Output.Duration((options.Steps - step.Step) * _seconds);
         return Output.Text($"step {step.Step,6} of {options.Steps}   {loss}   {step.Tokens / _seconds:N0} tokens/s   {left} left   ")
-            + Output.Bytes(ProcessMemory.ResidentBytes);
+            + Output.Bytes(memory.Bytes);
     }
 }

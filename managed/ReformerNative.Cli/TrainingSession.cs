@@ -14,7 +14,8 @@ internal sealed class TrainingSession(
     private const int PromptBytes = 64;
 
     private readonly ProgressLine _line = new();
-    private readonly StepAverages _averages = new(trainer.Options, data.Task);
+    private readonly MemoryUse _memory = new(trainer.Model.Context);
+    private readonly StepAverages _averages = new(trainer.Options, data.Task, new MemoryUse(trainer.Model.Context));
 
     private string Rate => $"bits per {data.Unit}";
 
@@ -82,7 +83,7 @@ internal sealed class TrainingSession(
                     ["loss"] = Output.Number(value.Loss.Loss),
                     ["bits_per_byte"] = Output.Number(value.Loss.Bits),
                     ["tokens_per_second"] = Output.Number(value.TokensPerSecond),
-                    ["peak_bytes"] = ProcessMemory.PeakBytes,
+                    ["peak_bytes"] = _memory.PeakBytes,
                 });
             }
 
@@ -122,7 +123,7 @@ internal sealed class TrainingSession(
         Console.WriteLine(Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")
             + Output.Text($"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}"));
         Console.WriteLine(Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, ")
-            + Output.Text($"seed {options.Seed}, {context.Device}, {context.Threads} threads, in {options.CheckpointDirectory}"));
+            + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}"));
         Console.WriteLine($"memory  {Output.Bytes(plan.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free");
         if (resumed is not null)
         {

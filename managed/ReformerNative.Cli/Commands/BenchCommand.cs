@@ -29,12 +29,12 @@ internal static class BenchCommand
         var attention = new Command("attention", "Time and memory of one attention, forward and backward.")
         {
             Length, Batch, Heads, HeadSize, Chunk, Rounds, Dense, Causal, Form, Repeat,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         attention.SetAction(RunAttention);
         var step = new Command("step", "Time and memory of one training step, and how exactly its backward pass recovers the streams.")
         {
-            Repeat, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            Repeat, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         foreach (Option option in ModelShape.All)
         {
@@ -103,10 +103,10 @@ internal static class BenchCommand
             }
         }
 
-        long peak = ProcessMemory.PeakBytes; // before the product below, which needs memory of its own
+        long peak = new MemoryUse(context).PeakBytes; // before the product below, which needs memory of its own
         double flopsForward = Flops.AttentionForward(options, length, batch, heads, headSize);
         double flopsBackward = Flops.AttentionBackward(options, length, batch, heads, headSize);
-        double sgemm = Measure.Sgemm(context);
+        double? sgemm = Measure.Sgemm(context);
         double forwardSeconds = Measure.Median(forward);
         double bothSeconds = Measure.Median(both);
         if (parsed.GetValue(CommonOptions.Json))
@@ -123,11 +123,10 @@ internal static class BenchCommand
             return ExitCode.Done;
         }
 
-        string Share(double flops, double seconds) =>
-            Output.Text($"{flops / seconds / 1e9:F1} GFLOP/s, {100 * flops / seconds / 1e9 / sgemm:F1} % of the product's");
-        Console.WriteLine(Output.Text($"forward             {forwardSeconds:F4} s   {Share(flopsForward, forwardSeconds)}"));
-        Console.WriteLine(Output.Text($"forward + backward  {bothSeconds:F4} s   {Share(flopsForward + flopsBackward, bothSeconds)}"));
-        Console.WriteLine(Output.Text($"2048^3 product      {sgemm:F1} GFLOP/s on {context.Threads} threads"));
+        string Line(double flops, double seconds) => Output.Text($"{seconds:F4} s   ") + Measure.Rate(flops, seconds, sgemm);
+        Console.WriteLine($"forward             {Line(flopsForward, forwardSeconds)}");
+        Console.WriteLine($"forward + backward  {Line(flopsForward + flopsBackward, bothSeconds)}");
+        Console.WriteLine($"2048^3 product      {Measure.SgemmLine(context, sgemm)}");
         Console.WriteLine($"peak memory         {Output.Bytes(peak)}");
         return ExitCode.Done;
     }
@@ -185,10 +184,10 @@ internal static class BenchCommand
             seconds.Add(trainer.RunStep().Seconds);
         }
 
-        long peak = ProcessMemory.PeakBytes; // before the product below, which needs memory of its own
+        long peak = new MemoryUse(context).PeakBytes; // before the product below, which needs memory of its own
         double median = Measure.Median(seconds);
         double flops = Flops.Step(config, length, options.BatchSize);
-        double sgemm = Measure.Sgemm(context);
+        double? sgemm = Measure.Sgemm(context);
         double tokensPerSecond = (double)length * options.BatchSize / median;
         progress.Clear();
         if (json)
@@ -213,8 +212,8 @@ internal static class BenchCommand
         string recovered = reconstruction.BitIdentical ? "the same bits" : Output.Text($"up to {reconstruction.MaxAbs:E1} apart");
         Console.WriteLine(Output.Text($"parameters       {model.ParameterCount:N0}"));
         Console.WriteLine(Output.Text($"step             {median:F3} s, {tokensPerSecond:N0} tokens/s, ")
-            + Output.Text($"{flops / median / 1e9:F1} GFLOP/s, {100 * flops / median / 1e9 / sgemm:F1} % of the product's"));
-        Console.WriteLine(Output.Text($"2048^3 product   {sgemm:F1} GFLOP/s on {context.Threads} threads"));
+            + Measure.Rate(flops, median, sgemm));
+        Console.WriteLine($"2048^3 product   {Measure.SgemmLine(context, sgemm)}");
         Console.WriteLine($"peak memory      {Output.Bytes(peak)}, planned {Output.Bytes(plan.TotalBytes)}");
         Console.WriteLine($"streams          {recovered} after the backward pass");
         return ExitCode.Done;

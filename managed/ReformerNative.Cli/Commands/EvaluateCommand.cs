@@ -34,7 +34,8 @@ internal static class EvaluateCommand
     {
         var command = new Command("evaluate", "Measure the held-out loss of a checkpoint, with any number of hash rounds.")
         {
-            Checkpoint, Task, Data, Symbols, Length, Batch, Batches, Rounds, Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            Checkpoint, Task, Data, Symbols, Length, Batch, Batches, Rounds, Seed,
+            CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;

@@ -53,7 +53,7 @@ internal static class ExperimentCommand
             + "Ctrl+C stops it; the same command goes on.")
         {
             Train, Evaluate, Stages, Symbols, Chunk, Rate, Examples, Out,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         duplicate.SetAction(RunDuplicate);
         return new Command("experiment", "Repeat an experiment of the paper.") { duplicate };

@@ -32,7 +32,7 @@ internal static class GenerateCommand
         var command = new Command("generate", "Continue a text with a trained model.")
         {
             Checkpoint, Prompt, PromptFile, Ids, Count, Temperature, TopK, TopP, Rounds, Window,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;

@@ -20,7 +20,7 @@ internal static class PlanCommand
     {
         var command = new Command("plan", "Say what a run will take in memory, buffer by buffer, before anything is allocated.")
         {
-            Config, Preset, OptimizerName, Evaluation, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            Config, Preset, OptimizerName, Evaluation, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         foreach (Option option in ModelShape.All)
         {

@@ -72,7 +72,7 @@ internal static class TrainCommand
         {
             Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule, OptimizerName, Decay, Clip, Symbols,
             EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery, Out, Resume, SampleBytes,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;

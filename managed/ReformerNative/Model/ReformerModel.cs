@@ -139,7 +139,8 @@ public sealed class ReformerModel : IDisposable
         long count = CopyLabels(pass, batch);
         RequireLabels(count);
         RunForward(pass, batch, options, null);
-        return RunHead(pass, options, count);
+        RunHead(pass, options, count);
+        return ReadLoss(pass);
     }
 
     /// <summary>
@@ -157,9 +158,9 @@ public sealed class ReformerModel : IDisposable
         long count = CopyLabels(pass, batch);
         RequireLabels(count);
         RunForward(pass, batch, options, null);
-        LossResult loss = RunHead(pass, options, count, lossScale);
+        RunHead(pass, options, count, lossScale);
         RunBackward(pass, options);
-        return loss;
+        return ReadLoss(pass); // last, since it waits for the device
     }
 
     /// <summary>Sets all gradients to zero.</summary>
@@ -197,7 +198,8 @@ public sealed class ReformerModel : IDisposable
         TraceHead(pass, options, trace);
         if (count > 0)
         {
-            trace.Loss = backward ? RunHead(pass, options, count, 1) : RunHead(pass, options, count);
+            RunHead(pass, options, count, backward ? 1 : null);
+            trace.Loss = ReadLoss(pass);
         }
 
         if (backward)
@@ -471,34 +473,31 @@ public sealed class ReformerModel : IDisposable
     }
 
     /// <summary>Final norm and loss, a stretch of rows at a time; with a scale, the gradients of the streams too.</summary>
-    private LossResult RunHead(ModelPass pass, in RunOptions options, long count, float? lossScale = null)
+    private void RunHead(ModelPass pass, in RunOptions options, long count, float? lossScale = null)
     {
         if (Config.Task == ReformerTask.SequenceClassification)
         {
             RunClassifier(pass, options, count, lossScale);
-        }
-        else
-        {
-            for (int chunk = 0; chunk < pass.HeadChunks; chunk++)
-            {
-                long first = (long)chunk * ModelPass.HeadRows;
-                long rows = Math.Min(ModelPass.HeadRows, pass.RowCount - first);
-                FinalNorm norm = pass.FinalNorm(first, rows, 0, options);
-                HeadLoss loss = pass.HeadLoss(first, rows, chunk, count, lossScale);
-                norm.Forward(_workspace);
-                if (lossScale is not null)
-                {
-                    loss.Backward(_workspace);
-                    norm.Backward(_workspace);
-                }
-                else
-                {
-                    loss.Forward(_workspace);
-                }
-            }
+            return;
         }
 
-        return SumStatistics(pass);
+        for (int chunk = 0; chunk < pass.HeadChunks; chunk++)
+        {
+            long first = (long)chunk * ModelPass.HeadRows;
+            long rows = Math.Min(ModelPass.HeadRows, pass.RowCount - first);
+            FinalNorm norm = pass.FinalNorm(first, rows, 0, options);
+            HeadLoss loss = pass.HeadLoss(first, rows, chunk, count, lossScale);
+            norm.Forward(_workspace);
+            if (lossScale is not null)
+            {
+                loss.Backward(_workspace);
+                norm.Backward(_workspace);
+            }
+            else
+            {
+                loss.Forward(_workspace);
+            }
+        }
     }
 
     private void RunClassifier(ModelPass pass, in RunOptions options, long count, float? lossScale)
@@ -528,7 +527,8 @@ public sealed class ReformerModel : IDisposable
         }
     }
 
-    private LossResult SumStatistics(ModelPass pass)
+    /// <summary>The loss of the last head that ran: waits for it and sums the statistics of its stretches.</summary>
+    private LossResult ReadLoss(ModelPass pass)
     {
         int values = pass.HeadChunks * 3;
         if (_statistics.Length != values)

@@ -12,6 +12,10 @@ public enum DeviceType
 
     /// <summary>An NVIDIA GPU.</summary>
     Cuda = NativeConstants.RFN_DEVICE_CUDA,
+
+    /// <summary>For tests and diagnosis: the CUDA backend with its kernels run by the host's processors, thread by thread and very slowly. Only
+    /// where its plug-in was built.</summary>
+    CudaOnHost = NativeConstants.RFN_DEVICE_CUDA_ON_HOST,
 }
 
 /// <summary>A device that ops run on. The default value is the CPU.</summary>
@@ -19,22 +23,27 @@ public enum DeviceType
 /// <param name="Index">Its number among the devices of its kind, from 0.</param>
 public readonly record struct Device(DeviceType Type, int Index)
 {
+    private const string OnHost = "cuda-on-host";
+
     /// <summary>The host's processors.</summary>
     public static Device Cpu => default;
+
+    /// <summary>The simulated GPU of <see cref="DeviceType.CudaOnHost"/>.</summary>
+    public static Device CudaOnHost => new(DeviceType.CudaOnHost, 0);
 
     /// <summary>The NVIDIA GPU with the given number.</summary>
     /// <param name="index">From 0.</param>
     /// <returns>The device.</returns>
     public static Device Cuda(int index = 0) => new(DeviceType.Cuda, index);
 
-    /// <summary>Reads <c>cpu</c>, <c>cuda</c> or <c>cuda:1</c>.</summary>
+    /// <summary>Reads <c>cpu</c>, <c>cuda</c>, <c>cuda:1</c> or <c>cuda-on-host</c>.</summary>
     /// <param name="text">The text.</param>
     /// <param name="device">The device that the text names.</param>
     /// <returns>Whether the text names a device.</returns>
     public static bool TryParse([NotNullWhen(true)] string? text, out Device device)
     {
-        device = Cpu;
-        if (text is "cpu")
+        device = text is OnHost ? CudaOnHost : Cpu;
+        if (text is "cpu" or OnHost)
         {
             return true;
         }
@@ -53,5 +62,10 @@ public readonly record struct Device(DeviceType Type, int Index)
 
     /// <summary>The name that <see cref="TryParse"/> reads.</summary>
     /// <returns>For example <c>cpu</c> or <c>cuda:0</c>.</returns>
-    public override string ToString() => Type == DeviceType.Cpu ? "cpu" : $"cuda:{Index}";
+    public override string ToString() => Type switch
+    {
+        DeviceType.Cpu => "cpu",
+        DeviceType.CudaOnHost => OnHost,
+        _ => $"cuda:{Index}",
+    };
 }

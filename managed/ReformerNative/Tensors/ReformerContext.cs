@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using ReformerNative.Interop;
 
 namespace ReformerNative.Tensors;
@@ -7,9 +8,8 @@ namespace ReformerNative.Tensors;
 /// <param name="TotalBytes">What there is.</param>
 public readonly record struct MemoryInfo(long FreeBytes, long TotalBytes);
 
-/// <summary>A device and an order of work on it. Tensors and workspaces belong to a context; ops run in it, on the CPU before they return, on a GPU
-/// in
-/// order and in the background. One thread at a time may use it. Memory of tensors that outlive the context stays valid until they are
+/// <summary>A device and an order of work on it. Tensors and workspaces belong to a context; ops run in it, on the CPU before they return, on a
+/// GPU in order and in the background. One thread at a time may use it. Memory of tensors that outlive the context stays valid until they are
 /// disposed.</summary>
 public sealed unsafe class ReformerContext : IDisposable
 {
@@ -52,6 +52,20 @@ public sealed unsafe class ReformerContext : IDisposable
 
     /// <summary>Worker threads of the CPU backend.</summary>
     public int Threads { get; }
+
+    /// <summary>What matrix products round their inputs to, for all later work: a backward pass needs the precision of its forward pass.</summary>
+    /// <exception cref="NotSupportedException">The device has no such products.</exception>
+    public Precision Precision
+    {
+        get
+        {
+            int precision = 0;
+            NativeError.ThrowIfFailed(NativeMethods.rfn_context_precision(context, &precision));
+            return (Precision)precision;
+        }
+
+        set => NativeError.ThrowIfFailed(NativeMethods.rfn_context_set_precision(context, (int)value));
+    }
 
     /// <summary>Memory of the device, or for the CPU what the process may still allocate.</summary>
     public MemoryInfo MemoryInfo
@@ -117,7 +131,18 @@ public sealed unsafe class ReformerContext : IDisposable
         context.Dispose();
     }
 
-    internal void Zero(in TensorView view) => NativeError.ThrowIfFailed(NativeMethods.rfn_fill_zero(stream, view.Pointer, view.ByteCount));
+    // Host memory of a GPU's context is the host's to write, once the stream has passed what uses it.
+    internal void Zero(in TensorView view)
+    {
+        if (Device.Type != DeviceType.Cpu && view.IsHostAccessible)
+        {
+            Synchronize();
+            NativeMemory.Clear((void*)view.Pointer, checked((nuint)view.ByteCount));
+            return;
+        }
+
+        NativeError.ThrowIfFailed(NativeMethods.rfn_fill_zero(stream, view.Pointer, view.ByteCount));
+    }
 
     // Managed memory is pinned for the call only, so a copy that runs in the background is waited for.
     internal void CopyFromHost<T>(ReadOnlySpan<T> source, in TensorView destination)
@@ -125,7 +150,7 @@ public sealed unsafe class ReformerContext : IDisposable
     {
         fixed (T* pointer = source)
         {
-            Copy((nint)pointer, destination.Pointer, destination.ByteCount, NativeConstants.RFN_COPY_HOST_TO_DEVICE);
+            Copy((nint)pointer, fromHost: true, destination.Pointer, destination.IsHostAccessible, destination.ByteCount);
             Synchronize();
         }
     }
@@ -135,22 +160,36 @@ public sealed unsafe class ReformerContext : IDisposable
     {
         fixed (T* pointer = destination)
         {
-            Copy(source.Pointer, (nint)pointer, source.ByteCount, NativeConstants.RFN_COPY_DEVICE_TO_HOST);
+            Copy(source.Pointer, source.IsHostAccessible, (nint)pointer, toHost: true, source.ByteCount);
             Synchronize();
         }
     }
 
+    /// <summary>Copies between tensors of any two contexts, this one being the destination's.</summary>
     internal void CopyBetween(in TensorView source, in TensorView destination)
     {
-        int direction = (source.IsHostAccessible, destination.IsHostAccessible) switch
+        // The CPU cannot read a GPU's memory: that GPU's stream brings it. And the CPU's own memory is never in use by work in the background.
+        ReformerContext owner = source.Context;
+        ReformerContext worker = Device.Type == DeviceType.Cpu ? owner : this;
+        worker.Copy(source.Pointer, source.IsHostAccessible, destination.Pointer, destination.IsHostAccessible, destination.ByteCount);
+        if (worker.Device.Type != DeviceType.Cpu && (Device.Type == DeviceType.Cpu || owner.Device.Type == DeviceType.Cpu))
         {
-            (true, false) => NativeConstants.RFN_COPY_HOST_TO_DEVICE,
-            (false, true) => NativeConstants.RFN_COPY_DEVICE_TO_HOST,
-            _ => NativeConstants.RFN_COPY_DEVICE_TO_DEVICE,
-        };
-        Copy(source.Pointer, destination.Pointer, destination.ByteCount, direction);
+            worker.Synchronize();
+        }
     }
 
-    private void Copy(nint source, nint destination, long bytes, int direction) =>
+    private void Copy(nint source, bool fromHost, nint destination, bool toHost, long bytes)
+    {
+        if (Device.Type != DeviceType.Cpu && fromHost && toHost)
+        {
+            Synchronize();
+            Buffer.MemoryCopy((void*)source, (void*)destination, bytes, bytes);
+            return;
+        }
+
+        int direction = fromHost == toHost ? NativeConstants.RFN_COPY_DEVICE_TO_DEVICE
+            : fromHost ? NativeConstants.RFN_COPY_HOST_TO_DEVICE
+            : NativeConstants.RFN_COPY_DEVICE_TO_HOST;
         NativeError.ThrowIfFailed(NativeMethods.rfn_copy(stream, destination, source, bytes, direction));
+    }
 }

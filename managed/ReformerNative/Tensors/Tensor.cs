@@ -143,5 +143,5 @@ public sealed class Tensor : IDisposable
     public override string ToString() => View.ToString();
 
     internal bool IsUsableIn(ReformerContext context) =>
-        context.Device == Context.Device ? Memory == MemoryKind.Device || IsHostAccessible : false;
+        context.Device == Context.Device && (Memory == MemoryKind.Device || context.Device.Type == DeviceType.Cpu);
 }

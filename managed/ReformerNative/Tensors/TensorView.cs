@@ -90,7 +90,8 @@ public readonly struct TensorView
         Owner.Context.CopyFromHost(source, this);
     }
 
-    /// <summary>Copies the elements of another tensor of the same size, between devices too. In the order of this tensor's stream.</summary>
+    /// <summary>Copies the elements of another tensor of the same size, between devices too. In the order of the stream of this tensor's context, or
+    /// of the source's when only that is on a GPU; a copy from or to the CPU's memory is done when it returns.</summary>
     /// <param name="source">A view of the same type and number of elements; shapes may differ.</param>
     public void CopyFrom(TensorView source)
     {
@@ -168,6 +169,8 @@ public readonly struct TensorView
     }
 
     internal bool IsHostAccessible => Owner.IsHostAccessible;
+
+    internal ReformerContext Context => Owner.Context;
 
     private string Describe() => IsAbsent ? "absent" : $"{DType} {Shape}";
 

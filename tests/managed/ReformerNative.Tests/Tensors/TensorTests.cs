@@ -116,18 +116,32 @@ public sealed class TensorTests
     [TestCase("cpu", DeviceType.Cpu, 0)]
     [TestCase("cuda", DeviceType.Cuda, 0)]
     [TestCase("cuda:3", DeviceType.Cuda, 3)]
+    [TestCase("cuda-on-host", DeviceType.CudaOnHost, 0)]
     public void Device_Text_IsRead(string text, DeviceType type, int index)
     {
         Assert.That(Device.TryParse(text, out Device device));
         Assert.That(device, Is.EqualTo(new Device(type, index)));
+        Assert.That(Device.TryParse(device.ToString(), out Device again));
+        Assert.That(again, Is.EqualTo(device));
     }
 
     [TestCase("")]
     [TestCase("gpu")]
     [TestCase("cuda:")]
     [TestCase("cuda:-1")]
+    [TestCase("cuda-on-host:1")]
     [TestCase(null)]
     public void Device_OtherText_IsRefused(string? text) => Assert.That(Device.TryParse(text, out _), Is.False);
+
+    [Test]
+    public void Precision_OfTheCpu_IsFloat32Alone()
+    {
+        Assert.That(context.Precision, Is.EqualTo(Precision.Float32));
+        context.Precision = Precision.Float32;
+        Assert.That(() => context.Precision = Precision.BFloat16, Throws.TypeOf<NotSupportedException>().With.Message.Contains("precision"));
+        Assert.That(() => context.Precision = (Precision)9, Throws.ArgumentException.With.Message.Contains("got 9"));
+        Assert.That(context.Precision, Is.EqualTo(Precision.Float32));
+    }
 
     [Test]
     public void Memory_And_Build_AreReported()
