@@ -10,6 +10,7 @@
 namespace rfn::cuda {
 
 inline constexpr int64_t kMaxHeadSize = 128;
+inline constexpr int kMaxCountedRounds = 255;  // with duplicate correction
 
 // Scratch of one call, in device memory. For the same shapes the layout is the same, so that a hash and sort may be followed by forward and backward.
 struct AttentionScratch {

@@ -23,7 +23,7 @@
 //   cp_async_zfill<bytes>(.., source_bytes) reads only source_bytes, the rest becomes 0
 //   cp_async_commit(), cp_async_wait<n>()   all but the last n groups have landed; cp_async_wait_all(): everything has
 //
-// and: named_barrier_sync, _arrive (number 1..15, threads); pack_bf16, pack_f16 (low, high); round_to_tf32; float_to_bf16 and the like.
+// and: block_number(), blockIdx.x read anew at every call, so that what follows from it need not stay in registers; named_barrier_sync, _arrive (number 1..15, threads); pack_bf16, pack_f16 (low, high); round_to_tf32; float_to_bf16 and the like.
 //
 // mma and ldmatrix trap below compute capability 8.0 (7.5 for ldmatrix), where kernels that use them are not to be launched; cp.async
 // becomes a plain copy there. PTX ISA 7.8 is the source of every layout.
@@ -159,6 +159,12 @@ RFN_DEVICE void cp_async_wait_all() {}
 RFN_DEVICE void named_barrier_sync(int number, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
 RFN_DEVICE void named_barrier_arrive(int number, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
 
+RFN_DEVICE unsigned block_number() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+
 RFN_DEVICE uint32_t round_to_tf32(float x) {
   uint32_t r = 0;
   RFN_PTX_80("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
@@ -191,6 +197,10 @@ RFN_DEVICE float f16_to_float(uint16_t x) { return __half2float(__ushort_as_half
 #include "cuda_on_host/ptx.h"
 
 #define RFN_DEVICE inline
+
+namespace rfn::cuda {
+RFN_DEVICE unsigned block_number() { return blockIdx.x; }
+}  // namespace rfn::cuda
 
 #define RFN_LAUNCH(kernel, grid, block, dynamic_bytes, stream, ...) \
   ::rfn::cuda_on_host::launch_kernel(#kernel, kernel, dim3(grid), dim3(block), dynamic_bytes, stream, __VA_ARGS__)
