@@ -234,13 +234,19 @@ TEST(HeadLoss, NotFiniteLogit_MakesTheLossNotFinite) {
   }
 }
 
-TEST(HeadLoss, BadLabel_IsNamedAndNothingIsWritten) {
+// A device can't say it without waiting: there the loss is NaN.
+TEST(HeadLoss, BadLabel_IsNamedAndNothingIsWrittenOrTheLossIsNan) {
   for (const int32_t bad : {-1, 31, INT32_MIN}) {
     Problem p;
     Random random(197);
     Data d = data(random, p);
     d.labels[27] = bad;
     const Results results = run(p, d, 2);
+    if (!on_cpu()) {
+      EXPECT_EQ(results.status, RFN_OK);
+      EXPECT_TRUE(std::isnan(results.statistics[0]));
+      continue;
+    }
     EXPECT_TRUE(Fails(results.status, RFN_INVALID_ARGUMENT, {"labels[27]", "0 .. 30", "-100", std::to_string(bad)}));
     EXPECT_TRUE(Untouched(results.statistics));
     EXPECT_TRUE(Untouched(results.grad_x));

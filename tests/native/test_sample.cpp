@@ -107,9 +107,23 @@ TEST(Sample, EverySchedule_SameIds) {
   });
 }
 
-TEST(Sample, UnusableLogits_AreNamedAndNothingIsWritten) {
+// A device can't say it without waiting: there the row's id is -1.
+TEST(Sample, UnusableLogits_AreNamedAndNothingIsWrittenOrGiveNoId) {
   std::vector<float> logits(12, 0.0f);
   std::vector<int32_t> ids;
+  if (!on_cpu()) {
+    for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+      logits.assign(12, 0.0f);
+      if (bad < 0) std::fill_n(logits.begin() + 4, 4, bad);
+      logits[4 + 2] = bad;
+      for (const Options& o : {Options{}, Options{0, 1, 0}, Options{0.7f, 0.9f, 2}}) {
+        ASSERT_TRUE(Ok(draw_ids(o, logits, 4, ids)));
+        EXPECT_EQ(ids[1], -1) << bad;
+        for (const int row : {0, 2}) EXPECT_EQ(ids[row], reference(o, logits.data() + 4 * row, 4, row));
+      }
+    }
+    return;
+  }
   logits[4 + 2] = std::nanf("");
   EXPECT_TRUE(Fails(draw_ids({}, logits, 4, ids), RFN_INVALID_ARGUMENT, {"logits[1,2]", "nan"}));
   EXPECT_TRUE(Untouched(ids));
