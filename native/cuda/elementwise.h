@@ -15,9 +15,12 @@ rfn_status activation_backward(rfn_stream& stream, int32_t activation, const flo
 // y[i] = x[i] times 0 or 1 / (1 - p), drawn for element first + i.
 rfn_status apply_dropout(rfn_stream& stream, const float* x, float* y, int64_t n, const Philox& random, uint64_t first, float p);
 
-// out[columns] += sum over rows of x[rows, columns], in a fixed order. `sums` from take_column_sums for as many rows.
+// y[rows, columns] += bias[columns], with the ReLU of that when asked for; rows of y are `ld` floats apart.
+rfn_status add_bias(rfn_stream& stream, const float* bias, bool relu, int64_t rows, int64_t columns, float* y, int64_t ld);
+
+// out[columns] += sum over rows of x[rows, columns], in a fixed order. `sums` from take_column_sums for at least as many rows. ld: 0 = columns.
 float* take_column_sums(Arena& arena, int64_t rows, int64_t columns);
-rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out);
+rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out, int64_t ld = 0);
 
 // stream_values[i] += sign * d_i with d = dropout(x) (as apply_dropout), rounded to the grid of 2^grid_exponent when `exact`. With exact and sign +1,
 // values that leave +-2^(24 + grid_exponent), or are not finite, are counted in the RangeCheck of take_range_check.

@@ -14,7 +14,9 @@ enum class Transpose { kNo, kYes };
 enum class Epilogue { kNone, kBias, kBiasRelu };  // bias[n] is added to every row
 
 // C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, row-major with leading dimensions, then the epilogue. Inputs are rounded as the context's
-// precision says. The algorithm depends on the shape, precision and alignment alone and adds in a fixed order, so the same call gives the same bits.
+// precision says if A, B and C begin at multiples of 16 bytes and their leading dimensions are multiples of 4; tensor cores read 16 bytes at a
+// time, so other products stay float32. The algorithm depends on the shape, precision and alignment alone and adds in a fixed order: the same
+// call gives the same bits.
 struct Product {
   Transpose transpose_a = Transpose::kNo, transpose_b = Transpose::kNo;
   int64_t m = 0, n = 0, k = 0;

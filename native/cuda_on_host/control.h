@@ -35,7 +35,7 @@ void fail_call(int n, cudaError_t error);
 int64_t calls();
 
 struct LiveObject {
-  std::string kind;  // "device memory", "pinned memory", "stream", "event", "graph"
+  std::string kind;  // "device memory", "pinned memory", "stream", "event", "graph", "cuBLASLt handle"
   const void* address;
   size_t bytes;
   int64_t number;  // in order of creation

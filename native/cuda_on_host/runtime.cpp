@@ -252,6 +252,7 @@ void Runtime::reset_device() {
   for (const cudaEvent_t event : events) delete event;
   for (const cudaGraph_t graph : graphs) delete graph;
   for (const cudaGraphExec_t executable : executables) delete executable;
+  delete_blas_handles();
   streams.clear();
   events.clear();
   graphs.clear();
@@ -330,6 +331,7 @@ std::vector<LiveObject> live_objects() {
   for (const cudaEvent_t event : r.events) all.push_back({"event", event, 0, event->number});
   for (const cudaGraph_t graph : r.graphs) all.push_back({"graph", graph, 0, graph->number});
   for (const cudaGraphExec_t executable : r.executables) all.push_back({"graph", executable, 0, executable->number});
+  for (const auto& [handle, number] : r.blas_handles) all.push_back({"cuBLASLt handle", handle, 0, number});
   return all;
 }
 

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -83,6 +84,7 @@ class Runtime {
   cudaError_t run(const Launch& launch);
   int64_t next_number() { return ++numbers_; }
   void reset_device();
+  void delete_blas_handles();  // cublas_lt.cpp
   Statistics statistics() const;
   void clear_statistics();
 
@@ -93,6 +95,7 @@ class Runtime {
   std::set<cudaEvent_t> events;
   std::set<cudaGraph_t> graphs;
   std::set<cudaGraphExec_t> executables;
+  std::map<struct cublasLtContext*, int64_t> blas_handles;  // with their numbers
   std::unordered_map<const void*, int> dynamic_shared_limits;
   std::string report;
   cudaError_t sticky = cudaSuccess;
