@@ -163,6 +163,7 @@ rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t
     }
     int32_t devices = 0;
     RFN_TRY(backend->device_count(&devices));
+    if (devices == 0) return RFN_UNSUPPORTED;  // the backend has said why
     if (device_index < 0 || device_index >= devices) {
       return fail(RFN_INVALID_ARGUMENT, "rfn_context_create: device_index: expected 0 to %" PRId32 ", got %" PRId32 " (%s devices: %" PRId32 ")",
                   devices - 1, device_index, backend->name, devices);
