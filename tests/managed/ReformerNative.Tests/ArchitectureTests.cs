@@ -72,6 +72,37 @@ public sealed partial class ArchitectureTests
         Assert.That(projects.Where(p => !solution.Contains($"\"{p}\"", StringComparison.Ordinal)), Is.Empty, "add them with: dotnet sln add PROJECT");
     }
 
+    /// <summary>ManagedCuda's package and licence are each user's choice, so its adapter is listed and not built.</summary>
+    [Test]
+    public void Solution_BuildsEveryProjectButTheAdapterOfManagedCuda([Values("Debug", "Release")] string configuration)
+    {
+        string solution = File.ReadAllText(Repository.PathOf("ReformerNative.sln"));
+        IEnumerable<string> left = Project().Matches(solution)
+            .Where(m => !solution.Contains($"{m.Groups[2].Value}.{configuration}|Any CPU.Build.0", StringComparison.Ordinal))
+            .Select(m => m.Groups[1].Value);
+        Assert.That(left, Is.EqualTo((string[])["ReformerNative.ManagedCuda"]));
+    }
+
+    [Test]
+    public void ManagedCuda_IsNamedByItsAdapterAlone()
+    {
+        IEnumerable<string> naming = Repository.Sources("managed")
+            .Where(f => !f.StartsWith("managed/ReformerNative.ManagedCuda/", StringComparison.Ordinal))
+            .Where(f => File.ReadAllText(Repository.PathOf(f)).Contains("ManagedCuda", StringComparison.Ordinal));
+        Assert.That(naming, Is.Empty);
+    }
+
+    /// <summary>The adapter is not built here; whoever builds it with <c>-p:RfnExample=true</c> compiles the example of its README.</summary>
+    [Test]
+    public void ManagedCuda_ExampleIsTheOneInItsReadme()
+    {
+        string[] source = File.ReadAllLines(Repository.PathOf("managed", "ReformerNative.ManagedCuda", "Example.cs"));
+        string example = string.Join('\n', source.SkipWhile(line => !line.EndsWith("// README: begin", StringComparison.Ordinal)).Skip(1)
+            .TakeWhile(line => !line.EndsWith("// README: end", StringComparison.Ordinal)));
+        Assert.That(example, Is.Not.Empty);
+        Assert.That(File.ReadAllText(Repository.PathOf("managed", "ReformerNative.ManagedCuda", "README.md")), Does.Contain(example));
+    }
+
     [Test]
     public void Sources_Lines_AreAtMost150Characters()
     {
@@ -82,6 +113,9 @@ public sealed partial class ArchitectureTests
     }
 
     private static string[] RoomNames() => [.. MayName.Keys];
+
+    [GeneratedRegex(@"= ""([\w.]+)"", ""[^""]+\.csproj"", ""(\{[-0-9A-F]+\})""")]
+    private static partial Regex Project();
 
     [GeneratedRegex(@"^namespace ([\w.]+)", RegexOptions.Multiline)]
     private static partial Regex Namespace();
