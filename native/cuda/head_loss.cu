@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kLogitBytes = int64_t{16} << 20;  // of an automatic chunk: stays in the second-level cache of recent GPUs
 constexpr int64_t kMinChunkRows = 512;              // the weight's gradient is read and written once a chunk
+constexpr int64_t kMostTerms = 4096;                // of one sum over the vocabulary: rounding errors of float32 sums grow with their length
 constexpr int kSumThreads = 1024;
 constexpr int kRowThreads = 512;         // of a long row
 constexpr int64_t kShortRow = 1024;      // one warp does
@@ -224,12 +225,16 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     grad_weight.c = f32(op.grad_weight), grad_weight.ldc = k;
     RFN_TRY(gemm(stream, grad_weight, b.gemm));
     if (present(op.grad_bias)) RFN_TRY(add_column_sums(stream, b.logits, count, vocabulary, b.sums, f32(op.grad_bias), b.stride));
-    Product grad_x;
-    grad_x.m = count, grad_x.n = k, grad_x.k = vocabulary;
-    grad_x.a = b.logits, grad_x.lda = b.stride;
-    grad_x.b = f32(op.weight), grad_x.ldb = k;
-    grad_x.c = f32(op.grad_x) + first * k, grad_x.ldc = k;
-    RFN_TRY(gemm(stream, grad_x, b.gemm));
+    const int64_t terms = round_up(div_up(vocabulary, div_up(vocabulary, kMostTerms)), 4);
+    for (int64_t column = 0; column < vocabulary; column += terms) {
+      Product grad_x;
+      grad_x.m = count, grad_x.n = k, grad_x.k = std::min(terms, vocabulary - column);
+      grad_x.a = b.logits + column, grad_x.lda = b.stride;
+      grad_x.b = f32(op.weight) + column * k, grad_x.ldb = k;
+      grad_x.beta = column == 0 ? 0.0f : 1.0f;
+      grad_x.c = f32(op.grad_x) + first * k, grad_x.ldc = k;
+      RFN_TRY(gemm(stream, grad_x, b.gemm));
+    }
   }
   return RFN_OK;
 }

@@ -263,7 +263,7 @@ TEST(HeadLoss, MillionTokens_WorkspaceStaysSmall) {
     op.weight = shape({v, 1024});
     int64_t bytes = -1;
     ASSERT_TRUE(Ok(rfn_head_loss_workspace(context, &op, RFN_PASS_BACKWARD, &bytes)));
-    EXPECT_LE(bytes, int64_t{32} << 20) << v;
+    EXPECT_LE(bytes, int64_t{on_cpu() ? 32 : 128} << 20) << v;  // a device needs more rows at a time for its products to be fast
   }
 }
 
