@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets the machine up, builds everything and runs every test: native with each instruction set, native under sanitizers, managed.
-# The last line has the totals.
+# Sets the machine up, builds everything and runs every test: native with each instruction set, the CUDA plug-in where nvcc is found, native under
+# sanitizers, managed. The last line has the totals.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root" || exit 1
@@ -20,14 +20,26 @@ add() { # add PASSED FAILED SKIPPED
 
 step() { echo "== $*"; }
 
+skip_reasons() { # of ctest's JUnit file: a line for each, with the number of tests
+  awk '/<testcase / { skipped = /status="(notrun|disabled)"/; reason = /status="disabled"/ ? "disabled in this build" : "" }
+    skipped && reason == "" && /SKIPPED|: Skipped$/ {
+      if (/: Skipped$/) getline  # GoogleTest: place, reason
+      reason = $0
+      sub(/.*SKIPPED[] :]*/, "", reason)
+    }
+    /<\/testcase>/ && skipped { ++count[reason == "" ? "no reason given" : reason] }
+    END { for (reason in count) print "skipped " count[reason] ": " reason }' | sed "s/&quot;/\"/g; s/&apos;/'/g; s/&lt;/</g; s/&gt;/>/g; s/&amp;/\&/g" | sort
+}
+
 native() { # native PRESET: builds it and runs its tests
   step "native tests, preset $1"
   cmake --preset "$1" >"$logs/cmake" 2>&1 && cmake --build --preset "$1" --parallel "$jobs" >"$logs/build" 2>&1 ||
     { cat "$logs/cmake" "$logs/build" 2>/dev/null; echo "the native build of preset $1 failed"; add 0 1 0; return; }
-  ctest --preset "$1" --parallel "$jobs" --progress >"$logs/ctest" 2>&1
+  ctest --preset "$1" --parallel "$jobs" --progress --output-junit "$logs/junit.xml" >"$logs/ctest" 2>&1
   local ok=$?
   tr '\r' '\n' <"$logs/ctest" | grep -vE '^(Test project|\[?[0-9]+/[0-9]+\]? |$)|^ *Start +[0-9]+:' | tail -n 200
-  # "98% tests passed, 2 tests failed out of 120" (skipped ones count as passed there, disabled ones not at all), then a list with reasons.
+  skip_reasons <"$logs/junit.xml"
+  # "98% tests passed, 2 tests failed out of 120" (skipped ones count as passed there, disabled ones not at all), then a list.
   local total bad skips disabled
   total=$(sed -nE 's/.*tests failed out of ([0-9]+)$/\1/p' "$logs/ctest" | tail -n 1)
   bad=$(sed -nE 's/.* ([0-9]+) tests failed out of [0-9]+$/\1/p' "$logs/ctest" | tail -n 1)
@@ -40,10 +52,11 @@ native() { # native PRESET: builds it and runs its tests
 
 managed() {
   step "managed tests"
-  # The native library is the one that the native tests ran with.
+  # The native libraries are those that the native tests ran with.
   # A shell that was started in the background ignores SIGINT, and so would every process it starts; some tests send it.
   env --default-signal=HUP,INT,QUIT \
-    dotnet test ReformerNative.sln --configuration Release --nologo --verbosity quiet --logger "console;verbosity=normal" >"$logs/dotnet" 2>&1
+    dotnet test ReformerNative.sln --configuration Release "-p:RfnNativePreset=$preset" --nologo --verbosity quiet \
+    --logger "console;verbosity=normal" >"$logs/dotnet" 2>&1
   local ok=$?
   grep -vE '^\s*Passed |^$' "$logs/dotnet" | tail -n 200
   # A summary per test project: "Total tests: 120", "     Passed: 119", "     Failed: 1", "    Skipped: 0".
@@ -55,7 +68,15 @@ managed() {
   add "$good" "$bad" "$skips"
 }
 
-native cpu
+# The preset cuda is the preset cpu with the plug-in, and the tests of what nvcc made of it.
+preset=cuda
+command -v nvcc >/dev/null 2>&1 || PATH=$PATH:/usr/local/cuda/bin
+if ! command -v nvcc >/dev/null 2>&1 && [ -z "${CUDACXX:-}" ]; then
+  preset=cpu
+  echo "skipped 1: nvcc was not found, so the CUDA plug-in is neither built nor checked (docs/building-cuda.md)"
+  add 0 0 1
+fi
+native "$preset"
 managed
 native cpu-asan
 

@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Every way in which check.sh can fail does fail it, and nothing else does.
+#
+#   self_test.sh KEEPERS OFFENDERS     keepers.cu and offenders.cu compiled for 75 and 80, without PTX
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+keepers=$1 offenders=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+wrong=0
+
+# The real tool's listings, once; check.sh gets them again and again.
+for binary in "$keepers" "$offenders" /bin/true; do
+  for listing in --dump-resource-usage --dump-sass --list-ptx; do
+    "${CUOBJDUMP:-cuobjdump}" "$listing" "$binary" >"$work/$(basename "$binary")$listing" 2>/dev/null
+  done
+done
+cat >"$work/replay" <<'END'
+#!/bin/sh
+cat "$(dirname "$0")/$(basename "$2")$1"
+END
+chmod +x "$work/replay"
+export CUOBJDUMP=$work/replay
+
+# expect BINARY ARCHITECTURES MESSAGE...: check.sh on the binary with the budgets of standard input gives exactly these failures, in any order.
+expect() {
+  local binary=$1 architectures=$2 status
+  shift 2
+  cat >"$work/budgets"
+  # shellcheck disable=SC2086 # a list
+  "$here/check.sh" "$binary" "$work/budgets" $architectures >"$work/output" 2>"$work/errors"
+  status=$?
+  sed -n 's/^FAIL //p' "$work/output" | sed "s|$work/||" | sort >"$work/got"
+  printf '%s\n' "$@" | sed '/^$/d' | sort >"$work/wanted"
+  if ! diff "$work/wanted" "$work/got" >"$work/difference" || [ "$status" -ne $(($# > 0)) ]; then
+    echo "exit status $status, and failures differ (< expected, > got):" "line ${BASH_LINENO[0]}"
+    cat "$work/difference" "$work/errors"
+    wrong=1
+  fi
+}
+
+good='fine_kernel<*> * 16 256 f32
+tensor_kernel * 32 0 tensor  # a comment'
+offending='spill_kernel * 255 0 f32
+stack_kernel * 255 0 f32'
+
+expect "$keepers" '75-real 80-real' <<<"$good"
+expect "$keepers" '' <<<"$good"
+
+# Budgets: too low, for all architectures or one; the first line that fits is the one that counts.
+expect "$keepers" '75-real 80-real' 'fine_kernel<64> sm_75: 256 bytes of static shared memory, budget 255' \
+  'fine_kernel<64> sm_80: 256 bytes of static shared memory, budget 255' <<<"${good/256/255}"
+expect "$keepers" '75-real 80-real' 'tensor_kernel sm_80: 16 registers, budget 15' <<<"tensor_kernel 80 15 0 tensor
+$good"
+expect "$keepers" '75-real 80-real' 'budgets:3: tensor_kernel: no kernel left for it' <<<"$good
+tensor_kernel 80 15 0 tensor"
+
+# Kernels and lines without each other. A pattern is a whole name, and < . ( are only themselves in it.
+expect "$keepers" '75-real 80-real' 'fine_kernel<32> sm_75: no line in budgets' 'fine_kernel<32> sm_80: no line in budgets' <<<"${good/<*>/<64>}"
+expect "$keepers" '75-real 80-real' 'budgets:3: gone_kernel: no kernel left for it' <<<"$good
+gone_kernel * 32 0 f32"
+expect "$keepers" '75-real 80-real' 'budgets:1: tensor_kerne: no kernel left for it' 'budgets:2: ensor.kernel: no kernel left for it' <<<"tensor_kerne * 9 0 f32
+ensor.kernel * 9 0 f32
+$good"
+
+# Tensor cores: missing, where they exist; and where they should not be.
+expect "$keepers" '75-real 80-real' 'fine_kernel<32> sm_80: a tensor-core kernel without a tensor-core instruction' \
+  'fine_kernel<64> sm_80: a tensor-core kernel without a tensor-core instruction' <<<"${good/f32/tensor}"
+expect "$keepers" '75-real 80-real' 'tensor_kernel sm_80: 1 tensor-core instructions in a float32 kernel' <<<"${good/tensor  #/f32 #}"
+
+# Architectures.
+expect "$keepers" '75-real 80-real 90-real' 'fine_kernel<32>: not compiled for sm_90' \
+  'fine_kernel<64>: not compiled for sm_90' \
+  'tensor_kernel: not compiled for sm_90' <<<"$good"
+expect "$keepers" '75-real 80' 'no PTX of compute_80' <<<"$good"
+
+# Stack frames and spills.
+sed_numbers='s/sm_\([0-9]*\): [0-9]* bytes of stack, [0-9]* of local memory, [0-9]* accesses/sm_\1/'
+"$here/check.sh" "$offenders" <(echo "$offending") 75-real 80-real >"$work/output"
+[ $? -eq 1 ] && diff <(sed -n 's/^FAIL //p' "$work/output" | sed "$sed_numbers") - <<'END' || wrong=1
+spill_kernel sm_75: spills or a local array
+spill_kernel sm_80: spills or a local array
+stack_kernel sm_75: spills or a local array
+stack_kernel sm_80: spills or a local array
+END
+
+# Lines and files that can't be read, no kernels, a tool that fails.
+expect "$keepers" '75-real 80-real' 'budgets:3: expected KERNEL ARCHITECTURE REGISTERS SHARED tensor|f32' \
+  'budgets:4: expected KERNEL ARCHITECTURE REGISTERS SHARED tensor|f32' <<<"$good
+other * 32 0
+other * many 0 f32"
+expect /bin/true '75-real' 'no kernels' </dev/null
+"$here/check.sh" "$keepers" "$work/none" >"$work/output" 2>&1 && wrong=1
+grep -q "^FAIL .*none: can't be read" "$work/output" || { echo "a missing file of budgets was not reported"; wrong=1; }
+CUOBJDUMP=false "$here/check.sh" "$keepers" /dev/null >"$work/output" 2>&1 && { echo "a tool that fails was not reported"; wrong=1; }
+
+# Listings of a format that is not known: a field is missing, a kernel is in one of them only.
+doctored() { # doctored USAGE SASS MESSAGE
+  cat >"$work/cuobjdump" <<END
+#!/bin/sh
+[ "\$1" = --dump-resource-usage ] && printf 'arch = sm_80\n $1\n'
+[ "\$1" = --dump-sass ] && printf 'code for sm_80\n $2\n'
+exit 0
+END
+  chmod +x "$work/cuobjdump"
+  CUOBJDUMP=$work/cuobjdump "$here/check.sh" none <(echo 'k * 9 9 f32') >"$work/output" 2>&1
+  [ $? -eq $((${#3} > 0)) ] && [ "$(sed -n 's/^FAIL //p' "$work/output")" = "$3" ] || { echo "doctored listing, wanted: $3"; cat "$work/output"; wrong=1; }
+}
+kernel='Function k:\n  REG:9 STACK:0 SHARED:9 LOCAL:0'
+unreadable="k sm_80: cuobjdump's output can't be read"
+doctored "$kernel" 'Function : k' ''
+doctored "${kernel/STACK:0 /}" 'Function : k' "$unreadable"
+doctored "$kernel" '' "$unreadable"
+doctored '' 'Function : k' "$unreadable"
+doctored "${kernel/LOCAL:0/LOCAL:4}" 'Function : k' 'k sm_80: 0 bytes of stack, 4 of local memory, 0 accesses: spills or a local array'
+doctored "$kernel" 'Function : k\n @P0 LDL R1, [R2]' 'k sm_80: 0 bytes of stack, 0 of local memory, 1 accesses: spills or a local array'
+doctored "$kernel" 'Function : k\n @P0 HGMMA.64x8x8.F32 R1' 'k sm_80: 1 tensor-core instructions in a float32 kernel'
+
+[ "$wrong" -eq 0 ] && echo "every failure is seen"
+exit "$wrong"
