@@ -17,8 +17,8 @@ RFN_DEVICE float dropout_at(const Dropout& d, uint64_t element) {
   return d.threshold == 0 ? 1.0f : dropout_multiplier(philox_word(d.random, element), d.threshold, d.keep_inverse);
 }
 
-// Bit i: element + i * stride is kept, i < kKeptItems. Called by whole warps, whose lanes have consecutive elements; stride is a multiple of 4. Philox gives
-// four words at a time, so four neighbouring lanes share them: each draws for every fourth i and passes the bits on.
+// Bit i: element + i * stride is kept, i < kKeptItems. Called by whole warps, whose lanes have consecutive elements; stride is a multiple of 4.
+// Philox gives four words at a time, so four neighbouring lanes share them: each draws for every fourth i and passes the bits on.
 inline constexpr int kKeptItems = 8;
 RFN_DEVICE uint32_t kept_items(const Dropout& d, uint64_t element, uint64_t stride) {
   if (d.threshold == 0) return ~0u;

@@ -1,7 +1,7 @@
 // Angular LSH: z = q R for each round and factor, bucket = sum over the factors of stride * arg max [z, -z] (paper section 2, "LSH attention").
 //
-// A block hashes kTokens tokens of one (example, head) for all rounds. Its queries stay in shared memory, transposed; the rotations pass through it in
-// tiles of kColumns columns of one factor. A thread has kThreadTokens x kThreadColumns products in registers, then their running extremes; the
+// A block hashes kTokens tokens of one (example, head) for all rounds. Its queries stay in shared memory, transposed; the rotations pass through it
+// in tiles of kColumns columns of one factor. A thread has kThreadTokens x kThreadColumns products in registers, then their running extremes; the
 // kLanes threads of a token meet at the end of a factor. Products are sums over d in order, by fused multiply-add, as on the CPU.
 //
 // Shared memory, floats:  queries[D][kTokens]  element (d, token) at column token ^ 4 (d mod 8): stores and 16-byte loads without bank conflicts
@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
     }
   }
 
-  const int64_t global = p.first_head + head, set = p.rotation_sets == 1 ? 0 : p.rotation_sets == p.all_heads ? global : example * p.all_heads + global;
+  const int64_t global = p.first_head + head;
+  const int64_t set = p.rotation_sets == 1 ? 0 : p.rotation_sets == p.all_heads ? global : example * p.all_heads + global;
   const int64_t row = p.rounds * p.columns;  // of one d
   const float* factor_rotations = p.rotations + set * p.head_size * row;
   int32_t* buckets = p.buckets + (example * p.bucket_heads + head) * p.rounds * p.length + first;

@@ -4,9 +4,9 @@
 //   scatter    begin + rank of the key among the tile's keys with its digit
 // Work and memory grow with the tokens and not with the buckets: 32,768 buckets are two passes of counts[256, tiles].
 //
-// A block has a tile of kTile positions, each of its warps a contiguous run of it, which it walks 32 at a time: the lanes with the same digit find each
-// other (match), and the warp's count of the digit so far plus the number of such lanes before it is a key's rank in the run. So ranks follow the order
-// of the keys, whatever the schedule.
+// A block has a tile of kTile positions, each of its warps a contiguous run of it, which it walks 32 at a time: the lanes with the same digit find
+// each other (match), and the warp's count of the digit so far plus the number of such lanes before it is a key's rank in the run. So ranks follow the
+// order of the keys, whatever the schedule.
 #include <algorithm>
 
 #include "core/error.h"
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, 3) scatter_kernel(Pass p) {
   }
 }
 
-// Slots behind the keys. One row of blocks per segment.
+// Slots behind the keys.
 __global__ void __launch_bounds__(kThreads) padding_kernel(CountingSort sort) {
   const int64_t padding = sort.sorted_length - sort.length;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < sort.segments * padding; i += int64_t{gridDim.x} * kThreads) {
@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(kThreads) padding_kernel(CountingSort sort) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) index_slots_kernel(const int32_t* sorted, int32_t* slot_of, int64_t segments, int64_t padded, int64_t length) {
+__global__ void __launch_bounds__(kThreads) index_slots_kernel(const int32_t* sorted, int32_t* slot_of, int64_t segments, int64_t padded,
+                                                               int64_t length) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < segments * padded; i += int64_t{gridDim.x} * kThreads) {
     const int32_t position = sorted[i];
     if (position >= 0 && position < length) slot_of[i / padded * length + position] = static_cast<int32_t>(i % padded);

@@ -5,8 +5,8 @@
 //   void store_gradient(row, column, dx)        backward; comes after the last load of the place, by the thread that loaded it
 //   Dropout dropout                             of y, drawn for its flat index; only where kDropout is true
 //
-// kThreads threads have a row, column by column in turn: a warp by shuffles alone, more of them as a block. The first kNormItems columns of a thread stay
-// in registers between the passes over a row; what is left of a row that is too wide for the largest block is read again.
+// kThreads threads have a row, column by column in turn: a warp by shuffles alone, more of them as a block. The first kNormItems columns of a thread
+// stay in registers between the passes over a row; what is left of a row that is too wide for the largest block is read again.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -126,7 +126,8 @@ norm_forward_kernel(Rows rows, int64_t row_count, int64_t width, float epsilon, 
 }
 
 template <class Rows>
-rfn_status norm_forward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon, const float* weight, const float* bias) {
+rfn_status norm_forward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon, const float* weight,
+                        const float* bias) {
   return with_norm_threads(width, [&](auto threads) {
     constexpr int kThreads = decltype(threads)::value, kBlock = kNormBlock<kThreads>;
     RFN_CUDA_TRY(stream, RFN_LAUNCH((norm_forward_kernel<kThreads, Rows>), blocks_for(row_count, kBlock / kThreads), kBlock, 0, native_stream(stream),
