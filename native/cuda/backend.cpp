@@ -267,11 +267,16 @@ rfn_status buffer_allocate(rfn_context& context, int32_t memory, int64_t bytes, 
 
 rfn_status buffer_free(rfn_context& context, int32_t memory, void* buffer) {
   const CurrentDevice current(context);
-  RFN_TRY(current.status());
-  const cudaError_t error = memory == RFN_MEMORY_HOST ? cudaFreeHost(buffer) : cudaFree(buffer);
-  if (error != cudaErrorInvalidValue) return check(context, error, "rfn_buffer_free");
-  cudaGetLastError();
-  return fail(RFN_INVALID_ARGUMENT, "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p", buffer);
+  rfn_status status = current.status();
+  if (status == RFN_OK) {
+    const cudaError_t error = memory == RFN_MEMORY_HOST ? cudaFreeHost(buffer) : cudaFree(buffer);
+    if (error == cudaErrorInvalidValue) {
+      cudaGetLastError();
+      return fail(RFN_INVALID_ARGUMENT, "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p", buffer);
+    }
+    status = check(context, error, "rfn_buffer_free");
+  }
+  return context.faulted ? RFN_OK : status;  // a lost device has lost its memory too: what is left to end is the buffer's hold on the context
 }
 
 rfn_status copy(rfn_stream& stream, void* destination, const void* source, int64_t bytes, int32_t direction) {
