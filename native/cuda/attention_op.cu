@@ -75,6 +75,7 @@ int64_t head_group(const rfn_attention& op, const Attention& whole) {
   if (op.head_group > 0) return std::min(op.head_group, whole.heads);
   Attention one = whole;
   one.heads = 1;
+  one.buckets = nullptr;  // whether the caller has them is not known yet when only the size is asked for
   Arena arena;
   attention_layout(arena, one, RFN_PASS_BACKWARD);
   return std::clamp<int64_t>(kHeadGroupBytes / std::max<int64_t>(arena.used(), 1), 1, whole.heads);
