@@ -21,14 +21,16 @@ add() { # add PASSED FAILED SKIPPED
 step() { echo "== $*"; }
 
 skip_reasons() { # of ctest's JUnit file: a line for each, with the number of tests
-  awk '/<testcase / { skipped = /status="(notrun|disabled)"/; reason = /status="disabled"/ ? "disabled in this build" : "" }
+  awk '/<testcase / { skipped = /status="disabled"/; reason = skipped ? "disabled in this build" : "" }
+    /<skipped message="SKIP_/ { skipped = 1 }
     skipped && reason == "" && /SKIPPED|: Skipped$/ {
       if (/: Skipped$/) getline  # GoogleTest: place, reason
       reason = $0
       sub(/.*SKIPPED[] :]*/, "", reason)
     }
     /<\/testcase>/ && skipped { ++count[reason == "" ? "no reason given" : reason] }
-    END { for (reason in count) print "skipped " count[reason] ": " reason }' | sed "s/&quot;/\"/g; s/&apos;/'/g; s/&lt;/</g; s/&gt;/>/g; s/&amp;/\&/g" | sort
+    END { for (reason in count) print "skipped " count[reason] ": " reason }' |
+    sed "s/&quot;/\"/g; s/&apos;/'/g; s/&lt;/</g; s/&gt;/>/g; s/&amp;/\&/g" | sort
 }
 
 native() { # native PRESET: builds it and runs its tests
