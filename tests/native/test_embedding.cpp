@@ -136,6 +136,7 @@ std::vector<Problem> problems() {
   add("AxialTwoTablesLater", [&](Problem& p) { axial(p, {{8, 30}, {9, 1}}), p.first_position = 38; });
   add("AxialThreeTables", [&](Problem& p) { axial(p, {{3, 4}, {5, 20}, {4, 7}}), p.first_position = 11, p.dropout = 0.1f; });
   add("AxialFourTables", [&](Problem& p) { axial(p, {{2, 4}, {3, 20}, {4, 6}, {2, 1}}); });
+  add("AxialWide", [&](Problem& p) { p.width = 520, axial(p, {{6, 260}, {12, 260}}), p.length = 70, p.dropout = 0.1f, p.first_position = 2; });
   add("ManyTokens", [&](Problem& p) { axial(p, {{64, 20}, {32, 11}}), p.length = 2000, p.vocabulary = 300, p.dropout = 0.1f; });
   return all;
 }

@@ -77,7 +77,7 @@ class FinalNorm : public testing::TestWithParam<int32_t> {};
 
 TEST_P(FinalNorm, Forward_CloseToFloat64) {
   Random random(131);
-  for (const auto& [n, e] : std::vector<std::pair<int64_t, int64_t>>{{1, 2}, {33, 31}, {300, 129}}) {
+  for (const auto& [n, e] : std::vector<std::pair<int64_t, int64_t>>{{1, 2}, {33, 31}, {300, 129}, {12, 300}, {3, 4102}}) {
     for (const float dropout_ : {0.0f, 0.3f}) {
       const Problem p = problem(random, GetParam(), n, e, dropout_);
       EXPECT_TRUE(Close(run(p, 2).y, reference(p, doubles(p.a), doubles(p.b), doubles(p.weight), doubles(p.bias)), 1e-6));
@@ -87,8 +87,8 @@ TEST_P(FinalNorm, Forward_CloseToFloat64) {
 
 TEST_P(FinalNorm, Gradients_AreFiniteDifferences) {
   Random random(137);
-  for (const float dropout_ : {0.0f, 0.25f}) {
-    const Problem p = problem(random, GetParam(), 5, 7, dropout_);
+  for (const auto& [e, dropout_] : std::vector<std::pair<int64_t, float>>{{7, 0.0f}, {7, 0.25f}, {12, 0.25f}}) {
+    const Problem p = problem(random, GetParam(), 5, e, dropout_);
     Doubles a = doubles(p.a), b = doubles(p.b), weight = doubles(p.weight), bias = doubles(p.bias);
     const auto loss = [&] {
       const Doubles y = reference(p, a, b, weight, bias);

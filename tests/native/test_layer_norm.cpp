@@ -93,7 +93,7 @@ TEST_P(LayerNorm, OddSizes_CloseToFloat64) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerNorm,
                          testing::Values(std::pair(1, 1), std::pair(1, 31), std::pair(33, 33), std::pair(130, 7), std::pair(129, 64),
-                                         std::pair(2, 1031), std::pair(9000, 16)),
+                                         std::pair(2, 1031), std::pair(9000, 16), std::pair(11, 4999)),
                          [](const auto& info) { return std::to_string(info.param.first) + "x" + std::to_string(info.param.second); });
 
 TEST(LayerNormOp, RowsFarFromZero_KeepTheirPrecision) {
