@@ -1,0 +1,96 @@
+// The sort of positions by bucket, over sizes at which a counting sort takes another path: more digits, more tiles, one bucket for all.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "harness.h"
+
+namespace rfn::test {
+namespace {
+
+constexpr int64_t kBatch = 2, kHeads = 3, kRounds = 2, kSegments = kBatch * kHeads * kRounds;
+
+struct Problem {
+  int64_t length, chunk;  // slots are padded to the chunk
+  int32_t buckets;        // even, the padding's not counted
+  int64_t head_group;
+  std::vector<int32_t> values;  // [B,H,R,T]
+};
+
+std::vector<int32_t> sort(const Stream& stream, const Problem& p) {
+  const int64_t padded = (p.length + p.chunk - 1) / p.chunk * p.chunk;
+  const Tensor<int32_t> buckets({kBatch, kHeads, kRounds, p.length}, p.values), sorted({kBatch, kHeads, kRounds, padded});
+  auto op = make_op<rfn_attention>();
+  op.options.struct_size = sizeof(op.options);
+  op.options.kind = RFN_ATTENTION_LSH;
+  op.options.shared_qk = 1;
+  op.options.rounds = kRounds;
+  op.options.factor_count = 1;
+  op.options.factors[0] = p.buckets;
+  op.options.pad_bucket = 1;
+  op.options.chunk_length = p.chunk;
+  op.q = shape({kBatch, p.length, kHeads, 8});
+  op.buckets = buckets;
+  op.sorted = sorted;
+  op.head_group = p.head_group;
+  EXPECT_TRUE(Ok(stage(stream, op, rfn_lsh_sort)));
+  return sorted.values();
+}
+
+// Every segment in the order of std::stable_sort, then the slots of imagined padding, which hold their own numbers.
+std::vector<int32_t> expected(const Problem& p) {
+  const int64_t padded = (p.length + p.chunk - 1) / p.chunk * p.chunk;
+  std::vector<int32_t> all;
+  for (int64_t segment = 0; segment < kSegments; ++segment) {
+    const int32_t* const values = p.values.data() + segment * p.length;
+    std::vector<int32_t> slots(static_cast<size_t>(padded));
+    std::iota(slots.begin(), slots.end(), 0);
+    std::stable_sort(slots.begin(), slots.begin() + p.length, [&](int32_t a, int32_t b) { return values[a] < values[b]; });
+    all.insert(all.end(), slots.begin(), slots.end());
+  }
+  return all;
+}
+
+class LshSort : public OpTest, public testing::WithParamInterface<std::pair<int64_t, int32_t>> {};
+
+TEST_P(LshSort, StableSortOfPositionsByBucket) {
+  const auto [length, buckets] = GetParam();
+  Random random(211);
+  Problem p{length, 16, buckets, 0, random.integers(kSegments * length, buckets + 1)};
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+  p.head_group = 1;
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+  for (int64_t i = 0; i < kSegments * length; i += 1 + random.below(2)) p.values[i] = buckets / 2;  // one bucket that is nearly everything
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+  p.values.assign(p.values.size(), buckets);  // nothing but padding
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+}
+
+std::vector<std::pair<int64_t, int32_t>> sizes() {
+  std::vector<std::pair<int64_t, int32_t>> all;
+  for (const int64_t length : {1, 31, 33, 1000, 20000}) {
+    for (const int32_t buckets : {2, 6, 254, 256, 70000}) all.emplace_back(length, buckets);
+  }
+  all.emplace_back(5000, 1 << 30);
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, LshSort, testing::ValuesIn(sizes()),
+                         [](const auto& info) { return std::to_string(info.param.first) + "Tokens" + std::to_string(info.param.second) + "Buckets"; });
+
+class LshSortOp : public OpTest {};
+
+TEST_F(LshSortOp, EverySchedule_SameOrder) {
+  Random random(223);
+  const Problem p{9000, 7, 300, 2, random.integers(kSegments * 9000, 301)};
+  const std::vector<int32_t> order = expected(p);
+  for_each_schedule([&](int32_t threads) {
+    Context other(threads);
+    EXPECT_TRUE(SameBits(sort(Stream(other), p), order));
+  });
+}
+
+}  // namespace
+}  // namespace rfn::test
