@@ -79,25 +79,6 @@ int64_t floats(const Arena& arena) {
   return arena.overflowed() ? std::numeric_limits<int64_t>::max() : arena.used() / static_cast<int64_t>(sizeof(float));
 }
 
-FeedForward describe(const rfn_feed_forward& op) {
-  FeedForward f{};
-  f.width = op.w1.shape[1];
-  f.hidden = op.w1.shape[0];
-  f.activation = op.activation;
-  f.dropout = op.dropout;
-  f.hidden_random = philox(op.seed, op.step, op.layer, RFN_SITE_FEED_FORWARD_HIDDEN);
-  f.output_random = philox(op.seed, op.step, op.layer, RFN_SITE_FEED_FORWARD_OUTPUT);
-  f.w1 = f32(op.w1);
-  f.b1 = f32(op.b1);
-  f.w2 = f32(op.w2);
-  f.b2 = f32(op.b2);
-  f.grad_w1 = f32(op.grad_w1);
-  f.grad_b1 = f32(op.grad_b1);
-  f.grad_w2 = f32(op.grad_w2);
-  f.grad_b2 = f32(op.grad_b2);
-  return f;
-}
-
 }  // namespace
 
 int64_t feed_forward_chunk_rows(int64_t chunk, int64_t rows, int64_t, int64_t hidden) {
@@ -192,7 +173,7 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
 }
 
 rfn_status feed_forward_workspace(const rfn_context& context, const rfn_feed_forward& op, int32_t pass, int64_t* bytes) {
-  const FeedForward f = describe(op);
+  const FeedForward f = feed_forward_call(op);
   const int64_t chunk = feed_forward_chunk_rows(op.chunk, op.x.shape[0], f.width, f.hidden);
   Arena arena;
   arena.take<float>(pass == RFN_PASS_FORWARD ? feed_forward_forward_scratch(f, context.threads, chunk)
@@ -201,7 +182,7 @@ rfn_status feed_forward_workspace(const rfn_context& context, const rfn_feed_for
 }
 
 rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t) {
-  const FeedForward f = describe(op);
+  const FeedForward f = feed_forward_call(op);
   const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
   for (int64_t first = 0; first < rows; first += chunk) {
     feed_forward_chunk_forward(stream.context->threads, f, first, std::min(chunk, rows - first), f32(op.x) + first * f.width,
@@ -211,7 +192,7 @@ rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, 
 }
 
 rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t) {
-  const FeedForward f = describe(op);
+  const FeedForward f = feed_forward_call(op);
   const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
   for (int64_t first = 0; first < rows; first += chunk) {
     feed_forward_chunk_backward(stream.context->threads, f, first, std::min(chunk, rows - first), f32(op.x) + first * f.width,

@@ -2,19 +2,9 @@
 #pragma once
 #include <cstdint>
 
-#include "core/philox.h"
+#include "core/feed_forward_call.h"
 
 namespace rfn::cpu {
-
-struct FeedForward {
-  int64_t width;   // E
-  int64_t hidden;  // F
-  int32_t activation;
-  float dropout;
-  Philox hidden_random, output_random;
-  const float *w1, *b1, *w2, *b2;
-  float *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // backward; added to
-};
 
 // Rows handed to one call when the caller does not say (0): fixed by the shape alone.
 int64_t feed_forward_chunk_rows(int64_t chunk, int64_t rows, int64_t width, int64_t hidden);

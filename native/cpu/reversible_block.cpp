@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "core/backend.h"
+#include "core/block_call.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "cpu/attention.h"
@@ -26,62 +27,16 @@ constexpr int64_t kRows = 256;         // rows of one work item: E floats each s
 constexpr int64_t kBlockRows = 2048;   // rows whose weight gradients are one product
 constexpr int64_t kGradientTile = 128; // columns of a weight gradient given to one thread
 
-struct Shape {
-  int64_t batch, length, rows, width, hidden, heads, head_size, projected;  // rows = B*T, projected = H*D
-  int64_t group;                                                            // heads at a time
-  bool shared;
+struct Shape : BlockShape {
+  int64_t group;  // heads at a time
 };
 
 Shape shape_of(const rfn_reversible_block& op) {
-  Shape s{};
-  s.batch = op.stream1.shape[0];
-  s.length = op.stream1.shape[1];
-  s.width = op.stream1.shape[2];
-  s.rows = s.batch * s.length;
-  s.hidden = op.parameters.w1.shape[0];
-  s.heads = op.heads;
-  s.projected = op.parameters.query.shape[0];
-  s.head_size = s.projected / s.heads;
-  s.shared = op.attention.shared_qk != 0;
+  Shape s{block_shape(op), 0};
   const int64_t rounds = op.attention.kind == RFN_ATTENTION_LSH ? op.attention.rounds : 0;
   const int64_t floats = (s.shared ? 5 : 7) * s.head_size + 4 + 3 * rounds;  // per token and head, in the backward pass
   s.group = head_group(op.head_group, s.heads, s.rows * floats * static_cast<int64_t>(sizeof(float)));
   return s;
-}
-
-Attention attention_of(const rfn_reversible_block& op, const Shape& s) {
-  Attention a;
-  a.options = op.attention;
-  a.batch = s.batch;
-  a.length = s.length;
-  a.all_heads = s.heads;
-  a.heads = s.group;
-  a.head_size = s.head_size;
-  a.mask = u8(op.mask);
-  a.rotations = f32(op.rotations);
-  a.rotation_sets = present(op.rotations) ? op.rotations.shape[0] : 0;
-  a.buckets = i32(op.buckets);
-  a.dropout = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_PROBABILITIES);
-  return a;
-}
-
-FeedForward feed_forward_of(const rfn_reversible_block& op, const Shape& s) {
-  FeedForward f{};
-  f.width = s.width;
-  f.hidden = s.hidden;
-  f.activation = op.activation;
-  f.dropout = op.feed_forward_dropout;
-  f.hidden_random = philox(op.seed, op.step, op.layer, RFN_SITE_FEED_FORWARD_HIDDEN);
-  f.output_random = philox(op.seed, op.step, op.layer, RFN_SITE_FEED_FORWARD_OUTPUT);
-  f.w1 = f32(op.parameters.w1);
-  f.b1 = f32(op.parameters.b1);
-  f.w2 = f32(op.parameters.w2);
-  f.b2 = f32(op.parameters.b2);
-  f.grad_w1 = f32(op.gradients.w1);
-  f.grad_b1 = f32(op.gradients.b1);
-  f.grad_w2 = f32(op.gradients.w2);
-  f.grad_b2 = f32(op.gradients.b2);
-  return f;
 }
 
 struct AttentionBuffers {
@@ -118,7 +73,7 @@ AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op,
   } else {
     b.checks = arena.take<RangeCheck>(div_up(s.rows, kRows));
   }
-  b.attention = attention_layout(arena, attention_of(op, s), threads, pass);
+  b.attention = attention_layout(arena, attention_call(op, s, 0, s.group), threads, pass);
   return b;
 }
 
@@ -134,7 +89,7 @@ struct FeedForwardBuffers {
 
 FeedForwardBuffers feed_forward_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t threads, int32_t pass) {
   FeedForwardBuffers b{};
-  const FeedForward f = feed_forward_of(op, s);
+  const FeedForward f = feed_forward_call(op, s);
   b.chunk = std::min(s.rows, feed_forward_chunk_rows(op.feed_forward_chunk, s.rows, s.width, s.hidden));
   b.normalized = arena.take<float>(b.chunk * s.width);
   b.y = arena.take<float>(b.chunk * s.width);
@@ -224,9 +179,7 @@ struct Block {
   }
 
   Attention group_attention(const AttentionBuffers& b, float* result, int64_t head, int64_t heads) const {
-    Attention a = attention_of(op, s);
-    a.first_head = head;
-    a.heads = heads;
+    Attention a = attention_call(op, s, head, heads);
     a.q = b.q;
     a.k = b.k;
     a.v = b.v;
@@ -367,7 +320,7 @@ struct Block {
   }
 
   void forward_feed_forward(const FeedForwardBuffers& b) const {
-    const FeedForward f = feed_forward_of(op, s);
+    const FeedForward f = feed_forward_call(op, s);
     for (int64_t first = 0; first < s.rows; first += b.chunk) {
       const int64_t rows = std::min(b.chunk, s.rows - first);
       normalize_feed_forward_rows(first, rows, b.normalized);
@@ -380,7 +333,7 @@ struct Block {
   }
 
   void backward_feed_forward(const FeedForwardBuffers& b) const {
-    const FeedForward f = feed_forward_of(op, s);
+    const FeedForward f = feed_forward_call(op, s);
     for (int64_t first = 0; first < s.rows; first += b.chunk) {
       const int64_t rows = std::min(b.chunk, s.rows - first);
       normalize_feed_forward_rows(first, rows, b.normalized);

@@ -18,7 +18,8 @@ constexpr int64_t kRunRows = 32;      // added by themselves before they join a 
 // ---- activations, dropout ---------------------------------------------------------------------------------------------------------------
 
 // dy: null for the activation itself.
-__global__ void __launch_bounds__(kThreads) activation_kernel(int32_t activation, const float* x, const float* dy, float* out, int64_t n, bool aligned) {
+__global__ void __launch_bounds__(kThreads) activation_kernel(int32_t activation, const float* x, const float* dy, float* out, int64_t n,
+                                                              bool aligned) {
   const int64_t i = quad_begin(0);
   Quad q = load_quad(x, i, n, aligned);
   if (dy == nullptr) {
@@ -34,15 +35,15 @@ __global__ void __launch_bounds__(kThreads) activation_kernel(int32_t activation
 
 rfn_status launch_activation(rfn_stream& stream, int32_t activation, const float* x, const float* dy, float* out, int64_t n) {
   const bool aligned = quads_aligned(0, x, dy, out);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(activation_kernel, blocks_for(quad_count(n, 0), kThreads), kThreads, 0, native_stream(stream), activation, x, dy, out, n,
-                                  aligned));
+  const unsigned blocks = blocks_for(quad_count(n, 0), kThreads);
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(activation_kernel, blocks, kThreads, 0, native_stream(stream), activation, x, dy, out, n, aligned));
   return RFN_OK;
 }
 
-__global__ void __launch_bounds__(kThreads) dropout_kernel(const float* x, float* y, int64_t n, Dropout dropout, bool aligned) {
-  const int64_t i = quad_begin(dropout.first);
+__global__ void __launch_bounds__(kThreads) dropout_kernel(const float* x, float* y, int64_t n, Dropout dropout, uint64_t first, bool aligned) {
+  const int64_t i = quad_begin(first);
   Quad q = load_quad(x, i, n, aligned);
-  const Quad multiplier = dropout_quad(dropout, i);
+  const Quad multiplier = dropout_quad(dropout, first, i);
 #pragma unroll
   for (int j = 0; j < 4; ++j) q.v[j] *= multiplier.v[j];
   store_quad(y, i, n, aligned, q);
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kThreads) bias_kernel(const float* bias, bool 
 int64_t parts_of(int64_t rows) { return std::min(kMostParts, div_up(rows, kPartRows)); }
 
 // out[part, columns] = or += the sum of the rows of a part.
-__global__ void __launch_bounds__(kSumColumns* kSumRows) column_sums_kernel(const float* x, int64_t rows, int64_t columns, int64_t ld, int64_t part_rows,
-                                                                           float* out, bool add) {
+__global__ void __launch_bounds__(kSumColumns* kSumRows) column_sums_kernel(const float* x, int64_t rows, int64_t columns, int64_t ld,
+                                                                           int64_t part_rows, float* out, bool add) {
   RFN_SHARED(sums, float[kSumRows][kSumColumns]);
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
   const int64_t begin = blockIdx.y * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
@@ -105,16 +106,18 @@ RFN_DEVICE float to_grid(float x, float big) {
 
 struct ResidualCall {
   Dropout dropout;
+  uint64_t first;  // dropout element of x[0]
   Grid grid;
   float sign;
   uint64_t index;
 };
 
 template <bool kExact>
-__global__ void __launch_bounds__(kThreads) residual_kernel(ResidualCall call, float* values, const float* x, int64_t n, RangeCheck* check, bool aligned) {
-  const int64_t i = quad_begin(call.dropout.first);
+__global__ void __launch_bounds__(kThreads) residual_kernel(ResidualCall call, float* values, const float* x, int64_t n, RangeCheck* check,
+                                                            bool aligned) {
+  const int64_t i = quad_begin(call.first);
   Quad value = load_quad(values, i, n, aligned);
-  const Quad change = load_quad(x, i, n, aligned), multiplier = dropout_quad(call.dropout, i);
+  const Quad change = load_quad(x, i, n, aligned), multiplier = dropout_quad(call.dropout, call.first, i);
   unsigned long long first = ~0ull;
   int count = 0;
 #pragma unroll
@@ -174,7 +177,7 @@ rfn_status apply_dropout(rfn_stream& stream, const float* x, float* y, int64_t n
   if (p == 0.0f && x == y) return RFN_OK;
   const bool aligned = quads_aligned(first, x, y);
   RFN_CUDA_TRY(stream, RFN_LAUNCH(dropout_kernel, blocks_for(quad_count(n, first), kThreads), kThreads, 0, native_stream(stream), x, y, n,
-                                  dropout_of(random, first, p), aligned));
+                                  dropout_of(random, p), first, aligned));
   return RFN_OK;
 }
 
@@ -192,7 +195,8 @@ rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int
   const dim3 block(kSumColumns, kSumRows);
   RFN_CUDA_TRY(stream, RFN_LAUNCH(column_sums_kernel, dim3(across, static_cast<unsigned>(parts)), block, 0, native_stream(stream), x, rows, columns,
                                   ld == 0 ? columns : ld, div_up(rows, parts), sums, false));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(column_sums_kernel, dim3(across), block, 0, native_stream(stream), sums, parts, columns, columns, parts, out, true));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(column_sums_kernel, dim3(across), block, 0, native_stream(stream), sums, parts, columns, columns, parts, out,
+                                  true));
   return RFN_OK;
 }
 
@@ -201,15 +205,15 @@ rfn_status reset_range_check(rfn_stream& stream, RangeCheck* check) {
   return RFN_OK;
 }
 
-rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n, uint64_t index, RangeCheck* check) {
+rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n, uint64_t index,
+                        RangeCheck* check) {
   const uint64_t first = residual.first;
-  ResidualCall call{dropout_of(residual.random, first, residual.dropout), {}, residual.sign, index};
+  ResidualCall call{dropout_of(residual.random, residual.dropout), first, {}, residual.sign, index};
   if (residual.exact) call.grid = {std::ldexp(1.0f, 23 + residual.grid_exponent), std::ldexp(1.0f, 24 + residual.grid_exponent)};
   const bool aligned = quads_aligned(first, stream_values, x);
   const unsigned blocks = blocks_for(quad_count(n, first), kThreads);
-  RFN_CUDA_TRY(stream, residual.exact ? RFN_LAUNCH(residual_kernel<true>, blocks, kThreads, 0, native_stream(stream), call, stream_values, x, n, check, aligned)
-                                      : RFN_LAUNCH(residual_kernel<false>, blocks, kThreads, 0, native_stream(stream), call, stream_values, x, n, check,
-                                                   aligned));
+  const auto kernel = residual.exact ? residual_kernel<true> : residual_kernel<false>;
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks, kThreads, 0, native_stream(stream), call, stream_values, x, n, check, aligned));
   return RFN_OK;
 }
 

@@ -37,7 +37,8 @@ struct RangeCheck {
 };
 rfn_status reset_range_check(rfn_stream& stream, RangeCheck* check);
 // `index`: flat index of stream_values[0], for the check. check may be null.
-rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n, uint64_t index, RangeCheck* check);
+rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n, uint64_t index,
+                        RangeCheck* check);
 // Folds a check into the caller's report [count, layer + 1, stream, index]: the first one that is not empty fills the last three.
 rfn_status report_range(rfn_stream& stream, const RangeCheck* check, int64_t* report, int32_t layer, int64_t which);
 

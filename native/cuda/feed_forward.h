@@ -2,21 +2,11 @@
 #pragma once
 #include <cstdint>
 
-#include "core/philox.h"
+#include "core/feed_forward_call.h"
 #include "core/workspace.h"
 #include "cuda/state.h"
 
 namespace rfn::cuda {
-
-struct FeedForward {
-  int64_t width;   // E
-  int64_t hidden;  // F
-  int32_t activation;
-  float dropout;
-  Philox hidden_random, output_random;
-  const float *w1, *b1, *w2, *b2;
-  float *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // backward; added to
-};
 
 int64_t feed_forward_chunk_rows(int64_t chunk, int64_t rows, int64_t hidden);
 
@@ -30,11 +20,11 @@ struct FeedForwardScratch {
 };
 FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int64_t rows, int32_t pass, void* gemm);
 
-// y = layer(x) without its last dropout, which the caller applies (elements (first_row + i) * E + j of output_random), for `rows` rows of which the
-// first is row `first_row` of the whole.
+// y = layer(x), or with add y += layer(x), without its last dropout, which the caller applies (elements (first_row + i) * E + j of output_random),
+// for `rows` rows of which the first is row `first_row` of the whole.
 rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x,
-                                      const FeedForwardScratch& scratch, float* y);
-// Recomputes; y (the same bits as forward's) is written when not null; dx is overwritten; parameter gradients are added to.
+                                      const FeedForwardScratch& scratch, bool add, float* y);
+// Recomputes; y (without add the same bits as forward's) is written when not null; dx is overwritten; parameter gradients are added to.
 rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
                                        const FeedForwardScratch& scratch, float* y, float* dx);
 

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/device_math.cuh"
+#include "cuda/dropout.cuh"
 
 namespace rfn::cuda {
 
@@ -51,22 +51,11 @@ RFN_DEVICE void store_quad(float* x, int64_t i, int64_t n, bool aligned, const Q
   }
 }
 
-// Dropout as kernels take it.
-struct Dropout {
-  Philox random;
-  uint64_t first;  // number of the array's element 0
-  uint32_t threshold;
-  float keep_inverse;  // 1 without dropout
-};
-inline Dropout dropout_of(const Philox& random, uint64_t first, float p) {
-  return {random, first, dropout_threshold(p), static_cast<float>(1.0 / (1.0 - static_cast<double>(p)))};
-}
-
-// Multipliers of the quad that begins at element i of the array.
-RFN_DEVICE Quad dropout_quad(const Dropout& dropout, int64_t i) {
+// Dropout's multipliers for the quad that begins at element i of the array.
+RFN_DEVICE Quad dropout_quad(const Dropout& dropout, uint64_t first, int64_t i) {
   Quad q{{1.0f, 1.0f, 1.0f, 1.0f}};
   if (dropout.threshold == 0) return q;
-  const PhiloxWords words = philox_quad(dropout.random, static_cast<uint64_t>(static_cast<int64_t>(dropout.first) + i) / 4);
+  const PhiloxWords words = philox_quad(dropout.random, (first + static_cast<uint64_t>(i)) / 4);
 #pragma unroll
   for (int j = 0; j < 4; ++j) q.v[j] = dropout_multiplier(words.w[j], dropout.threshold, dropout.keep_inverse);
   return q;

@@ -115,20 +115,25 @@ struct Problem {
 
 cublasStatus_t problem_of(Runtime& r, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                           cublasLtMatrixLayout_t d, Problem* out) {
-  if (desc == nullptr || a == nullptr || b == nullptr || c == nullptr || d == nullptr) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "null descriptor");
+  if (desc == nullptr || a == nullptr || b == nullptr || c == nullptr || d == nullptr) {
+    return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "null descriptor");
+  }
   Problem p{get<Desc>(desc), get<Layout>(a), get<Layout>(b), get<Layout>(d), 0, 0, 0};
   const Layout c_layout = get<Layout>(c);
   p.m = p.desc.transpose_a ? p.a.columns : p.a.rows;
   p.k = p.desc.transpose_a ? p.a.rows : p.a.columns;
   p.n = p.desc.transpose_b ? p.b.rows : p.b.columns;
-  if ((p.desc.transpose_b ? p.b.columns : p.b.rows) != p.k || p.d.rows != p.m || p.d.columns != p.n || std::memcmp(&c_layout, &p.d, sizeof p.d) != 0) {
+  if ((p.desc.transpose_b ? p.b.columns : p.b.rows) != p.k || p.d.rows != p.m || p.d.columns != p.n ||
+      std::memcmp(&c_layout, &p.d, sizeof p.d) != 0) {
     return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "the shapes of A, B, C and D do not fit");
   }
   for (const Layout& layout : {p.a, p.b, p.d}) {
     if (layout.rows == 0 || layout.columns == 0) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an empty matrix");
     if (layout.ld < static_cast<int64_t>(layout.rows)) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "a leading dimension smaller than the rows");
   }
-  if (p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT && p.desc.bias == nullptr) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an epilogue without bias");
+  if (p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT && p.desc.bias == nullptr) {
+    return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an epilogue without bias");
+  }
   *out = p;
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -201,7 +206,9 @@ struct Matmul {
       const uint64_t rows = std::min(kStrip, m - row);
       std::fill(packed_a.begin(), packed_a.end(), 0.0f);
       for (uint64_t r = 0; r < rows; ++r) {
-        for (uint64_t i = 0; i < k; ++i) packed_a[i * kStrip + r] = rounded(compute, problem.desc.transpose_a ? a[(row + r) * lda + i] : a[i * lda + row + r]);
+        for (uint64_t i = 0; i < k; ++i) {
+          packed_a[i * kStrip + r] = rounded(compute, problem.desc.transpose_a ? a[(row + r) * lda + i] : a[i * lda + row + r]);
+        }
       }
       for (uint64_t column = 0; column < n; column += kColumns) {
         const uint64_t columns = std::min(kColumns, n - column);
@@ -348,7 +355,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cudaStream_t stream) {
   return call([&](Runtime& r) {
     if (r.blas_handles.count(handle) == 0) return CUBLAS_STATUS_NOT_INITIALIZED;
-    if (algo == nullptr || alpha == nullptr || beta == nullptr || c != d) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "null argument, or C is not D");
+    if (algo == nullptr || alpha == nullptr || beta == nullptr || c != d) {
+      return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "null argument, or C is not D");
+    }
     Problem p;
     if (const cublasStatus_t status = problem_of(r, desc, a_layout, b_layout, c_layout, d_layout, &p); status != CUBLAS_STATUS_SUCCESS) return status;
     const Algorithm algorithm = get<Algorithm>(algo);
