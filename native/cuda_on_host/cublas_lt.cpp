@@ -1,4 +1,4 @@
-// cuBLASLt of the simulated device (include/cublasLt.h): column-major float32 products, summed over k in order.
+// cuBLASLt of the simulated device (include/cublasLt.h): column-major float32 products, summed over k in a fixed order.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -189,9 +189,10 @@ struct Matmul {
  private:
   bool has_bias() const { return problem.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT; }
 
-  // Strips of D's rows stay in the cache; a strip of A is packed once, [k, strip]. Sums over k in order.
+  // Strips of D's rows stay in the cache; a strip of A is packed once, [k, strip]. Sums over k in order, in runs that are added up: long sums are
+  // split by the real library too.
   void run() const {
-    constexpr uint64_t kStrip = 128, kColumns = 4;
+    constexpr uint64_t kStrip = 128, kColumns = 4, kRun = 256;
     const uint64_t m = problem.m, n = problem.n, k = problem.k, lda = static_cast<uint64_t>(problem.a.ld), ldb = static_cast<uint64_t>(problem.b.ld),
                    ldd = static_cast<uint64_t>(problem.d.ld);
     const cublasComputeType_t compute = problem.desc.compute;
@@ -212,17 +213,23 @@ struct Matmul {
       }
       for (uint64_t column = 0; column < n; column += kColumns) {
         const uint64_t columns = std::min(kColumns, n - column);
-        float sums[kColumns][kStrip] = {};
-        for (uint64_t i = 0; i < k; ++i) {
-          const uint64_t at = (i + start) % k;
-          const float* const from = packed_a.data() + at * kStrip;
+        float totals[kColumns][kStrip] = {};
+        for (uint64_t run = 0; run < k; run += kRun) {
+          float sums[kColumns][kStrip] = {};
+          for (uint64_t i = run; i < std::min(run + kRun, k); ++i) {
+            const uint64_t at = (i + start) % k;
+            const float* const from = packed_a.data() + at * kStrip;
+            for (uint64_t c = 0; c < columns; ++c) {
+              const float factor = packed_b[(column + c) * k + at];
+              for (uint64_t r = 0; r < kStrip; ++r) sums[c][r] += from[r] * factor;
+            }
+          }
           for (uint64_t c = 0; c < columns; ++c) {
-            const float factor = packed_b[(column + c) * k + at];
-            for (uint64_t r = 0; r < kStrip; ++r) sums[c][r] += from[r] * factor;
+            for (uint64_t r = 0; r < kStrip; ++r) totals[c][r] += sums[c][r];
           }
         }
         for (uint64_t c = 0; c < columns; ++c) {
-          for (uint64_t r = 0; r < rows; ++r) finish(d[(column + c) * ldd + row + r], sums[c][r], row + r);
+          for (uint64_t r = 0; r < rows; ++r) finish(d[(column + c) * ldd + row + r], totals[c][r], row + r);
         }
       }
     }

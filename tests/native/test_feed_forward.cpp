@@ -177,7 +177,7 @@ TEST(FeedForwardChunk, Backward_RecomputesTheBitsOfForward) {
     for (const float dropout_ : {0.0f, 0.3f}) {
       const Problem p = problem(random, n, e, f, RFN_ACTIVATION_GELU_TANH, dropout_);
       std::vector<float> grad_w1 = p.grad_w1, grad_b1 = p.grad_b1, grad_w2 = p.grad_w2, grad_b2 = p.grad_b2, first;
-      const cpu::FeedForward op{e, f, p.activation, dropout_, philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_HIDDEN),
+      const FeedForward op{e, f, p.activation, dropout_, philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_HIDDEN),
                                 philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_OUTPUT), p.w1.data(), p.b1.data(), p.w2.data(), p.b2.data(),
                                 grad_w1.data(), grad_b1.data(), grad_w2.data(), grad_b2.data()};
       for (const int32_t threads : kThreadCounts) {
