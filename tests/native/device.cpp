@@ -40,7 +40,7 @@ int32_t device_type() {
 
 // ---- schedules ----
 
-void for_each_schedule(const std::function<void(int32_t)>& body) {
+void for_each_schedule(const std::function<void(int32_t)>& body, [[maybe_unused]] uint64_t schedules) {
   if (on_cpu()) {
     for (const int32_t threads : {1, 2, 3, 8}) body(threads);
     return;
@@ -49,7 +49,7 @@ void for_each_schedule(const std::function<void(int32_t)>& body) {
   if (device_type() == RFN_DEVICE_CUDA_ON_HOST) {
     cuda_on_host::Settings settings = cuda_on_host::settings();
     const uint64_t before = settings.seed;
-    for (settings.seed = 0; settings.seed < 10; ++settings.seed) {
+    for (settings.seed = 0; settings.seed < schedules; ++settings.seed) {
       const testing::ScopedTrace trace(__FILE__, __LINE__, "schedule " + std::to_string(settings.seed));
       cuda_on_host::set_settings(settings);
       body(1);

@@ -45,8 +45,8 @@ int32_t device_type();
 inline bool on_cpu() { return device_type() == RFN_DEVICE_CPU; }
 
 // Runs `body(threads)` for everything that the order of work may depend on: on the CPU for several numbers of threads, on cuda_on_host for schedules
-// 0 to 9, on a device twice.
-void for_each_schedule(const std::function<void(int32_t)>& body);
+// 0, 1 .. (the first few are the extremes), on a device twice.
+void for_each_schedule(const std::function<void(int32_t)>& body, uint64_t schedules = 10);
 
 // The precisions that the device has: F32 alone on the CPU.
 std::vector<int32_t> precisions();
@@ -135,22 +135,16 @@ inline rfn_tensor shape(const std::vector<int64_t>& sizes, int32_t dtype = RFN_F
   return view;
 }
 
-// Where tensors start: off every vector's alignment, or on the largest one, for code that has a faster path there.
-enum class Start { kUnaligned, kAligned };
-inline Start tensor_start = Start::kUnaligned;
-
-// While it lives, tensors start aligned.
-struct AlignedTensors {
-  AlignedTensors() { tensor_start = Start::kAligned; }
-  ~AlignedTensors() { tensor_start = Start::kUnaligned; }
-};
+// Where tensors start: off every vector's alignment, or, with RFN_TEST_ALIGNED=1 and in the second of two runs (--gtest_repeat=2), on the largest one,
+// for code that has a faster path there.
+inline bool tensors_are_aligned = false;
 
 // A tensor with its memory on the device under test. Without values it is poisoned. Converts to rfn_tensor:
 //   Tensor<float> x({n, e}, random.floats(n * e)), y({n, e});   op.x = x; op.y = y;
 template <class T>
 class Tensor {
  public:
-  explicit Tensor(std::vector<int64_t> sizes) : sizes_(std::move(sizes)), memory_(count(sizes_) * sizeof(T), tensor_start == Start::kAligned ? 0 : sizeof(T)) {}
+  explicit Tensor(std::vector<int64_t> sizes) : sizes_(std::move(sizes)), memory_(count(sizes_) * sizeof(T), tensors_are_aligned ? 0 : sizeof(T)) {}
   Tensor(std::vector<int64_t> sizes, const std::vector<T>& values) : Tensor(std::move(sizes)) { set(values); }
   static Tensor zeros(std::vector<int64_t> sizes) {
     const int64_t n = count(sizes);

@@ -9,8 +9,11 @@
 
 namespace {
 
-// A kernel that faults must not take the next test with it.
-class FreshDevice : public testing::EmptyTestEventListener {
+class Listener : public testing::EmptyTestEventListener {
+  void OnTestIterationStart(const testing::UnitTest&, int iteration) override {
+    rfn::test::tensors_are_aligned = (std::getenv("RFN_TEST_ALIGNED") != nullptr) != (iteration % 2 != 0);
+  }
+  // A kernel that faults must not take the next test with it.
   void OnTestEnd(const testing::TestInfo&) override { rfn::test::close_device(); }
 };
 
@@ -25,7 +28,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   rfn_context_destroy(context);
-  testing::UnitTest::GetInstance()->listeners().Append(new FreshDevice);
+  testing::UnitTest::GetInstance()->listeners().Append(new Listener);
   const int result = RUN_ALL_TESTS();
   if (rfn_live_objects() == 0) return result;
   std::printf("[  FAILED  ] %lld native objects were left alive\n", static_cast<long long>(rfn_live_objects()));

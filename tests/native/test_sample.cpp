@@ -64,8 +64,9 @@ int32_t reference(const Options& o, const float* logits, int64_t v, int64_t row)
 
 TEST(Sample, EveryRestriction_AgreesWithSorting) {
   Random random(241);
+  const int64_t rows = on_cpu() ? 200 : 20;
   for (const int64_t v : {1, 2, 31, 1000}) {
-    std::vector<float> logits = random.floats(200 * v, -3, 3);
+    std::vector<float> logits = random.floats(rows * v, -3, 3);
     for (float& logit : logits) logit = std::nearbyint(logit * 8) / 8;  // many ties
     for (const float temperature : {0.0f, 0.3f, 1.0f, 5.0f}) {
       for (const int32_t top_k : {0, 1, 7, 1000}) {
@@ -73,7 +74,7 @@ TEST(Sample, EveryRestriction_AgreesWithSorting) {
           const Options o{temperature, top_p, top_k};
           std::vector<int32_t> ids, expected;
           ASSERT_TRUE(Ok(draw_ids(o, logits, v, ids)));
-          for (int64_t row = 0; row < 200; ++row) expected.push_back(reference(o, logits.data() + row * v, v, row));
+          for (int64_t row = 0; row < rows; ++row) expected.push_back(reference(o, logits.data() + row * v, v, row));
           EXPECT_EQ(ids, expected) << v << " " << temperature << " " << top_k << " " << top_p;
         }
       }
@@ -82,23 +83,23 @@ TEST(Sample, EveryRestriction_AgreesWithSorting) {
 }
 
 TEST(Sample, ManyRows_FollowTheDistribution) {
-  constexpr int64_t kRows = 100000;
+  const int64_t rows = on_cpu() ? 100000 : 20000;
   const std::vector<double> probability = {0.5, 0.25, 0.125, 0.125, 0};
   std::vector<float> logits;
-  for (int64_t row = 0; row < kRows; ++row) {
+  for (int64_t row = 0; row < rows; ++row) {
     for (const double p : probability) logits.push_back(static_cast<float>(2 * std::log(p)));  // halved by the temperature; the last is -inf
   }
   std::vector<int32_t> ids;
   ASSERT_TRUE(Ok(draw_ids({2, 1, 0}, logits, 5, ids)));
   for (int32_t id = 0; id < 5; ++id) {
     const double p = probability[id], count = static_cast<double>(std::count(ids.begin(), ids.end(), id));
-    EXPECT_NEAR(count / kRows, p, 5 * std::sqrt(p * (1 - p) / kRows)) << id;
+    EXPECT_NEAR(count / static_cast<double>(rows), p, 5 * std::sqrt(p * (1 - p) / static_cast<double>(rows))) << id;
   }
 }
 
 TEST(Sample, EverySchedule_SameIds) {
   Random random(251);
-  const std::vector<float> logits = random.floats(300 * 97, -4, 4);
+  const std::vector<float> logits = random.floats((on_cpu() ? 300 : 50) * 97, -4, 4);
   std::vector<int32_t> one, many;
   ASSERT_TRUE(Ok(draw_ids({0.8f, 0.9f, 40}, logits, 97, one, 1)));
   for_each_schedule([&](int32_t threads) {
