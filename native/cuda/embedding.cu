@@ -87,7 +87,7 @@ struct Forward {
   RangeCheck* check;  // null: not wanted
 };
 
-__global__ void __launch_bounds__(kThreads) forward_kernel(Forward f) {
+__global__ void __launch_bounds__(kThreads) embedding_forward_kernel(Forward f) {
   const Shape& s = f.shape;
   const int64_t token = warp_number(), first = first_column();
   if (token >= s.tokens) return;  // a whole warp
@@ -391,7 +391,7 @@ rfn_status embedding_forward(rfn_stream& stream, const rfn_embedding& op, void* 
     f.check = check;
     RFN_TRY(reset_range_check(stream, check));
   }
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(forward_kernel, grid_for(f.shape.tokens, kWarps, f.shape.width), kThreads, 0, native_stream(stream), f));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(embedding_forward_kernel, grid_for(f.shape.tokens, kWarps, f.shape.width), kThreads, 0, native_stream(stream), f));
   return report ? report_range(stream, check, i64(op.range_report), -1, 1) : RFN_OK;
 }
 

@@ -5,8 +5,8 @@
 // Work and memory grow with the tokens and not with the buckets: 32,768 buckets are two passes of counts[256, tiles].
 //
 // A block has a tile of kTile positions, each of its warps a contiguous run of it, which it walks 32 at a time: the lanes with the same digit find
-// each other (match), and the warp's count of the digit so far plus the number of such lanes before it is a key's rank in the run. So ranks follow the
-// order of the keys, whatever the schedule.
+// each other (match), and the warp's count of the digit so far plus the number of such lanes before it is a key's rank in the run. So ranks follow
+// the order of the keys, whatever the schedule.
 #include <algorithm>
 
 #include "core/error.h"
@@ -85,22 +85,26 @@ RFN_DEVICE void clear(int32_t* counts, int32_t digits) {
   __syncwarp();
 }
 
-__global__ void __launch_bounds__(kThreads) histogram_kernel(Pass p) {
+__global__ void __launch_bounds__(kThreads) sort_histogram_kernel(Pass p) {
   RFN_SHARED(counts, int32_t[kWarps][kMaximumDigits]);
   const Tile t = block_tile(p);
   int32_t* const mine = counts[threadIdx.x / 32];
   clear(mine, p.digits);
-  for (int item = 0; item < kItems; ++item) rank_in_run(mine, load(p, t, t.first + item * 32).digit, p.digits);
+  int32_t digit[kItems];  // all of them first: loads do not cross the warp's meetings
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) digit[item] = load(p, t, t.first + item * 32).digit;
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) rank_in_run(mine, digit[item], p.digits);
   __syncthreads();
-  for (int32_t digit = threadIdx.x; digit < p.digits; digit += kThreads) {
+  for (int32_t d = threadIdx.x; d < p.digits; d += kThreads) {
     int32_t sum = 0;
-    for (int warp = 0; warp < kWarps; ++warp) sum += counts[warp][digit];
-    p.counts[(t.segment * p.digits + digit) * p.tiles + t.tile] = sum;
+    for (int warp = 0; warp < kWarps; ++warp) sum += counts[warp][d];
+    p.counts[(t.segment * p.digits + d) * p.tiles + t.tile] = sum;
   }
 }
 
 // Exclusive prefix sum of each segment's n counts, in place. One block per segment.
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(int32_t* counts, int64_t n) {
+__global__ void __launch_bounds__(kScanThreads) sort_scan_kernel(int32_t* counts, int64_t n) {
   RFN_SHARED(warp_sums, int32_t[2][kScanThreads / 32]);
   int32_t* const segment = counts + blockIdx.x * n;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(int32_t* counts, int
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 3) scatter_kernel(Pass p) {
+__global__ void __launch_bounds__(kThreads, 3) sort_scatter_kernel(Pass p) {
   RFN_SHARED(begins, int32_t[kWarps][kMaximumDigits]);  // counts of the warps' runs, then where they begin
   const Tile t = block_tile(p);
   int32_t* const mine = begins[threadIdx.x / 32];
@@ -147,8 +151,10 @@ __global__ void __launch_bounds__(kThreads, 3) scatter_kernel(Pass p) {
   for (int item = 0; item < kItems; ++item) {
     const Entry entry = load(p, t, t.first + item * 32);
     position[item] = entry.position;
-    place[item] = entry.digit | rank_in_run(mine, entry.digit, p.digits) << 16;
+    place[item] = entry.digit;
   }
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) place[item] |= rank_in_run(mine, place[item], p.digits) << 16;
   __syncthreads();
   for (int32_t digit = threadIdx.x; digit < p.digits; digit += kThreads) {
     int32_t begin = p.counts[(t.segment * p.digits + digit) * p.tiles + t.tile];
@@ -170,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 3) scatter_kernel(Pass p) {
 }
 
 // Slots behind the keys.
-__global__ void __launch_bounds__(kThreads) padding_kernel(CountingSort sort) {
+__global__ void __launch_bounds__(kThreads) sort_padding_kernel(CountingSort sort) {
   const int64_t padding = sort.sorted_length - sort.length;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < sort.segments * padding; i += int64_t{gridDim.x} * kThreads) {
     const int64_t slot = sort.length + i % padding;
@@ -250,16 +256,16 @@ rfn_status counting_sort(rfn_stream& stream, const CountingSort& sort, void* scr
     const bool to_sorted = (digits.passes - 1 - i) % 2 == 0;  // the two buffers take turns so that the last pass writes `sorted`
     pass.to = to_sorted ? sort.sorted : s.swap;
     pass.to_length = to_sorted ? sort.sorted_length : sort.length;
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(histogram_kernel, blocks, kThreads, 0, native, pass));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(scan_kernel, static_cast<unsigned>(sort.segments), kScanThreads, 0, native, s.counts, tiles << digits.bits));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(scatter_kernel, blocks, kThreads, 0, native, pass));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_histogram_kernel, blocks, kThreads, 0, native, pass));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_scan_kernel, static_cast<unsigned>(sort.segments), kScanThreads, 0, native, s.counts, tiles << digits.bits));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_scatter_kernel, blocks, kThreads, 0, native, pass));
     pass.from = pass.to;
     pass.from_length = pass.to_length;
     pass.shift += digits.bits;
   }
   const int64_t padding = sort.segments * (sort.sorted_length - sort.length);
   if (padding == 0) return RFN_OK;
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(padding_kernel, stride_blocks(padding), kThreads, 0, native, sort));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_padding_kernel, stride_blocks(padding), kThreads, 0, native, sort));
   return RFN_OK;
 }
 

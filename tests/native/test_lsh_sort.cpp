@@ -82,6 +82,13 @@ INSTANTIATE_TEST_SUITE_P(Sizes, LshSort, testing::ValuesIn(sizes()),
 
 class LshSortOp : public OpTest {};
 
+// The fewest tokens that take two tiles, and two digits.
+TEST_F(LshSortOp, SmallProblem_TwoTilesAndTwoDigits) {
+  Random random(227);
+  const Problem p{4100, 100, 300, 0, random.integers(kSegments * 4100, 301)};
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+}
+
 TEST_F(LshSortOp, EverySchedule_SameOrder) {
   Random random(223);
   const Problem p{9000, 7, 300, 2, random.integers(kSegments * 9000, 301)};
