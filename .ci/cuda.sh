@@ -71,33 +71,34 @@ cuda_edit_sources() {
   done
 }
 
-cuda_install() {
+cuda_install() { # cuda_install [ETC_APT]
   command -v nvcc >/dev/null 2>&1 && return 0
   if ! command -v apt-get >/dev/null 2>&1; then
     echo "nvcc is missing, and so is apt-get: install CUDA 11.8 or later by other means" >&2
     return 1
   fi
   if [ "$(id -u)" -ne 0 ]; then
-    # A shell of its own, since sudo knows no functions.
     sudo -n bash -c "source '${BASH_SOURCE[0]}' && cuda_install"
     return
   fi
-  local components
-  # shellcheck disable=SC1091
-  components=$(source /etc/os-release && cuda_components "$ID") && local codename && codename=$(source /etc/os-release && echo "$VERSION_CODENAME") || {
-    echo "nvcc is missing, and this system is neither Debian nor Ubuntu: install CUDA 11.8 or later by other means" >&2
-    return 1
-  }
-  echo "installing nvcc (components $components of $codename)"
-  cuda_edit_sources /etc/apt "$codename" "$components" | sed 's/^/  changed: /'
-  local log
-  log=$(mktemp)
-  if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc; } \
-    >"$log" 2>&1 || ! command -v nvcc >/dev/null 2>&1; then
-    tail -n 40 "$log" >&2
-    rm -f "$log"
-    echo "nvcc could not be installed; the last lines of apt-get are above" >&2
+  local system codename components log
+  system=$(source /etc/os-release && echo "$ID")
+  codename=$(source /etc/os-release && echo "$VERSION_CODENAME")
+  if ! components=$(cuda_components "$system"); then
+    echo "nvcc is missing, and this system is $system, not Debian or Ubuntu: install CUDA 11.8 or later by other means" >&2
     return 1
   fi
+  echo "installing nvcc (components $components of $codename)"
+  cuda_edit_sources "${1:-/etc/apt}" "$codename" "$components" | sed 's/^/  changed: /'
+  log=$(mktemp)
+  if apt-get update -q >"$log" 2>&1 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc >>"$log" 2>&1 &&
+    command -v nvcc >/dev/null 2>&1; then
+    rm -f "$log"
+    return 0
+  fi
+  tail -n 40 "$log" >&2
   rm -f "$log"
+  echo "nvcc could not be installed; the last lines of apt-get are above" >&2
+  return 1
 }

@@ -103,4 +103,29 @@ deb https://packages.example.com/apt nodistro main
 END
 same "their contents"
 cuda_components gentoo && wrong=1
+
+# The whole of it, with an apt-get that installs a file: on a PATH without nvcc.
+mkdir "$work/bin"
+for tool in awk cat chmod cmp id mktemp rm sed tail touch; do ln -s "$(command -v "$tool")" "$work/bin/$tool"; done
+installing() { # installing APT_GET EXPECTED_STATUS: cuda_install's output becomes work/got
+  rm -f "$work/bin/apt-get" "$work/bin/nvcc" "$work/calls"
+  if [ -n "$1" ]; then printf '#!/bin/sh\necho "$*" >>"%s/calls"\n%s\n' "$work" "$1" >"$work/bin/apt-get" && chmod +x "$work/bin/apt-get"; fi
+  (PATH=$work/bin && hash -r && cuda_install "$work/apt") >"$work/got" 2>&1
+  [ $? -eq "$2" ] || { echo "cuda_install: expected exit status $2"; cat "$work/got"; wrong=1; }
+}
+if [ "$(id -u)" -eq 0 ] && cuda_components "$(source /etc/os-release && echo "$ID")" >/dev/null; then
+  installing "[ \$1 = update ] || { cat </dev/null >$work/bin/nvcc && chmod +x $work/bin/nvcc; }" 0
+  printf '%s\n' 'update -q' 'install -y -q --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc' >"$work/wanted"
+  cp "$work/calls" "$work/got"
+  same "what apt-get is asked for"
+  installing 'echo "no such package"; exit 100' 1
+  grep -q 'no such package' "$work/got" && grep -q 'nvcc could not be installed' "$work/got" || wrong=1
+  installing 'exit 0' 1 # installs, but no nvcc
+fi
+installing '' 1
+grep -q 'nvcc is missing, and so is apt-get' "$work/got" || wrong=1
+ln -sf /bin/true "$work/bin/nvcc"
+(PATH=$work/bin && cuda_install "$work/apt") >"$work/got" 2>&1 || wrong=1
+: >"$work/wanted"
+same "nothing to do"
 exit "$wrong"

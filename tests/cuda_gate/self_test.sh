@@ -55,12 +55,14 @@ $good"
 expect "$keepers" '75-real 80-real' 'budgets:3: tensor_kernel: no kernel left for it' <<<"$good
 tensor_kernel 80 15 0 tensor"
 
-# Kernels and lines without each other. A pattern is a whole name, and < . ( are only themselves in it.
+# Kernels and lines without each other. A pattern is a whole name, in which < . ( are only themselves.
 expect "$keepers" '75-real 80-real' 'fine_kernel<32> sm_75: no line in budgets' 'fine_kernel<32> sm_80: no line in budgets' <<<"${good/<*>/<64>}"
 expect "$keepers" '75-real 80-real' 'budgets:3: gone_kernel: no kernel left for it' <<<"$good
 gone_kernel * 32 0 f32"
-expect "$keepers" '75-real 80-real' 'budgets:1: tensor_kerne: no kernel left for it' 'budgets:2: ensor.kernel: no kernel left for it' <<<"tensor_kerne * 9 0 f32
-ensor.kernel * 9 0 f32
+expect "$keepers" '75-real 80-real' 'budgets:1: tensor_kerne: no kernel left for it' 'budgets:2: ensor_kernel: no kernel left for it' \
+  'budgets:3: tensor.kernel: no kernel left for it' <<<"tensor_kerne * 9 0 f32
+ensor_kernel * 9 0 f32
+tensor.kernel * 9 0 f32
 $good"
 
 # Tensor cores: missing, where they exist; and where they should not be.
