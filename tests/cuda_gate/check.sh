@@ -4,7 +4,8 @@
 #   check.sh BINARY BUDGETS [ARCHITECTURE...]
 #
 # BINARY is a plug-in, an object file or a cubin, ARCHITECTURE one of CMAKE_CUDA_ARCHITECTURES that must be in it (80, 80-real, 90-virtual).
-# Prints a table and every failure; exit 1 when there is one. CUOBJDUMP names the tool, when it is not on PATH.
+# Prints a table and every failure; exit 1 when there is one. CUOBJDUMP names the tool, when it is not on PATH. SLACK is how many registers
+# more than its budget a kernel may have.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary=$1 budgets=$2
@@ -33,4 +34,4 @@ done
   "$cuobjdump" --dump-resource-usage "$binary"
   "$cuobjdump" --dump-sass "$binary" | grep -E 'code for sm_|Function :|[ ]([HIDBQO]G?MMA|LDL|STL)[. ]' || true
 } | awk -f "$here/measure.awk" | c++filt | sed 's/ void rfn::/ rfn::/' | LC_ALL=C sort -k8 -k1,1n |
-  awk -v budgets="$budgets" -v expected="$binaries" -v without_ptx="$without_ptx" -f "$here/judge.awk"
+  awk -v budgets="$budgets" -v expected="$binaries" -v without_ptx="$without_ptx" -v slack="${SLACK:-0}" -f "$here/judge.awk"
