@@ -302,8 +302,10 @@ rfn_status rfn_event_record(rfn_event* event, rfn_stream* stream) {
 rfn_status rfn_event_wait(rfn_event* event, rfn_stream* stream) {
   RFN_NOT_NULL(event);
   RFN_NOT_NULL(stream);
-  RFN_TRY(check_same_context(__func__, "event", event->context, "stream", stream->context));
-  return enter(*event->context, [&] { return event->context->backend->event_wait(*event, *stream); });
+  if (event->context->device_type != stream->context->device_type) {
+    return fail(RFN_INVALID_ARGUMENT, "%s: stream: expected a context on a device of the event's type, got another type", __func__);
+  }
+  return enter(*stream->context, [&] { return stream->context->backend->event_wait(*event, *stream); });
 }
 
 rfn_status rfn_event_elapsed(rfn_event* start, rfn_event* stop, double* milliseconds) {

@@ -112,7 +112,8 @@ RFN_API rfn_status rfn_stream_synchronize(rfn_stream *stream);
 RFN_API rfn_status rfn_event_create(rfn_context *context, rfn_event **out);
 RFN_API void rfn_event_destroy(rfn_event *event);
 RFN_API rfn_status rfn_event_record(rfn_event *event, rfn_stream *stream);
-RFN_API rfn_status rfn_event_wait(rfn_event *event, rfn_stream *stream); /* later work of stream waits for event */
+/* Later work of stream waits for event, which may be of another context and device, of the same type. */
+RFN_API rfn_status rfn_event_wait(rfn_event *event, rfn_stream *stream);
 RFN_API rfn_status rfn_event_elapsed(rfn_event *start, rfn_event *stop, double *milliseconds);
 
 #define RFN_MEMORY_DEVICE 0 /* where the context's ops read and write */

@@ -87,6 +87,7 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_event_record(EventHandle @event, StreamHandle stream);
 
+    /// <summary>Later work of stream waits for event, which may be of another context and device, of the same type.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_event_wait(EventHandle @event, StreamHandle stream);
 
