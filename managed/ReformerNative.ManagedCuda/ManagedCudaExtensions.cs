@@ -10,7 +10,7 @@ namespace ReformerNative.ManagedCuda;
 /// <see cref="ReformerContext"/>, its stream, the variables, the <see cref="PrimaryContext"/>; and synchronise before the variables.
 /// </summary>
 /// <remarks>
-/// The CUDA runtime, and with it this library, works in the primary context of a device. A context made by <c>new CudaContext()</c> is another one: it
+/// The CUDA runtime, and with it this library, works in the primary context of a device. A context made by <c>new CudaContext()</c> is another: it
 /// has an address space of its own, and its memory and streams are refused here. The primary context must be current
 /// (<see cref="CudaContext.SetCurrent"/>) on every thread that calls ops.
 /// </remarks>

@@ -31,9 +31,42 @@ internal sealed record ComputedTensor(
     /// </summary>
     public double? RelativeDifference(SafetensorsReader file, SafetensorsEntry entry)
     {
+        double difference = 0;
+        double magnitude = 0;
+        bool fits = Compare(file, entry, (expected, found) =>
+        {
+            double apart = Math.Abs(expected - found);
+            difference = apart > difference || double.IsNaN(apart) ? apart : difference;
+            magnitude = Math.Max(magnitude, Math.Abs(expected));
+        });
+        return !fits ? null : difference == 0 ? 0 : difference / magnitude;
+    }
+
+    /// <summary>
+    /// Distance from a tensor of a file over the file's norm, over the positions compared; of integers the share that differs. Null when the shapes
+    /// do not fit.
+    /// </summary>
+    public double? RelativeDistance(SafetensorsReader file, SafetensorsEntry entry)
+    {
+        double difference = 0;
+        double magnitude = 0;
+        bool fits = Compare(file, entry, (expected, found) =>
+        {
+            difference += Integers.IsEmpty ? (expected - found) * (expected - found) : expected == found ? 0 : 1;
+            magnitude += Integers.IsEmpty ? expected * expected : 1;
+        });
+        double squared = difference == 0 ? 0 : difference / magnitude;
+        return !fits ? null : Integers.IsEmpty ? Math.Sqrt(squared) : squared;
+    }
+
+    public static long Product(IEnumerable<long> lengths) => lengths.Aggregate(1L, (product, length) => checked(product * length));
+
+    /// <summary>Hands over each pair of values that takes part; false when the shapes do not fit.</summary>
+    private bool Compare(SafetensorsReader file, SafetensorsEntry entry, Action<double, double> take)
+    {
         if (!Fits(entry.Shape))
         {
-            return null;
+            return false;
         }
 
         double[] expected = Integers.IsEmpty
@@ -44,8 +77,6 @@ internal sealed record ComputedTensor(
         long expectedTokens = TokenAxis < 0 ? 1 : entry.Shape[TokenAxis];
         long inner = TokenAxis < 0 ? Product(Shape) : Product(Shape.Skip(TokenAxis + 1));
         long outerOfExample = Mask is null ? 1 : outer / Shape[0];
-        double difference = 0;
-        double magnitude = 0;
         for (long o = 0; o < outer; o++)
         {
             for (long t = 0; t < tokens; t++)
@@ -59,17 +90,13 @@ internal sealed record ComputedTensor(
                 long theirs = ((o * expectedTokens) + t) * inner;
                 for (long i = 0; i < inner; i++)
                 {
-                    double apart = Math.Abs(expected[theirs + i] - At(ours + i));
-                    difference = apart > difference || double.IsNaN(apart) ? apart : difference;
-                    magnitude = Math.Max(magnitude, Math.Abs(expected[theirs + i]));
+                    take(expected[theirs + i], At(ours + i));
                 }
             }
         }
 
-        return difference == 0 ? 0 : difference / magnitude;
+        return true;
     }
-
-    public static long Product(IEnumerable<long> lengths) => lengths.Aggregate(1L, (product, length) => checked(product * length));
 
     private double At(long index) => Integers.IsEmpty ? Floats.Span[(int)index] : Integers.Span[(int)index];
 

@@ -321,7 +321,7 @@ public sealed class TrainerTests
             Is.EquivalentTo(new[] { "BatchSize", "Length", "Beta2", "LearningRate", "MaxGradientNorm", "EvaluationRounds" }));
     }
 
-    private static void AssertSameFiles(string expected, string found)
+    internal static void AssertSameFiles(string expected, string found)
     {
         Assert.That(Directory.EnumerateFiles(found).Select(Path.GetFileName), Is.EquivalentTo(CheckpointFiles));
         foreach (string file in CheckpointFiles)
