@@ -15,7 +15,8 @@ struct cublasLtContext {
 namespace rfn::cuda_on_host {
 namespace {
 
-constexpr uint64_t kMostAlignment = 16;  // bytes; what the kernels here know to make use of
+constexpr uint64_t kMostAlignment = 16;        // bytes; what the kernels here know to make use of
+constexpr uint64_t kMostColumns = 65535 * 32;  // tiles of 32 along a grid's y
 
 // What the opaque structs hold.
 struct Layout {
@@ -335,6 +336,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     *found = 0;
     Problem p;
     if (const cublasStatus_t status = problem_of(r, desc, a, b, c, d, &p); status != CUBLAS_STATUS_SUCCESS) return status;
+    if (p.n >= kMostColumns) return refuse(r, CUBLAS_STATUS_NOT_SUPPORTED, "more columns than a grid has room for");
     const Preference preferred = get<Preference>(preference);
     Algorithm algorithm{p.hash(), 0, {}, (preferred.reductions & CUBLASLT_REDUCTION_SCHEME_INPLACE) != 0, 0};
     bool aligned = p.a.ld % 4 == 0 && p.b.ld % 4 == 0 && p.d.ld % 4 == 0;

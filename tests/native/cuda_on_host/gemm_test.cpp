@@ -161,7 +161,7 @@ TEST_F(GemmTest, LateAndCapturedCalls_SameBits) {
 }
 
 TEST_F(GemmTest, ManyRowsAndManyShapes) {
-  const int64_t rows = (int64_t{1} << 20) + 3;
+  const int64_t rows = (int64_t{1} << 21) + 3;
   {  // more rows than one call of the library takes
     const std::vector<float> values = numbers(static_cast<size_t>(rows), 5);
     const DeviceArray<float> a(values), b(std::vector<float>{2.0f}), c(static_cast<size_t>(rows));
@@ -178,6 +178,28 @@ TEST_F(GemmTest, ManyRowsAndManyShapes) {
   }
   const std::vector<float> found = c.read();
   for (int64_t i = 0; i < most; ++i) ASSERT_EQ(found[i], 6.0f * static_cast<float>(i + 1)) << i;
+}
+
+TEST_F(GemmTest, ProductsThatDifferInOneThing_AreChosenApart) {
+  const DeviceArray<float> a(numbers(64, 1)), b(numbers(64, 2)), bias(numbers(4, 3)), c(64);
+  const Product plain{Transpose::kNo, Transpose::kNo, 4, 4, 4, a.get(), 4, b.get(), 4, 1.0f, 0.0f, c.get(), 4, Epilogue::kNone, bias.get()};
+  const auto differently = [&](const std::function<void(Product&)>& change) {
+    Product p = plain;
+    change(p);
+    EXPECT_EQ(multiply(p), RFN_OK) << last_error() << "; " << last_report();
+    EXPECT_EQ(multiply(plain), RFN_OK) << last_error() << "; " << last_report();
+  };
+  for (int64_t Product::*size : {&Product::m, &Product::n, &Product::k}) differently([=](Product& p) { p.*size = 3; });
+  for (int64_t Product::*ld : {&Product::lda, &Product::ldb, &Product::ldc}) differently([=](Product& p) { p.*ld = 8; });
+  differently([](Product& p) { p.transpose_a = Transpose::kYes; });
+  differently([](Product& p) { p.transpose_b = Transpose::kYes; });
+  differently([](Product& p) { ++p.a; });
+  differently([](Product& p) { ++p.b; });
+  differently([](Product& p) { ++p.c; });
+  differently([](Product& p) { p.epilogue = Epilogue::kBias; });
+  differently([](Product& p) { p.epilogue = Epilogue::kBiasRelu; });
+  context_.precision = RFN_PRECISION_TF32;
+  EXPECT_EQ(multiply(plain), RFN_OK) << last_error();
 }
 
 TEST_F(GemmTest, EmptyAndWrongSizes) {
