@@ -490,7 +490,7 @@ typedef struct rfn_head_loss {
   rfn_tensor x;      /* F32 [N,K] */
   rfn_tensor weight; /* F32 [V,K] */
   rfn_tensor bias;   /* F32 [V]; optional */
-  rfn_tensor labels; /* I32 [N]: ignore_index or 0 .. V-1 */
+  rfn_tensor labels; /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its row's loss and gradient NaN */
   rfn_tensor statistics;  /* out, F64 [3] */
   rfn_tensor grad_x;      /* out, backward: F32 [N,K]; may be the same memory as x */
   rfn_tensor grad_weight; /* added to */
@@ -566,7 +566,7 @@ typedef struct rfn_sample {
   uint64_t seed;
   uint64_t step;
   rfn_tensor logits; /* F32 [N,V] */
-  rfn_tensor ids;    /* out: I32 [N] */
+  rfn_tensor ids;    /* out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its id is -1 */
 } rfn_sample;
 RFN_API rfn_status rfn_sample_workspace(const rfn_context *context, const rfn_sample *op, int32_t pass, int64_t *bytes);
 RFN_API rfn_status rfn_sample_forward(rfn_stream *stream, const rfn_sample *op, void *workspace, int64_t workspace_bytes);

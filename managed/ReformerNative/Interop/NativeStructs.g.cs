@@ -403,7 +403,7 @@ internal unsafe struct rfn_head_loss
     internal rfn_tensor weight;
     /// <summary>F32 [V]; optional</summary>
     internal rfn_tensor bias;
-    /// <summary>I32 [N]: ignore_index or 0 .. V-1</summary>
+    /// <summary>I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its row's loss and gradient NaN</summary>
     internal rfn_tensor labels;
     /// <summary>out, F64 [3]</summary>
     internal rfn_tensor statistics;
@@ -497,7 +497,7 @@ internal unsafe struct rfn_sample
     internal ulong step;
     /// <summary>F32 [N,V]</summary>
     internal rfn_tensor logits;
-    /// <summary>out: I32 [N]</summary>
+    /// <summary>out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its id is -1</summary>
     internal rfn_tensor ids;
 }
 
