@@ -195,7 +195,7 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
 }
 
 template <int precision, int D, bool kKeys>
-__global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), 2) attention_backward_kernel(const TileCall c, int first, int overwrite) {
+__global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (Tile<precision, D, true>::kBlocks)) attention_backward_kernel(const TileCall c, int first, int overwrite) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   if constexpr (precision != RFN_PRECISION_F32) __trap();
   else

@@ -162,7 +162,7 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
 }
 
 template <int precision, int D>
-__global__ void __launch_bounds__((Tile<precision, D, false>::kThreads), 2) attention_forward_kernel(const TileCall c, int fresh, int last) {
+__global__ void __launch_bounds__((Tile<precision, D, false>::kThreads), (Tile<precision, D, false>::kBlocks)) attention_forward_kernel(const TileCall c, int fresh, int last) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   if constexpr (precision != RFN_PRECISION_F32) __trap();
   else

@@ -174,6 +174,7 @@ struct Tile {
   static constexpr int kWarps = kFloat32 && D == 128 ? 2 : 4;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRows = 16 * kWarps;
+  static constexpr int kBlocks = !kFloat32 && D <= 64 ? 3 : 2;  // of a multiprocessor at least, as far as registers go
   static constexpr int kColumns = D == 128 ? (kBackward ? 16 : 32) : kBackward && D == 64 ? 32 : 64;
   static constexpr int kStride = D + Operand<precision>::kPad;  // elements of an operand row
   static constexpr int kRaw = D + 4;                            // floats of a staged row
@@ -298,7 +299,8 @@ RFN_DEVICE void multiply_transposed(float (&acc)[N / 8][4], const typename Opera
   } else {
     const auto* const a_row = a + lane % 16 * kStride + lane / 16 * 8;                             // matrices: rows 0, rows 8, then k + 8
     const auto* const b_row = b + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;  // columns 0: k, k + 8; columns 8: k, k + 8
-#pragma unroll 2
+    constexpr int kUnroll = D == 128 ? 2 : D / 16;  // at 128 the loads of more steps would not fit the registers
+#pragma unroll kUnroll
     for (int k = 0; k < D; k += 16) {
       uint32_t left[4];
       ldmatrix_x4(left, a_row + k);
