@@ -115,6 +115,8 @@ public sealed class Generator : IDisposable
         }.Run(_model.Workspace);
         Span<int> id = stackalloc int[1];
         _id.CopyTo(id);
-        return id[0];
+
+        // A GPU's way to refuse a row; the CPU's op throws by itself.
+        return id[0] >= 0 ? id[0] : throw new ArgumentException("logits: expected finite values, found NaN or infinity, or none that is finite");
     }
 }

@@ -25,7 +25,7 @@ public readonly struct Sample
     /// <summary>Float32 [N,V].</summary>
     public required TensorView Logits { get; init; }
 
-    /// <summary>Output: Int32 [N].</summary>
+    /// <summary>Output: Int32 [N]. A row with NaN or infinity, or without a finite logit, is refused on the CPU; on a GPU its id is -1.</summary>
     public required TensorView Ids { get; init; }
 
     /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>

@@ -36,7 +36,7 @@ public sealed unsafe class DeviceEvent : IDisposable
     /// <summary>Places the event behind all work given to its context so far.</summary>
     public void Record() => NativeError.ThrowIfFailed(NativeMethods.rfn_event_record(handle, Context.Stream));
 
-    /// <summary>Lets later work of a context begin only after this event.</summary>
+    /// <summary>Lets later work of a context, on a device of the same kind, begin only after this event.</summary>
     /// <param name="waiter">The context that waits; the calling thread does not.</param>
     public void Wait(ReformerContext waiter)
     {

@@ -35,9 +35,9 @@ public sealed class CudaCommandTests
         ReformerResult result = ReformerProcess.Run(["verify", .. directories, "--device", Name, "--precision", precision, "--json"]);
         Assert.That(result.ExitCode, Is.Zero, result.Errors + result.Output);
         Assert.That(result.Lines, Has.Length.EqualTo(directories.Length));
-        IEnumerable<double> outputs = result.Lines.SelectMany(item => item.GetProperty("tensors").EnumerateArray())
-            .Where(tensor => tensor.GetProperty("name").GetString() is "logits" or "out").Select(tensor => tensor.GetProperty("relative").GetDouble());
-        Assert.That(outputs, Has.All.GreaterThan(1e-5), "the precision is in use");
+        IEnumerable<JsonElement> outputs = result.Lines.SelectMany(item => item.GetProperty("tensors").EnumerateArray())
+            .Where(tensor => tensor.GetProperty("name").GetString() is "logits" or "out");
+        Assert.That(outputs.Select(tensor => tensor.GetProperty("relative").GetDouble()), Has.All.GreaterThan(1e-5), "the precision is in use");
     }
 
     [Test]
@@ -72,6 +72,41 @@ public sealed class CudaCommandTests
         ReformerResult generated = ReformerProcess.Run(["generate", run, "--prompt", "line", "--count", "4", .. place]);
         Assert.That(generated.ExitCode, Is.Zero, generated.Errors);
         Assert.That(generated.Lines.Single().GetProperty("ids").GetArrayLength(), Is.EqualTo(4));
+    }
+
+    /// <summary>Threads and blocks in other orders, asynchronous copies that land at other times: the same bits.</summary>
+    [Test]
+    public void Train_UnderOtherSchedules_EndsWithTheSameBytes([Values("1", "2", "3")] string seed)
+    {
+        CudaOnHost.Require();
+        using var directory = new TemporaryDirectory();
+        string config = CliInputs.WriteConfig(directory);
+        string text = CliInputs.WriteText(directory);
+        byte[] Train(string schedule)
+        {
+            string run = directory.File($"run-{schedule}");
+            ReformerResult result = RunWith(
+                "RFN_CUDA_ON_HOST_SEED", schedule, "train", "--config", config, "--data", text, "--length", "40", "--batch", "2", "--steps", "2",
+                "--evaluation-batches", "1", "--out", run, "--sample", "0", "--device", Name, "--precision", "bf16", "--json");
+            Assert.That(result.ExitCode, Is.Zero, result.Errors);
+            return File.ReadAllBytes(Path.Combine(run, "step-00000002", "model.safetensors"));
+        }
+
+        Assert.That(Train(seed).AsSpan().SequenceEqual(Train("0")), Is.True);
+    }
+
+    [TestCase("RFN_CUDA_ON_HOST_MEMORY_BYTES", "1000000", "f32", "free on CUDA device 0")]
+    [TestCase("RFN_CUDA_ON_HOST_CAPABILITY", "75", "bf16", "compute capability 7.5")]
+    [TestCase("RFN_CUDA_ON_HOST_CAPABILITY", "61", "f32", "7.0 or later, got 6.1")]
+    [TestCase("RFN_CUDA_ON_HOST_DEVICES", "0", "f32", "sees no GPU")]
+    public void DeviceThatCannot_SaysSoInASentence(string variable, string value, string precision, string expected)
+    {
+        CudaOnHost.Require();
+        ReformerResult result = RunWith(
+            variable, value, "bench", "step", "--layers", "1", "--width", "64", "--length", "256", "--repeat", "1", "--device", Name,
+            "--precision", precision);
+        Assert.That(result.ExitCode, Is.EqualTo(1), result.Output);
+        Assert.That(result.Errors, Does.StartWith("reformer: ").And.Contain(expected).And.Not.Contain("   at "));
     }
 
     [Test]
@@ -132,5 +167,20 @@ public sealed class CudaCommandTests
         Assert.That(result.ExitCode, Is.EqualTo(1));
         Assert.That(result.Errors, Does.StartWith("reformer: CUDA is not available").And.Not.Contain("   at "));
         Assert.That(result.Errors, Does.Contain(info.GetProperty("cuda").GetString()));
+    }
+
+    /// <summary>Runs the command with one more variable in its environment.</summary>
+    private static ReformerResult RunWith(string variable, string value, params string[] arguments)
+    {
+        string? before = Environment.GetEnvironmentVariable(variable);
+        Environment.SetEnvironmentVariable(variable, value);
+        try
+        {
+            return ReformerProcess.Run(arguments);
+        }
+        finally
+        {
+            Environment.SetEnvironmentVariable(variable, before);
+        }
     }
 }

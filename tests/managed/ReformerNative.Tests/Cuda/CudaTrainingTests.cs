@@ -140,6 +140,20 @@ public sealed class CudaTrainingTests
         }
     }
 
+    /// <summary>A GPU cannot throw from its kernels: a row that it refuses comes back as -1.</summary>
+    [Test]
+    public void Generation_FromNaN_IsRefusedOnBoth([Values] bool onCuda)
+    {
+        using ReformerContext context = onCuda ? CudaOnHost.Open() : new ReformerContext(threads: 1);
+        using ReformerModel model = ReformerModel.Create(TrainerTests.Config with { Residual = ResidualMode.Float }, context, 1);
+        TensorView bias = model.Parameters.Single(parameter => parameter.Name == "lm_head.bias").Value;
+        float[] values = bias.ToArray<float>();
+        values[2] = float.NaN;
+        bias.CopyFrom<float>(values);
+        using var generator = new Generator(model);
+        Assert.That(() => generator.Generate([1, 2, 3], new GenerationOptions { Count = 1 }).ToList(), Throws.ArgumentException);
+    }
+
     [Test]
     public void Plan_OfATrainingRun_IsWhatTheDeviceGives([Values] OptimizerKind optimizer, [Values] ResidualMode residual)
     {
