@@ -414,6 +414,7 @@ RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t sta
     if (static_cast<int>(threadIdx.x) < kColumns) {
       const int32_t column = start + static_cast<int32_t>(threadIdx.x);
       Token token = {kNone, 0, 0, 0};
+      QueryNumbers query = {0.0f, 0.0f, 0};
       if (column < walk.end) {
         const int32_t chunk = walk.first_chunk + column / c.chunk, x = column % c.chunk;
         const Place place = place_of(c, chunk, x);
@@ -421,11 +422,12 @@ RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t sta
         if (kKeys && token.x >= 0) {
           const float lse = c.a.lse[p.lse + token.x];
           if (lse == -INFINITY) token.x = kNone;  // it saw nobody
-          else numbers[threadIdx.x] = {lse * kLog2E, c.s.delta[p.index * c.length + token.x], dropout_row(c, p, place, token.x)};
+          else query = {lse * kLog2E, c.s.delta[p.index * c.length + token.x], dropout_row(c, p, place, token.x)};
         }
         useful = token.x >= 0 && (!c.causal || (kKeys ? token.x >= edge : token.x <= edge));
       }
       tokens[threadIdx.x] = token;
+      if (kKeys) numbers[threadIdx.x] = query;
     }
     if (__syncthreads_or(useful)) break;
   }
