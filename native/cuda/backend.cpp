@@ -16,17 +16,6 @@ namespace rfn::cuda {
 
 RFN_DECLARE_OPS
 
-// WEAK-BEGIN (until every op is there)
-#define W(f) __attribute__((weak)) decltype(f) f;
-#define W1(name) W(name##_workspace)
-#define W2(name) W(name##_forward)
-#define W3(name) W(name##_backward)
-#define W4(name) W(name)
-RFN_OPS_WITH_BACKWARD(W1) RFN_OPS_FORWARD_ONLY(W1) RFN_OPS_WITH_BACKWARD(W2) RFN_OPS_FORWARD_ONLY(W2) RFN_OPS_WITH_BACKWARD(W3)
-RFN_OPS_WITHOUT_WORKSPACE(W2) RFN_LSH_STAGES(W4)
-W(load_gemm)
-// WEAK-END
-
 namespace {
 
 // Errors after which the device's context takes no more work.
@@ -142,7 +131,7 @@ rfn_status context_create(rfn_context& context) {
     return fail(RFN_UNSUPPORTED, "rfn_context_create: device_index: expected a GPU of compute capability 7.0 or later, got %d.%d", major, minor);
   }
   RFN_TRY(check(context, cudaFree(nullptr), "rfn_context_create"));  // makes the primary context
-  if (&load_gemm != nullptr) RFN_TRY(load_gemm(context, &device->gemm));  // WEAK
+  RFN_TRY(load_gemm(context, &device->gemm));
   context.threads = 1;
   context.native = device.release();
   return RFN_OK;
