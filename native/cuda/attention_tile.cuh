@@ -299,7 +299,7 @@ RFN_DEVICE void multiply_transposed(float (&acc)[N / 8][4], const typename Opera
   } else {
     const auto* const a_row = a + lane % 16 * kStride + lane / 16 * 8;                             // matrices: rows 0, rows 8, then k + 8
     const auto* const b_row = b + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;  // columns 0: k, k + 8; columns 8: k, k + 8
-    constexpr int kUnroll = D == 128 ? 2 : D / 16;  // at 128 the loads of more steps would not fit the registers
+    [[maybe_unused]] constexpr int kUnroll = D == 128 ? 2 : D / 16;  // at 128 the loads of more steps would not fit the registers
 #pragma unroll kUnroll
     for (int k = 0; k < D; k += 16) {
       uint32_t left[4];
