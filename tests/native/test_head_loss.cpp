@@ -19,6 +19,7 @@ struct Problem {
   bool has_bias = true, in_place = false;
   double spread = 1;  // of the logits
   int32_t ignored_every = 5;
+  int32_t precision = RFN_PRECISION_F32;
 };
 
 struct Data {
@@ -81,7 +82,7 @@ struct Results {
 };
 
 Results run(const Problem& p, const Data& d, int32_t threads) {
-  Context context(threads);
+  Context context(threads, p.precision);
   Stream stream(context);
   const Tensor<float> x({p.n, p.k}, d.x), weight({p.v, p.k}, d.weight), bias({p.v}, d.bias), grad_x({p.n, p.k}),
       grad_weight({p.v, p.k}, d.grad_weight), grad_bias({p.v}, d.grad_bias);
@@ -109,14 +110,15 @@ Results run(const Problem& p, const Data& d, int32_t threads) {
 }
 
 void expect_close(const Problem& p, const Data& d, const Results& results, const Expected& expected) {
+  const double limit = gradient_limit(p.precision, 3e-6);
   EXPECT_EQ(results.status, RFN_OK);
-  EXPECT_NEAR(results.statistics[0], expected.statistics[0], 1e-6 * std::fabs(expected.statistics[0]));
+  EXPECT_NEAR(results.statistics[0], expected.statistics[0], forward_limit(p.precision, 1e-6) * std::fabs(expected.statistics[0]));
   EXPECT_EQ(results.statistics[1], expected.statistics[1]);
   EXPECT_EQ(results.statistics[2], expected.statistics[2]);
   EXPECT_TRUE(SameBits(results.forward_statistics, results.statistics));
-  EXPECT_TRUE(Close(results.grad_x, expected.grad_x, 3e-6));
-  EXPECT_TRUE(Close(results.grad_weight, plus(expected.grad_weight, d.grad_weight), 3e-6));
-  EXPECT_TRUE(Close(results.grad_bias, p.has_bias ? plus(expected.grad_bias, d.grad_bias) : doubles(d.grad_bias), 3e-6));
+  EXPECT_TRUE(Close(results.grad_x, expected.grad_x, limit));
+  EXPECT_TRUE(Close(results.grad_weight, plus(expected.grad_weight, d.grad_weight), limit));
+  EXPECT_TRUE(Close(results.grad_bias, p.has_bias ? plus(expected.grad_bias, d.grad_bias) : doubles(d.grad_bias), limit));
 }
 
 void expect_close(const Problem& p, uint64_t seed) {
@@ -168,6 +170,22 @@ TEST(HeadLoss, LargeLogits_CloseToFloat64) {
   Problem p;
   p.spread = 300, p.loss_scale = 10;
   expect_close(p, 167);
+}
+
+// Products may only use tensor cores where rows are 16 bytes aligned; the logits' are for any vocabulary.
+TEST(HeadLoss, EveryPrecision_CloseToFloat64AndInUse) {
+  std::vector<float> unrounded;
+  for (const int32_t precision : precisions()) {
+    SCOPED_TRACE(precision_name(precision));
+    Problem p;
+    p.k = 64, p.v = 258, p.chunk = 20, p.loss_scale = 100, p.precision = precision;
+    Random random(199);
+    const Data d = data(random, p);
+    const Results results = run(p, d, 2);
+    expect_close(p, d, results, reference(p, d));
+    if (precision == RFN_PRECISION_F32) unrounded = results.grad_x;
+    EXPECT_EQ(static_cast<bool>(SameBits(results.grad_x, unrounded)), precision == RFN_PRECISION_F32 || !tensors_are_aligned);
+  }
 }
 
 TEST(HeadLoss, Gradients_AreFiniteDifferences) {
