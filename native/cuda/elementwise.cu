@@ -1,9 +1,9 @@
 #include "cuda/elementwise.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/tensor.h"
+#include "cuda/grid.cuh"
 #include "cuda/quads.cuh"
 
 namespace rfn::cuda {
@@ -92,18 +92,6 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows) column_sums_kernel(cons
 
 // ---- residuals --------------------------------------------------------------------------------------------------------------------------
 
-// Written so that the compiler may not fuse or reorder: backward has to take back the very number that forward added.
-struct Grid {
-  float big;    // 2^(23 + exponent): from there on, neighbouring floats are at least 2^exponent apart
-  float limit;  // twice that: the exact range
-};
-
-// x rounded to a multiple of 2^exponent, ties to even, never -0 (as the CPU's round_to_grid).
-RFN_DEVICE float to_grid(float x, float big) {
-  const float shift = copysignf(big, x);
-  return fabsf(x) < big ? __fsub_rn(__fadd_rn(x, shift), shift) : x;
-}
-
 struct ResidualCall {
   Dropout dropout;
   uint64_t first;  // dropout element of x[0]
@@ -123,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) residual_kernel(ResidualCall call, f
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const float dropped = __fmul_rn(change.v[j], multiplier.v[j]), before = value.v[j];
-    const float delta = call.sign * (kExact ? to_grid(dropped, call.grid.big) : dropped);
+    const float delta = call.sign * (kExact ? to_grid(dropped, call.grid) : dropped);
     value.v[j] = __fadd_rn(before, delta);
     if (kExact && check != nullptr && i + j >= 0 && i + j < n) {
       // A sum just past the limit may round to it: hence the second comparison.
@@ -137,18 +125,7 @@ __global__ void __launch_bounds__(kThreads) residual_kernel(ResidualCall call, f
   }
   store_quad(values, i, n, aligned, value);
   if constexpr (kExact) {
-    if (check == nullptr || !__any_sync(kFullWarp, count > 0)) return;
-    // One warp's findings at a time: a stream of NaN would queue up at the counter otherwise.
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      const unsigned long long other = __shfl_xor_sync(kFullWarp, first, step);
-      first = other < first ? other : first;
-      count += __shfl_xor_sync(kFullWarp, count, step);
-    }
-    if (threadIdx.x % 32 == 0) {
-      atomicAdd(&check->count, static_cast<unsigned long long>(count));
-      atomicMin(&check->first, first);
-    }
+    if (check != nullptr) add_to_check(check, count, first);
   }
 }
 
@@ -209,7 +186,7 @@ rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* str
                         RangeCheck* check) {
   const uint64_t first = residual.first;
   ResidualCall call{dropout_of(residual.random, residual.dropout), first, {}, residual.sign, index};
-  if (residual.exact) call.grid = {std::ldexp(1.0f, 23 + residual.grid_exponent), std::ldexp(1.0f, 24 + residual.grid_exponent)};
+  if (residual.exact) call.grid = grid_of(residual.grid_exponent);
   const bool aligned = quads_aligned(first, stream_values, x);
   const unsigned blocks = blocks_for(quad_count(n, first), kThreads);
   const auto kernel = residual.exact ? residual_kernel<true> : residual_kernel<false>;
