@@ -467,7 +467,7 @@ RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uin
         bool keep = false;
         if (yes) {
           const uint64_t element = (kKeys ? numbers[column].dropout_row : row_dropout[i]) + dropout_column(c, query, key);
-          keep = (dropout_word(c.a.dropout, element) >> 8) >= c.threshold;
+          keep = (philox_word(c.a.dropout, element) >> 8) >= c.threshold;
         }
         const uint32_t kept_row = __ballot_sync(kFullWarp, keep);
         if (lane == i) bits.kept[w] = kept_row;

@@ -65,13 +65,6 @@ RFN_DEVICE float activation_slope(int32_t activation, float x) {
   }
 }
 
-// Philox word of an element; unlike philox_word without an array that is indexed at run time, which would live in local memory.
-RFN_DEVICE uint32_t dropout_word(const Philox& random, uint64_t element) {
-  const PhiloxWords words = philox_quad(random, element / 4);
-  const uint32_t low = (element & 1) != 0 ? words.w[1] : words.w[0], high = (element & 1) != 0 ? words.w[3] : words.w[2];
-  return (element & 2) != 0 ? high : low;
-}
-
 // Blocks for n elements, `each` of them a block; grids stay under the limit of 2^31 - 1 blocks, which 2^31 * 256 elements would need.
 inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
 
