@@ -189,8 +189,8 @@ rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* str
   if (residual.exact) call.grid = grid_of(residual.grid_exponent);
   const bool aligned = quads_aligned(first, stream_values, x);
   const unsigned blocks = blocks_for(quad_count(n, first), kThreads);
-  const auto kernel = residual.exact ? residual_kernel<true> : residual_kernel<false>;
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks, kThreads, 0, native_stream(stream), call, stream_values, x, n, check, aligned));
+  const auto add_residual_kernel = residual.exact ? residual_kernel<true> : residual_kernel<false>;
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(add_residual_kernel, blocks, kThreads, 0, native_stream(stream), call, stream_values, x, n, check, aligned));
   return RFN_OK;
 }
 
