@@ -108,7 +108,7 @@ RFN_DEVICE NormStatistics norm_statistics(int64_t width, float epsilon, float (*
 
 // A block has one row, or as many as it has warps.
 template <int kThreads, class Rows>
-__global__ void __launch_bounds__(kNormBlock<kThreads>)
+__global__ void __launch_bounds__(kNormBlock<kThreads>, 2)
 norm_forward_kernel(Rows rows, int64_t row_count, int64_t width, float epsilon, const float* weight, const float* bias) {
   RFN_SHARED(parts, float[2][16][2]);
   const int64_t row = int64_t{blockIdx.x} * (kNormBlock<kThreads> / kThreads) + threadIdx.x / kThreads;
