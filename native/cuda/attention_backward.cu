@@ -1,5 +1,5 @@
-// Attention backward, from out, log-sum-exp and the permutation alone (flash form): for each round one launch whose rows are queries gives dq, one
-// whose rows are keys gives dk and dv. A gradient row has one writer in a launch, launches follow each other, so sums have a fixed order without
+// Attention backward, from out, log-sum-exp and the permutation alone (flash form): for each round a launch whose rows are queries gives dq, then for
+// each round a launch whose rows are keys gives dk and dv. A gradient row has one writer in a launch, launches follow each other, so sums have a fixed order without
 // atomics; the price is that scores and dO . v are computed in both.
 #include "cuda/attention_tile.cuh"
 
@@ -208,18 +208,26 @@ __global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (Tile<pr
 rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last, bool overwrite) {
   RFN_CUDA_TRY(stream, RFN_LAUNCH(attention_delta_kernel, blocks_for(a.pairs() * a.length, kDeltaThreads / kDeltaLanes), kDeltaThreads, 0,
                                   native_stream(stream), tile_call(a, s, first)));
-  for (int64_t round = first; round < last; ++round) {
-    const TileCall call = tile_call(a, s, round);
-    const int is_first = round == first ? 1 : 0, replace = overwrite && round == first ? 1 : 0;
-    RFN_TRY(with_tile(*stream.context, a.head_size, [&](auto precision, auto size) -> rfn_status {
-      using Sizes = Tile<precision.value, size.value, true>;
-      const auto queries = attention_backward_kernel<precision.value, size.value, false>;
-      const auto keys = attention_backward_kernel<precision.value, size.value, true>;
-      RFN_TRY(launch_tiles<Sizes>(stream, queries, call, is_first, replace));
-      return launch_tiles<Sizes>(stream, keys, call, is_first, replace);
-    }));
-  }
-  return RFN_OK;
+  return with_tile(*stream.context, a.head_size, [&](auto precision, auto size) -> rfn_status {
+    using Sizes = Tile<precision.value, size.value, true>;
+    const auto queries = attention_backward_kernel<precision.value, size.value, false>;
+    const auto keys = attention_backward_kernel<precision.value, size.value, true>;
+    for (int64_t round = first; round < last; ++round) {
+      RFN_TRY(launch_tiles<Sizes>(stream, queries, tile_call(a, s, round), 0, overwrite && round == first ? 1 : 0));
+    }
+    // Queries of some rounds alone can still have keys of all, across the ring.
+    TileCall call = tile_call(a, s, first);
+    const bool all = call.ring && last - first < a.rounds();
+    const int64_t first_keys = all ? 0 : first, last_keys = all ? a.rounds() : last;
+    for (int64_t round = first_keys; round < last_keys; ++round) {
+      call = tile_call(a, s, round);
+      call.first_query_round = static_cast<int32_t>(first);
+      call.last_query_round = static_cast<int32_t>(last);
+      const int is_first = round == first_keys ? 1 : 0;
+      RFN_TRY(launch_tiles<Sizes>(stream, keys, call, is_first, overwrite ? is_first : 0));
+    }
+    return RFN_OK;
+  });
 }
 
 }  // namespace rfn::cuda

@@ -17,6 +17,7 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   c.padded = static_cast<int32_t>(a.padded());
   c.rounds = static_cast<int32_t>(a.rounds());
   c.round = static_cast<int32_t>(round);
+  c.last_query_round = c.rounds;
   c.chunk = c.full ? c.length : static_cast<int32_t>(o.chunk_length);
   c.per_round = c.padded / c.chunk;
   c.total = c.per_round * c.rounds;

@@ -22,7 +22,8 @@ struct TileCall {
   Attention a;
   AttentionScratch s;
   int32_t length, padded;                // T, slots of a round
-  int32_t rounds, round;                 // the round of this launch
+  int32_t rounds, round;                 // the round of this launch: of its rows
+  int32_t first_query_round, last_query_round;  // key rows: columns are queries of rounds [first, last)
   int32_t chunk, per_round, total;       // C; chunks of a round, of all rounds
   int32_t before, after;                 // chunks
   int32_t tiles;                         // blocks of one (example, head)
@@ -419,6 +420,7 @@ RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t sta
         const int32_t chunk = walk.first_chunk + column / c.chunk, x = column % c.chunk;
         const Place place = place_of(c, chunk, x);
         token = token_at(c, p, place, chunk, x);
+        if (kKeys && (place.round < c.first_query_round || place.round >= c.last_query_round)) token.x = kNone;
         if (kKeys && token.x >= 0) {
           const float lse = c.a.lse[p.lse + token.x];
           if (lse == -INFINITY) token.x = kNone;  // it saw nobody
