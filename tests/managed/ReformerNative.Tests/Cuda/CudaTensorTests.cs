@@ -14,15 +14,15 @@ public sealed class CudaTensorTests
     [OneTimeSetUp]
     public void Open()
     {
-        _cpu = new ReformerContext(threads: 1);
         _cuda = CudaOnHost.Open();
+        _cpu = new ReformerContext(threads: 1);
     }
 
     [OneTimeTearDown]
     public void Close()
     {
         _cuda?.Dispose();
-        _cpu.Dispose();
+        _cpu?.Dispose();
     }
 
     [Test]

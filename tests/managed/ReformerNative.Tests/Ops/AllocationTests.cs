@@ -7,9 +7,9 @@ namespace ReformerNative.Tests.Ops;
 public sealed class AllocationTests
 {
     [Test]
-    public void Ops_InASteadyState_AllocateNothing()
+    public void Ops_InASteadyState_AllocateNothing([Values] bool onCuda)
     {
-        using var context = new ReformerContext(threads: 1);
+        using ReformerContext context = onCuda ? CudaOnHost.Open() : new ReformerContext(threads: 1);
         using var workspace = new Workspace(context);
         using Tensor x = context.Zeros(new TensorShape(4, 8));
         using Tensor y = context.Zeros(new TensorShape(4, 8));

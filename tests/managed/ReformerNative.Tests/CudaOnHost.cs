@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using ReformerNative.Tensors;
 
-namespace ReformerNative.Tests.Cuda;
+namespace ReformerNative.Tests;
 
 /// <summary>
 /// The CUDA backend with its kernels run by the CPU, made as unforgiving as it can be: work of a stream runs only when something waits for it, and
