@@ -194,8 +194,13 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   }
 }
 
+// Key gradients of head size 64 need a few registers more than three blocks leave them.
 template <int precision, int D, bool kKeys>
-__global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (Tile<precision, D, true>::kBlocks)) attention_backward_kernel(const TileCall c, int first, int overwrite) {
+constexpr int kBackwardBlocks = kKeys && D == 64 ? 2 : Tile<precision, D, true>::kBlocks;
+
+template <int precision, int D, bool kKeys>
+__global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (kBackwardBlocks<precision, D, kKeys>))
+attention_backward_kernel(const TileCall c, int first, int overwrite) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   if constexpr (precision != RFN_PRECISION_F32) __trap();
   else
