@@ -21,6 +21,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace rfn::cpu::HWY_NAMESPACE {
 
+// Values that one float32 sum takes; the sums of a row's parts are added in float64. Without parts the error would grow with the row, most of all
+// where a vector has one lane.
+constexpr int64_t kPart = 512;
+
 // xhat_i = (x_i - mean - correction) * inverse. The mean is rounded to float32; the mean of what is left over after taking it away corrects both
 // the mean and the variance, so that a row far from zero keeps its precision.
 struct RowStatistics {
@@ -29,19 +33,27 @@ struct RowStatistics {
 
 HWY_INLINE RowStatistics row_statistics(int64_t n, float epsilon, const float* x) {
   const F32 d;
-  const float per_n = 1.0f / static_cast<float>(n);
-  VecF32 total = hn::Zero(d);
-  for_vectors(d, n, [&](auto load, auto, int64_t) HWY_ATTR { total = hn::Add(total, load(x)); });
-  const float mean = sum(d, total) * per_n;
+  double total = 0, deviation_total = 0, square_total = 0;
+  for (int64_t first = 0; first < n; first += kPart) {
+    VecF32 part = hn::Zero(d);
+    for_vectors(d, std::min(kPart, n - first), [&](auto load, auto, int64_t) HWY_ATTR { part = hn::Add(part, load(x + first)); });
+    total += sum(d, part);
+  }
+  const float mean = static_cast<float>(total / static_cast<double>(n));
   const VecF32 means = hn::Set(d, mean);
-  VecF32 deviations = hn::Zero(d), squares = hn::Zero(d);
-  for_vectors(d, n, [&](auto load, auto, int64_t i) HWY_ATTR {
-    const VecF32 deviation = first_or(d, hn::Sub(load(x), means), n - i, hn::Zero(d));  // nothing past the end of the row
-    deviations = hn::Add(deviations, deviation);
-    squares = hn::MulAdd(deviation, deviation, squares);
-  });
-  const float correction = sum(d, deviations) * per_n;
-  const double variance = static_cast<double>(sum(d, squares)) / static_cast<double>(n) - static_cast<double>(correction) * correction;
+  for (int64_t first = 0; first < n; first += kPart) {
+    const int64_t count = std::min(kPart, n - first);
+    VecF32 deviations = hn::Zero(d), squares = hn::Zero(d);
+    for_vectors(d, count, [&](auto load, auto, int64_t i) HWY_ATTR {
+      const VecF32 deviation = first_or(d, hn::Sub(load(x + first), means), count - i, hn::Zero(d));  // nothing past the end of the row
+      deviations = hn::Add(deviations, deviation);
+      squares = hn::MulAdd(deviation, deviation, squares);
+    });
+    deviation_total += sum(d, deviations);
+    square_total += sum(d, squares);
+  }
+  const float correction = static_cast<float>(deviation_total / static_cast<double>(n));
+  const double variance = square_total / static_cast<double>(n) - static_cast<double>(correction) * correction;
   return {mean, correction, static_cast<float>(1.0 / std::sqrt(std::max(variance, 0.0) + static_cast<double>(epsilon)))};
 }
 
@@ -61,19 +73,25 @@ void layer_norm_rows(int64_t rows, int64_t n, float epsilon, const float* x, con
 void layer_norm_rows_backward(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight, const float* dy, float* dx, bool add,
                               float* grad_weight, float* grad_bias) {
   const F32 d;
-  const float per_n = 1.0f / static_cast<float>(n);
   for (int64_t row = 0; row < rows; ++row, x += n, dy += n, dx += n) {
     const RowStatistics s = row_statistics(n, epsilon, x);
     const VecF32 mean = hn::Set(d, s.mean), correction = hn::Set(d, s.correction), inverse = hn::Set(d, s.inverse);
-    VecF32 gradients = hn::Zero(d), projections = hn::Zero(d);
-    for_vectors(d, n, [&](auto load, auto store, int64_t) HWY_ATTR {
-      const VecF32 xhat = hn::Mul(hn::Sub(hn::Sub(load(x), mean), correction), inverse), out = load(dy), g = hn::Mul(out, load(weight));
-      gradients = hn::Add(gradients, g);  // zero past the end of the row, as out and weight are
-      projections = hn::MulAdd(g, xhat, projections);
-      store(hn::MulAdd(out, xhat, load(grad_weight)), grad_weight);
-      store(hn::Add(out, load(grad_bias)), grad_bias);
-    });
-    const VecF32 mean_gradient = hn::Set(d, sum(d, gradients) * per_n), mean_projection = hn::Set(d, sum(d, projections) * per_n);
+    double gradient_total = 0, projection_total = 0;
+    for (int64_t first = 0; first < n; first += kPart) {
+      VecF32 gradients = hn::Zero(d), projections = hn::Zero(d);
+      for_vectors(d, std::min(kPart, n - first), [&](auto load, auto store, int64_t) HWY_ATTR {
+        const VecF32 xhat = hn::Mul(hn::Sub(hn::Sub(load(x + first), mean), correction), inverse), out = load(dy + first);
+        const VecF32 g = hn::Mul(out, load(weight + first));
+        gradients = hn::Add(gradients, g);  // zero past the end of the row, as out and weight are
+        projections = hn::MulAdd(g, xhat, projections);
+        store(hn::MulAdd(out, xhat, load(grad_weight + first)), grad_weight + first);
+        store(hn::Add(out, load(grad_bias + first)), grad_bias + first);
+      });
+      gradient_total += sum(d, gradients);
+      projection_total += sum(d, projections);
+    }
+    const VecF32 mean_gradient = hn::Set(d, static_cast<float>(gradient_total / static_cast<double>(n)));
+    const VecF32 mean_projection = hn::Set(d, static_cast<float>(projection_total / static_cast<double>(n)));
     for_vectors(d, n, [&](auto load, auto store, int64_t) HWY_ATTR {
       const VecF32 xhat = hn::Mul(hn::Sub(hn::Sub(load(x), mean), correction), inverse), g = hn::Mul(load(dy), load(weight));
       const VecF32 gradient = hn::Mul(inverse, hn::NegMulAdd(xhat, mean_projection, hn::Sub(g, mean_gradient)));
