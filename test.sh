@@ -39,7 +39,7 @@ native() { # native PRESET: builds it and runs its tests
     { cat "$logs/cmake" "$logs/build" 2>/dev/null; echo "the native build of preset $1 failed"; add 0 1 0; return; }
   ctest --preset "$1" --parallel "$jobs" --progress --output-junit "$logs/junit.xml" >"$logs/ctest" 2>&1
   local ok=$?
-  tr '\r' '\n' <"$logs/ctest" | grep -vE '^(Test project|\[?[0-9]+/[0-9]+\]? |$)|^ *Start +[0-9]+:' | tail -n 200
+  tr '\r' '\n' <"$logs/ctest" | grep -vE '^Test project|^ *\[?[0-9]+/[0-9]+\]? |^$|^ *Start +[0-9]+:' | tail -n 200
   skip_reasons <"$logs/junit.xml"
   # "98% tests passed, 2 tests failed out of 120" (skipped ones count as passed there, disabled ones not at all), then a list.
   local total bad skips disabled

@@ -182,7 +182,7 @@ struct Matmul {
     if (has_bias() && reinterpret_cast<uintptr_t>(problem.desc.bias) % kMostAlignment != 0) {
       return r.refuse(cudaErrorMisalignedAddress, "cublasLtMatmul: the bias is not aligned to 16 bytes");
     }
-    std::memset(workspace, 0xff, algorithm.workspace);
+    if (workspace != nullptr) std::memset(workspace, 0xff, algorithm.workspace);
     run();
     return cudaSuccess;
   }

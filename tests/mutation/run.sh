@@ -20,12 +20,12 @@ mutations() {
     awk -v file="$(basename "$file")" '
       function emit(kind, from, to) { printf "%s:%s:%d\t%s\t%d\t%s\t%s\n", file, kind, ++number[kind], file, NR, from, to }
       /^ *\/\// { next }
-      /__syncthreads\(\);/ { emit("barrier", "__syncthreads();", ";") }
+      /__syncthreads\(\);/ { emit("barrier", "__syncthreads();", "static_cast<void>(0);") }
       /__syncthreads_or\(/ { emit("vote", "__syncthreads_or(", "(") }
-      /__syncwarp\(\);/ { emit("warp", "__syncwarp();", ";") }
-      /cp_async_wait_all\(\);/ { emit("wait", "cp_async_wait_all();", ";") }
+      /__syncwarp\(\);/ { emit("warp", "__syncwarp();", "static_cast<void>(0);") }
+      /cp_async_wait_all\(\);/ { emit("wait", "cp_async_wait_all();", "static_cast<void>(0);") }
       /^RFN_DEVICE bool visible\(/ { predicate = 1 }
-      predicate && /return false;/ { emit("predicate", "return false;", ";") }
+      predicate && /return false;/ { emit("predicate", "return false;", "static_cast<void>(0);") }
       /^}/ { predicate = 0 }
     ' "$file"
   done
@@ -88,7 +88,7 @@ done
 cmake -S "$tree" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" >"$work/log" 2>&1 && build ||
   { cat "$work/log"; echo "the unmutated tree does not build"; exit 2; }
 
-caught=0 known=0 unknown=0
+caught=0 known=0 unknown=0 broken=0
 while IFS=$'\t' read -r name file line from to; do
   if [ $# -gt 0 ]; then
     wanted=
@@ -101,7 +101,9 @@ while IFS=$'\t' read -r name file line from to; do
   result=$(verdict "$file")
   cp -p "$root/native/cuda/$file" "$tree/native/cuda/$file"
   touch "$tree/native/cuda/$file"
-  if [ "$result" != survives ]; then
+  if [ "$result" = "does not compile" ]; then
+    broken=$((broken + 1))
+  elif [ "$result" != survives ]; then
     caught=$((caught + 1))
   elif reason=$(grep -F -- "$name " "$here/survivors.txt"); then
     known=$((known + 1)) result="survives: ${reason#"$name "}"
@@ -110,5 +112,5 @@ while IFS=$'\t' read -r name file line from to; do
   fi
   printf '%-44s line %-5d %s\n' "$name" "$line" "$result"
 done <<<"$list"
-echo "$caught caught, $known explained survivors, $unknown other survivors"
-[ "$unknown" -eq 0 ] && [ $((caught + known)) -gt 0 ]
+echo "$caught caught, $known explained survivors, $unknown other survivors, $broken that do not compile"
+[ "$((unknown + broken))" -eq 0 ] && [ $((caught + known)) -gt 0 ]
