@@ -31,8 +31,9 @@ rfn_status find_backend(const char* function, int32_t device_type, const Backend
     case RFN_DEVICE_CUDA:
     case RFN_DEVICE_CUDA_ON_HOST: *out = cuda_backend(device_type); return *out == nullptr ? RFN_UNSUPPORTED : RFN_OK;
     default:
-      return fail(RFN_INVALID_ARGUMENT, "%s: device_type: expected RFN_DEVICE_CPU (0), RFN_DEVICE_CUDA (1) or RFN_DEVICE_CUDA_ON_HOST (2), got %" PRId32,
-                  function, device_type);
+      return fail(RFN_INVALID_ARGUMENT,
+                  "%s: device_type: expected RFN_DEVICE_CPU (0), RFN_DEVICE_CUDA (1) or RFN_DEVICE_CUDA_ON_HOST (2), got %" PRId32, function,
+                  device_type);
   }
 }
 

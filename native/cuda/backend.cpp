@@ -46,8 +46,8 @@ rfn_status report(rfn_context& context, cudaError_t error, const char* what) {
   if (error == cudaErrorMemoryAllocation) return fail(RFN_OUT_OF_MEMORY, "%s: the CUDA device has not enough free memory", what);
   if (error == cudaErrorNoKernelImageForDevice) {
     return fail(RFN_UNSUPPORTED, "%s: this build has no kernels for compute capability %d.%d (it was compiled for %s)", what,
-                context.native == nullptr ? 0 : device_of(context).capability / 10, context.native == nullptr ? 0 : device_of(context).capability % 10,
-                RFN_CUDA_ARCHITECTURES);
+                context.native == nullptr ? 0 : device_of(context).capability / 10,
+                context.native == nullptr ? 0 : device_of(context).capability % 10, RFN_CUDA_ARCHITECTURES);
   }
   if (sticky(error)) context.faulted.store(true, std::memory_order_release);
   return fail(RFN_DEVICE_ERROR, "%s: CUDA says %s (%s)%s", what, cudaGetErrorString(error), cudaGetErrorName(error),
@@ -104,8 +104,9 @@ rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
   const auto number = [](const char* name, int64_t value) { return std::string(", \"") + name + "\": " + std::to_string(value); };
   const std::string json = "{\"name\": " + quoted(p.name) + ", \"type\": \"cuda\"" + number("memory_bytes", static_cast<int64_t>(p.totalGlobalMem)) +
                            ", \"compute_capability\": \"" + std::to_string(p.major) + "." + std::to_string(p.minor) + "\"" +
-                           number("multiprocessors", p.multiProcessorCount) + number("shared_bytes_per_block", static_cast<int64_t>(p.sharedMemPerBlockOptin)) +
-                           number("l2_bytes", p.l2CacheSize) + number("driver_version", driver) + number("runtime_version", CUDART_VERSION) +
+                           number("multiprocessors", p.multiProcessorCount) +
+                           number("shared_bytes_per_block", static_cast<int64_t>(p.sharedMemPerBlockOptin)) + number("l2_bytes", p.l2CacheSize) +
+                           number("driver_version", driver) + number("runtime_version", CUDART_VERSION) +
                            ", \"architectures\": \"" RFN_CUDA_ARCHITECTURES "\"}";
   if (static_cast<int64_t>(json.size()) >= capacity) {
     return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64, json.size() + 1, capacity);
@@ -120,7 +121,9 @@ rfn_status context_create(rfn_context& context) {
   RFN_TRY(current.status());
   auto device = std::make_unique<Device>();
   device->index = index;
-  const auto attribute = [&](cudaDeviceAttr which, int* value) { return check(context, cudaDeviceGetAttribute(value, which, index), "rfn_context_create"); };
+  const auto attribute = [&](cudaDeviceAttr which, int* value) {
+    return check(context, cudaDeviceGetAttribute(value, which, index), "rfn_context_create");
+  };
   int major = 0, minor = 0;
   RFN_TRY(attribute(cudaDevAttrComputeCapabilityMajor, &major));
   RFN_TRY(attribute(cudaDevAttrComputeCapabilityMinor, &minor));
@@ -221,12 +224,7 @@ rfn_status event_wait(rfn_event& event, rfn_stream& stream) {
 rfn_status event_elapsed(rfn_event& start, rfn_event& stop, double* milliseconds) {
   const CurrentDevice current(*start.context);
   RFN_TRY(current.status());
-  // Both first: elapsed time of an event that was never recorded is an error of the handle, not of the device.
-  for (const auto& [event, name] : {std::pair(&start, "start"), std::pair(&stop, "stop")}) {
-    const cudaError_t error = cudaEventSynchronize(native_event(*event));
-    if (error != cudaSuccess) return report(*start.context, error, "rfn_event_elapsed");
-    (void)name;
-  }
+  for (rfn_event* const event : {&start, &stop}) RFN_TRY(check(*start.context, cudaEventSynchronize(native_event(*event)), "rfn_event_elapsed"));
   float elapsed = 0;
   const cudaError_t error = cudaEventElapsedTime(&elapsed, native_event(start), native_event(stop));
   if (error == cudaErrorInvalidResourceHandle) {
@@ -250,8 +248,8 @@ rfn_status buffer_allocate(rfn_context& context, int32_t memory, int64_t bytes, 
   if (memory == RFN_MEMORY_HOST) return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: %" PRId64 " can't be page-locked", bytes);
   size_t free_now = 0, total = 0;
   if (cudaMemGetInfo(&free_now, &total) != cudaSuccess) cudaGetLastError();
-  return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %zu of %zu are free on CUDA device %d", bytes, free_now, total,
-              context.device_index);
+  return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %zu of %zu are free on CUDA device %d", bytes, free_now,
+              total, context.device_index);
 }
 
 rfn_status buffer_free(rfn_context& context, int32_t memory, void* buffer) {

@@ -23,7 +23,8 @@
 //   cp_async_zfill<bytes>(.., source_bytes) reads only source_bytes, the rest becomes 0
 //   cp_async_commit(), cp_async_wait<n>()   all but the last n groups have landed; cp_async_wait_all(): everything has
 //
-// and: block_number(), blockIdx.x read anew at every call, so that what follows from it need not stay in registers; named_barrier_sync, _arrive (number 1..15, threads); pack_bf16, pack_f16 (low, high); round_to_tf32; float_to_bf16 and the like.
+// and: block_number(), blockIdx.x read anew at every call, so that what follows from it need not stay in registers; named_barrier_sync,
+// _arrive (number 1..15, threads); pack_bf16, pack_f16 (low, high); round_to_tf32; float_to_bf16 and the like.
 //
 // mma and ldmatrix trap below compute capability 8.0 (7.5 for ldmatrix), where kernels that use them are not to be launched; cp.async
 // becomes a plain copy there. PTX ISA 7.8 is the source of every layout.

@@ -135,8 +135,8 @@ inline rfn_tensor shape(const std::vector<int64_t>& sizes, int32_t dtype = RFN_F
   return view;
 }
 
-// Where tensors start: off every vector's alignment, or, with RFN_TEST_ALIGNED=1 and in the second of two runs (--gtest_repeat=2), on the largest one,
-// for code that has a faster path there.
+// Where tensors start: off every vector's alignment, or, with RFN_TEST_ALIGNED=1 and in the second of two runs (--gtest_repeat=2), on the largest
+// one, for code that has a faster path there.
 inline bool tensors_are_aligned = false;
 
 // A tensor with its memory on the device under test. Without values it is poisoned. Converts to rfn_tensor:

@@ -121,7 +121,8 @@ struct ReferenceAttention {
         log_count = count > 0 ? std::log(static_cast<double>(count)) : std::log(1e-9);
       }
       double multiplier = 1;
-      if (options.dropout > 0) multiplier = dropout_multiplier(philox_word(random, static_cast<uint64_t>(element)), threshold, 1.0f / (1.0f - options.dropout));
+      if (options.dropout > 0)
+        multiplier = dropout_multiplier(philox_word(random, static_cast<uint64_t>(element)), threshold, 1.0f / (1.0f - options.dropout));
       keys.push_back({r, key, log_count, multiplier});
     };
     if (options.kind == RFN_ATTENTION_FULL) {

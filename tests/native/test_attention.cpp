@@ -52,16 +52,19 @@ std::vector<Case> cases() {
   add("LshMaskHashed", [](Case& c) { c.masked = true, c.rounds = 2, c.batch = 2, c.key_norm = RFN_KEY_NORM_L2; });
   add("LshPaddedFurther", [](Case& c) { c.length = 50, c.padded = 96, c.rounds = 2, c.pad_bucket = 1; });
   add("LshSameBucket", [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.rounds = 3, c.causal = 1; });
-  add("LshSameBucketDuplicates", [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1; });
+  add("LshSameBucketDuplicates",
+      [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1; });
   add("LshDuplicates", [](Case& c) { c.duplicates = 1, c.rounds = 4, c.causal = 1, c.key_norm = RFN_KEY_NORM_L2; });
   add("LshDuplicatesShortRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 2, c.after = 2, c.length = 48, c.repeat = 1; });
   add("LshStrict", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 4, c.factors = {4}, c.length = 90; });
-  add("LshStrictDuplicates", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2, c.repeat = 1; });
+  add("LshStrictDuplicates",
+      [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2, c.repeat = 1; });
   add("LshNoWrap", [](Case& c) { c.wrap = 0, c.rounds = 2, c.before = 1, c.after = 1; });
   add("LshRepeatOneChunk", [](Case& c) { c.length = 16, c.repeat = 1, c.rounds = 1; });
   add("LshOnceOneChunk", [](Case& c) { c.length = 16, c.rounds = 2, c.before = 3, c.after = 2; });
   add("LshDropout", [](Case& c) { c.dropout = 0.3f, c.rounds = 2, c.causal = 1, c.length = 70; });
-  add("LshStrictDropout", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {4}, c.length = 90, c.dropout = 0.3f; });
+  add("LshStrictDropout",
+      [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {4}, c.length = 90, c.dropout = 0.3f; });
   add("LshLargeChunk", [](Case& c) { c.chunk = 100, c.length = 250, c.factors = {4}, c.rounds = 2, c.causal = 1; });
   add("LshHeadSizeOdd", [](Case& c) { c.head_size = 7, c.heads = 3, c.rounds = 2, c.rotation_sets = 3; });
   add("LshHeadSize80", [](Case& c) { c.head_size = 80, c.rounds = 2, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 0.3f; });
@@ -71,7 +74,8 @@ std::vector<Case> cases() {
   add("LshManyItems", [](Case& c) { c.length = 1100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1, c.after = 1; });
   add("LocalCausal", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
   add("LocalBothSides", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.after = 1, c.key_norm = 0, c.masked = true, c.length = 75; });
-  add("LocalShortRing", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.before = 1, c.after = 1, c.key_norm = 0, c.length = 32, c.repeat = 1; });
+  add("LocalShortRing",
+      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.before = 1, c.after = 1, c.key_norm = 0, c.length = 32, c.repeat = 1; });
   add("LocalNoWrapDropout", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.wrap = 0, c.after = 1, c.key_norm = 0, c.dropout = 0.5f; });
   add("LocalShared", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.causal = 1, c.length = 33; });
   add("FullOrdinary", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
