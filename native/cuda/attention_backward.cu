@@ -129,7 +129,6 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
       multiply<precision, D, N>(sum0, scores, column0);
       if constexpr (kKeys) multiply<precision, D, N>(sum1, products, column1);
     }
-    if (c.duplicates) __syncwarp();  // the counts are read before the next columns' come
     if (!Sizes::kStaged) {
       __syncthreads();
       if (next < walk.end) load(columns[now ^ 1]);

@@ -121,7 +121,6 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
       }
       multiply<precision, D, N>(out, scores, values);
     }
-    if (c.duplicates) __syncwarp();  // the counts are read before the next columns' come
     if (!Sizes::kStaged) {
       __syncthreads();
       if (next < walk.end) load(columns[now ^ 1]);
