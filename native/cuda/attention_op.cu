@@ -3,6 +3,7 @@
 
 #include "core/backend.h"
 #include "cuda/attention_tile.cuh"
+#include "cuda/dropout.cuh"
 
 namespace rfn::cuda {
 
@@ -24,8 +25,9 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   c.before = c.full ? 0 : static_cast<int32_t>(o.chunks_before);
   c.after = c.full ? 0 : static_cast<int32_t>(o.chunks_after);
   c.scale = logit_scale(a);
-  c.threshold = o.dropout > 0.0f ? dropout_threshold(o.dropout) : 0;
-  c.keep_inverse = 1.0f / (1.0f - o.dropout);
+  const Dropout dropout = dropout_of(a.dropout, o.dropout);
+  c.threshold = dropout.threshold;
+  c.keep_inverse = dropout.keep_inverse;
   c.causal = o.causal != 0;
   c.exclude_self = o.shared_qk != 0;
   c.strict = c.lsh && o.window == RFN_WINDOW_STRICT;
@@ -61,6 +63,17 @@ rfn_status attention_supported(const rfn_context&, const Attention& a) {
   if (a.head_size > kMaxHeadSize) {
     return fail(RFN_UNSUPPORTED, "attention: head size: expected at most %lld on CUDA, got %lld", static_cast<long long>(kMaxHeadSize),
                 static_cast<long long>(a.head_size));
+  }
+  // Slots, chunks of the ring and columns of a tile's walk are counted in 32 bits.
+  constexpr int64_t kMost = INT32_MAX / 2;
+  const bool full = a.options.kind == RFN_ATTENTION_FULL;
+  const int64_t chunk = full ? a.length : a.options.chunk_length, window = full ? 0 : a.options.chunks_before + a.options.chunks_after;
+  int64_t columns = 0;
+  if (a.padded() > kMost || a.padded() / chunk > kMost / a.rounds() || __builtin_mul_overflow(window, chunk, &columns) || columns > kMost) {
+    return fail(RFN_UNSUPPORTED, "attention: expected at most %lld slots, chunks of all rounds and keys of a window on CUDA, got %lld slots, "
+                "%lld chunks in each of %lld rounds and %lld chunks around a query's own", static_cast<long long>(kMost),
+                static_cast<long long>(a.padded()), static_cast<long long>(a.padded() / chunk), static_cast<long long>(a.rounds()),
+                static_cast<long long>(window));
   }
   if (corrects_duplicates(a) && a.options.rounds > kMaxCountedRounds) {
     return fail(RFN_UNSUPPORTED, "attention: rounds: expected at most %d with duplicate correction on CUDA, got %d", kMaxCountedRounds, a.options.rounds);

@@ -489,6 +489,19 @@ TEST_F(CudaBackend, ComputeCapability_DecidesWhatWorks) {
 
 // ---- streams, events, copies ----
 
+// The attention kernels count slots in 32 bits: what does not fit is refused before anything is allocated.
+TEST_F(CudaBackend, SizesBeyondTheKernels_Refused) {
+  const Context context;
+  auto op = make_op<rfn_attention>();
+  op.options = make_op<rfn_attention_options>();
+  op.options.kind = RFN_ATTENTION_FULL;
+  int64_t bytes = 0;
+  op.q = op.k = op.v = op.out = shape({1, 1 << 20, 1, 1});
+  EXPECT_TRUE(Ok(rfn_attention_workspace(context, &op, RFN_PASS_FORWARD, &bytes)));
+  op.q = op.k = op.v = op.out = shape({1, 1 << 30, 1, 1});
+  EXPECT_TRUE(Fails(rfn_attention_workspace(context, &op, RFN_PASS_FORWARD, &bytes), RFN_UNSUPPORTED, {"slots", "1073741824"}));
+}
+
 TEST_F(CudaBackend, Events_MeasureAndOrder) {
   const Context context;
   const Stream first(context), second(context);
