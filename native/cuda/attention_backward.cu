@@ -94,33 +94,22 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
     if (Sizes::kStaged && next < walk.end) load(columns[now ^ 1]);
 
     const PairBits<N> bits = pair_bits<kKeys, N>(c, rows + warp * 16, dropout_rows + (kKeys ? 0 : warp * 16), columns[now], numbers[now], counts);
-    bool any = false;
-#pragma unroll
-    for (int w = 0; w < PairBits<N>::kWords; ++w) any = any || bits.visible[w] != 0;
-    if (__any_sync(kFullWarp, any)) {
+    if (any_visible(bits)) {
       float scores[N / 8][4] = {}, products[N / 8][4] = {};
       multiply_transposed<precision, D, N>(scores, row0, column0);
       multiply_transposed<precision, D, N>(products, row1, column1);  // dO . v
-      uint32_t visible_bits[2][PairBits<N>::kWords], kept[2][PairBits<N>::kWords];
-#pragma unroll
-      for (int w = 0; w < PairBits<N>::kWords; ++w) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          visible_bits[h][w] = __shfl_sync(kFullWarp, bits.visible[w], r + 8 * h);
-          kept[h][w] = c.threshold != 0 ? __shfl_sync(kFullWarp, bits.kept[w], r + 8 * h) : 0xffffffffu;
-        }
-      }
+      const RowBits<N> row = row_bits(c, bits);
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + 2 * c4 + e % 2, h = e / 2;
-          const bool yes = (visible_bits[h][n / 4] >> (column % 32) & 1u) != 0;
+          const bool yes = (row.visible[h][n / 4] >> (column % 32) & 1u) != 0;
           if (c.duplicates && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
           const float lse = kKeys ? numbers[now][kKeys ? column : 0].lse : row_lse[h];
           const float delta = kKeys ? numbers[now][kKeys ? column : 0].delta : row_delta[h];
           const float probability = yes ? exp2f(scores[n][e] - lse) : 0.0f;
-          const bool keep = (kept[h][n / 4] >> (column % 32) & 1u) != 0;
+          const bool keep = (row.kept[h][n / 4] >> (column % 32) & 1u) != 0;
           const float multiplier = c.threshold == 0 ? 1.0f : keep ? c.keep_inverse : 0.0f;
           scores[n][e] = yes ? probability * (multiplier * products[n][e] - delta) : 0.0f;
           products[n][e] = probability * multiplier;

@@ -66,28 +66,17 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
     if (Sizes::kStaged && next < walk.end) load(columns[now ^ 1]);
 
     const PairBits<N> bits = pair_bits<false, N>(c, rows + warp * 16, dropout_rows + warp * 16, columns[now], nullptr, counts);
-    bool any = false;
-#pragma unroll
-    for (int w = 0; w < PairBits<N>::kWords; ++w) any = any || bits.visible[w] != 0;
-    if (__any_sync(kFullWarp, any)) {
+    if (any_visible(bits)) {
       float scores[N / 8][4] = {};
       multiply_transposed<precision, D, N>(scores, q, keys);
-      uint32_t visible[2][PairBits<N>::kWords], kept[2][PairBits<N>::kWords];
-#pragma unroll
-      for (int w = 0; w < PairBits<N>::kWords; ++w) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          visible[h][w] = __shfl_sync(kFullWarp, bits.visible[w], r + 8 * h);
-          kept[h][w] = c.threshold != 0 ? __shfl_sync(kFullWarp, bits.kept[w], r + 8 * h) : 0xffffffffu;
-        }
-      }
+      const RowBits<N> row = row_bits(c, bits);
       float highest[2] = {maximum[0], maximum[1]};
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + 2 * c4 + e % 2, h = e / 2;
-          const bool yes = (visible[h][n / 4] >> (column % 32) & 1u) != 0;
+          const bool yes = (row.visible[h][n / 4] >> (column % 32) & 1u) != 0;
           if (c.duplicates && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
           scores[n][e] = yes ? scores[n][e] : -INFINITY;
           highest[h] = fmaxf(highest[h], scores[n][e]);
@@ -115,7 +104,7 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
           const int column = 8 * n + 2 * c4 + e % 2, h = e / 2;
           const float probability = exp2f(scores[n][e] - reference[h]);
           sum[h] += probability;
-          const bool keep = (kept[h][n / 4] >> (column % 32) & 1u) != 0;
+          const bool keep = (row.kept[h][n / 4] >> (column % 32) & 1u) != 0;
           scores[n][e] = c.threshold == 0 ? probability : keep ? probability * c.keep_inverse : 0.0f;
         }
       }

@@ -481,6 +481,35 @@ RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uin
   return bits;
 }
 
+// Whether any of the warp's pairs is visible.
+template <int N>
+RFN_DEVICE bool any_visible(const PairBits<N>& bits) {
+  bool any = false;
+#pragma unroll
+  for (int w = 0; w < PairBits<N>::kWords; ++w) any = any || bits.visible[w] != 0;
+  return __any_sync(kFullWarp, any) != 0;
+}
+
+// The bits of a lane's two rows.
+template <int N>
+struct RowBits {
+  uint32_t visible[2][PairBits<N>::kWords], kept[2][PairBits<N>::kWords];
+};
+template <int N>
+RFN_DEVICE RowBits<N> row_bits(const TileCall& c, const PairBits<N>& bits) {
+  const int r = static_cast<int>(threadIdx.x) % 32 / 4;
+  RowBits<N> rows;
+#pragma unroll
+  for (int w = 0; w < PairBits<N>::kWords; ++w) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      rows.visible[h][w] = __shfl_sync(kFullWarp, bits.visible[w], r + 8 * h);
+      rows.kept[h][w] = c.threshold != 0 ? __shfl_sync(kFullWarp, bits.kept[w], r + 8 * h) : 0xffffffffu;
+    }
+  }
+  return rows;
+}
+
 // ---- blocks -----------------------------------------------------------------------------------------------------------------------------
 
 // First slot of this block.
