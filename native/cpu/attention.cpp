@@ -8,13 +8,17 @@
 //  - forward: a token is a query once per round, and rounds follow each other;
 //  - backward, chunked: tiles of neighbouring chunks form items; an item writes its own rows and those of up to chunks_before + chunks_after chunks
 //    beside it, so that even items, then odd items, then the ones whose window wraps around (first, last) never meet;
-//  - backward, full: S stripes of queries and keys; step d pairs query stripe s with key stripe (s + d) mod S.
+//  - backward, full: S stripes of tokens; every step pairs them up so that no stripe is in two pairs.
+//
+// Keys are packed (gathered, normalised) a block at a time and stay packed while the walk goes on to the next tiles whose windows hold them; so do
+// their gradients, which are added to their rows when the block is given up.
 #include "cpu/attention.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "core/backend.h"
 #include "core/error.h"
@@ -26,8 +30,10 @@ namespace rfn::cpu {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-constexpr int64_t kItemRows = 256;         // query rows of one work item, roughly
+constexpr int64_t kItemRows = 512;         // query rows of one work item, roughly
+constexpr int64_t kPackedBlocks = 8;       // blocks of keys that a thread holds, at most
 constexpr int64_t kTokensPerItem = 512;    // of element-wise passes
+constexpr int64_t kFullRows = 256;         // full attention, forward: query rows of one work item
 constexpr int64_t kStripes = 16;           // full attention, backward
 constexpr int64_t kHeadGroupBytes = int64_t{256} << 20;
 
@@ -91,54 +97,157 @@ TileMask tile_mask(const Attention& a) {
   return m;
 }
 
-TileBuffers tile_layout(Arena& arena, const Attention& a, int32_t pass) {
-  TileBuffers t{};
+// Blocks of keys to hold: those of one window, if they are not too many.
+int64_t packed_blocks(const Attention& a) {
+  if (a.options.kind == RFN_ATTENTION_FULL) return kPackedBlocks;
+  const Chunks c = chunks_of(a);
+  return std::min(kPackedBlocks, (1 + c.before + c.after) * div_up(c.length, kBlockKeys));
+}
+
+// What a thread works in.
+struct ThreadBuffers {
+  TileBuffers tile;
+  float* dropout_rows;  // [lanes, kTileKeys]; null: no dropout
+  float* keys;          // [packed blocks, 2 (backward: 4), kBlockKeys, wide]: k, v, grad_k, grad_v
+};
+
+ThreadBuffers thread_layout(Arena& arena, const Attention& a, int32_t pass) {
+  ThreadBuffers b{};
+  TileBuffers& t = b.tile;
   t.head_size = a.head_size;
   t.wide = round_up(a.head_size, kLanePad);
   t.q = arena.take<float>(kTileQueries * t.wide);
   t.q_transposed = arena.take<float>(t.wide * kTileQueries);
-  t.k = arena.take<float>(kTileKeys * t.wide);
-  t.v = arena.take<float>(kTileKeys * t.wide);
   t.scores = arena.take<float>(kTileKeys * kTileQueries);
   if (corrects_duplicates(a)) t.log_count = arena.take<float>(kTileKeys * kTileQueries);
-  if (a.options.dropout > 0.0f) t.dropout = arena.take<float>(kTileKeys * kTileQueries);
-  t.out = arena.take<float>(kTileQueries * t.wide);
+  if (a.options.dropout > 0.0f) {
+    t.dropout = arena.take<float>(kTileKeys * kTileQueries);
+    b.dropout_rows = arena.take<float>(kTileQueries * kTileKeys);
+  }
   if (pass == RFN_PASS_BACKWARD) {
     t.grad_out = arena.take<float>(kTileQueries * t.wide);
     t.grad_out_transposed = arena.take<float>(t.wide * kTileQueries);
     t.grad_scores = arena.take<float>(kTileKeys * kTileQueries);
     t.grad_q = arena.take<float>(kTileQueries * t.wide);
-    t.grad_k = arena.take<float>(kTileKeys * t.wide);
-    t.grad_v = arena.take<float>(kTileKeys * t.wide);
   }
-  return t;
+  t.out = arena.take<float>(kTileQueries * t.wide);  // backward recomputes forward where nothing was kept
+  b.keys = arena.take<float>(packed_blocks(a) * (pass == RFN_PASS_BACKWARD ? 4 : 2) * kBlockKeys * t.wide);
+  return b;
 }
 
-TileBuffers thread_tile(const Attention& a, const AttentionScratch& s, int32_t thread, int32_t pass) {
+ThreadBuffers thread_buffers(const Attention& a, const AttentionScratch& s, int32_t thread, int32_t pass) {
   Arena arena(s.tiles + thread * s.tile_floats, s.tile_floats * static_cast<int64_t>(sizeof(float)));
-  return tile_layout(arena, a, pass);
+  return thread_layout(arena, a, pass);
 }
 
-// Everything a thread needs to walk tiles.
-struct Walker {
-  const Attention& a;
-  const AttentionScratch& s;
-  const TileKernels& kernels;
-  TileBuffers t;
-  TileMask mask;
-  int32_t* duplicate_terms;
-  TileQueries queries;
-  TileKeys keys;
-  int32_t last_position = -1;             // largest query position of the tile
-  int64_t dropout_row[kTileQueries] = {};  // element index of (query, column 0)
+void prefetch_row(const float* row, int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  for (int64_t d = 0; d < size; d += kLine) __builtin_prefetch(row + d);
+}
 
-  Walker(const Attention& attention, const AttentionScratch& scratch, int32_t thread, int32_t pass)
-      : a(attention), s(scratch), kernels(tile_kernels()), t(thread_tile(attention, scratch, thread, pass)), mask(tile_mask(attention)),
-        duplicate_terms(scratch.duplicate_terms == nullptr ? nullptr : scratch.duplicate_terms + thread * scratch.duplicate_terms_per_thread) {}
+// Everything a thread needs to walk the tiles of one (example, head), and one round if there are rounds.
+class Walker {
+ public:
+  Walker(const Attention& attention, const AttentionScratch& scratch, int32_t thread, int32_t pass, const Pair& pair, int64_t of_round = 0)
+      : a(attention), s(scratch), kernels(tile_kernels()), buffers(thread_buffers(attention, scratch, thread, pass)), t(buffers.tile),
+        mask(tile_mask(attention)), p(pair), round(of_round), c(attention.options.kind == RFN_ATTENTION_FULL ? Chunks{} : chunks_of(attention)),
+        capacity(packed_blocks(attention)),
+        duplicate_terms(scratch.duplicate_terms == nullptr ? nullptr : scratch.duplicate_terms + thread * scratch.duplicate_terms_per_thread) {
+    const int64_t arrays = pass == RFN_PASS_BACKWARD ? 4 : 2, size = kBlockKeys * t.wide;
+    for (int64_t i = 0; i < capacity; ++i) {
+      float* const memory = buffers.keys + i * arrays * size;
+      block_id[i] = -1;
+      packed[i].k = memory;
+      packed[i].v = memory + size;
+      if (arrays == 2) continue;
+      packed[i].grad_k = memory + 2 * size;
+      packed[i].grad_v = memory + 3 * size;
+    }
+  }
 
-  void begin_queries() {
+  // ---- whole tiles ----
+
+  void forward_chunk(int64_t chunk, bool fresh, bool last) {
+    for (int64_t first = 0; first < c.length; first += kTileQueries) {
+      if (!load_chunk_queries(chunk, first)) continue;
+      begin_forward();
+      prefetch_chunk(chunk + 1, first, fresh ? nullptr : a.out, a.out_stride, nullptr, 0);
+      for_chunk_keys(chunk, [&] { forward_step(); });
+      end_forward(fresh, last);
+    }
+  }
+
+  void backward_chunk(int64_t chunk) {
+    for (int64_t first = 0; first < c.length; first += kTileQueries) {
+      if (!load_chunk_queries(chunk, first)) continue;
+      begin_backward();
+      prefetch_chunk(chunk + 1, first, a.grad_out, a.grad_out_stride, a.grad_v, a.grad_v_stride);
+      for_chunk_keys(chunk, [&] { backward_step(); });
+      end_backward();
+    }
+  }
+
+  // Queries [first, last) against all keys they may see.
+  void forward_full(int64_t first, int64_t last) {
+    constexpr int64_t kKeys = kPackedBlocks * kBlockKeys;
+    for (int64_t key = 0; key < last_full_key(last); key += kKeys) {
+      for (int64_t query = first; query < last; query += kTileQueries) {
+        const int64_t end = std::min(last, query + kTileQueries);
+        if (key >= last_full_key(end) || !load_full_queries(query, end)) continue;
+        begin_forward();
+        for_full_keys(key, std::min(key + kKeys, last_full_key(end)), [&] { forward_step(); });
+        end_forward(key == 0, key + kKeys >= last_full_key(end));
+      }
+    }
+  }
+
+  // Queries [first, last) against keys [first_key, last_key).
+  void backward_full(int64_t first, int64_t last, int64_t first_key, int64_t last_key) {
+    constexpr int64_t kKeys = kPackedBlocks * kBlockKeys;
+    for (int64_t key = first_key; key < last_key; key += kKeys) {
+      for (int64_t query = first; query < last; query += kTileQueries) {
+        const int64_t end = std::min(last, query + kTileQueries);
+        if (key >= last_full_key(end) || !load_full_queries(query, end)) continue;
+        begin_backward();
+        for_full_keys(key, std::min({key + kKeys, last_key, last_full_key(end)}), [&] { backward_step(); });
+        end_backward();
+      }
+    }
+  }
+
+  // Adds the gradients of the keys that are still packed.
+  void give_up_keys() {
+    for (int64_t i = 0; i < capacity; ++i) {
+      give_up(packed[next_block]);  // the oldest first
+      next_block = (next_block + 1) % capacity;
+    }
+  }
+
+ private:
+  // ---- queries ----
+
+  // Rows [first, ...) of a chunk; false: none of them is there.
+  bool load_chunk_queries(int64_t chunk, int64_t first) {
+    const int64_t window = c.length * (1 + c.before + c.after), padded = a.padded();
     queries.count = 0;
     last_position = -1;
+    for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
+      const int64_t slot = chunk * c.length + x;
+      const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
+      const bool there = real(a, p, position);
+      const int32_t bucket = a.lsh() && there ? p.buckets[round * a.length + position] : 0;
+      add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
+    }
+    return end_queries();
+  }
+
+  bool load_full_queries(int64_t first, int64_t last) {
+    queries.count = 0;
+    last_position = -1;
+    for (int64_t position = first; position < last; ++position) {
+      add_query(position, position, 0, real(a, p, position), (p.global * a.length + position) * a.length);
+    }
+    return end_queries();
   }
 
   void add_query(int64_t position, int64_t slot, int32_t bucket, bool there, int64_t element) {
@@ -151,48 +260,22 @@ struct Walker {
   }
 
   // Lanes behind the last query of a partial tile are absent ones.
-  void end_queries() {
+  bool end_queries() {
     for (int64_t i = queries.count; i < round_up(queries.count, kLanePad); ++i) {
       queries.position[i] = -1;
       queries.slot[i] = 0;
       queries.bucket[i] = 0;
-      queries.maximum[i] = kNegativeInfinity;
-      queries.sum[i] = 0.0f;
-      queries.delta[i] = 0.0f;
     }
+    return last_position >= 0;
   }
 
-  // Rows [first, first + count) of chunk `chunk` of round `round`.
-  void load_chunk_queries(const Pair& p, int64_t round, int64_t chunk, int64_t first, int64_t count) {
-    const Chunks c = chunks_of(a);
-    const int64_t window = c.length * (1 + c.before + c.after), padded = a.padded();
-    begin_queries();
-    for (int64_t x = first; x < first + count; ++x) {
-      const int64_t slot = chunk * c.length + x;
-      const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
-      const bool there = real(a, p, position);
-      const int32_t bucket = a.lsh() && there ? p.buckets[round * a.length + position] : 0;
-      add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
-    }
-    end_queries();
-  }
+  // ---- keys ----
 
-  void load_full_queries(const Pair& p, int64_t first, int64_t count) {
-    begin_queries();
-    for (int64_t position = first; position < first + count; ++position) {
-      add_query(position, position, 0, real(a, p, position), (p.global * a.length + position) * a.length);
-    }
-    end_queries();
-  }
-
-  // Calls block() for the loaded queries with up to kTileKeys keys at a time of the window of chunk `chunk` of round `round`.
-  template <class Block>
-  void for_chunk_keys(const Pair& p, int64_t round, int64_t chunk, const Block& block) {
-    const Chunks c = chunks_of(a);
-    const int64_t center = round * c.per_round + chunk, padded = a.padded();
+  // Calls step() with the keys of the window of a chunk, up to kTileKeys at a time.
+  template <class Step>
+  void for_chunk_keys(int64_t chunk, const Step& step) {
+    const int64_t center = round * c.per_round + chunk, pieces = div_up(c.length, kBlockKeys);
     const bool ring = a.options.wrap != 0 && !mask.strict;  // the strict window never leaves its round
-    keys.count = 0;
-    if (last_position < 0) return;
     for (int64_t offset = -c.before; offset <= c.after; ++offset) {
       int64_t other = center + offset;
       if (ring) {
@@ -202,73 +285,124 @@ struct Walker {
       } else if (other < round * c.per_round || other >= (round + 1) * c.per_round) {
         continue;
       }
-      const int64_t other_round = other / c.per_round, first_slot = other % c.per_round * c.length;
-      for (int64_t x = 0; x < c.length; ++x) {
-        const int64_t slot = first_slot + x;
-        const int64_t position = a.lsh() ? p.sorted[other_round * padded + slot] : slot;
-        const int32_t bucket = !a.lsh() || position >= a.length ? 0 : other_round == round ? p.buckets[round * a.length + position] : -1;
-        add_key(p, position, slot, bucket, (offset + c.before) * c.length + x, block);
+      const int64_t first_slot = other % c.per_round * c.length;
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        add_keys(other * pieces + piece, (offset + c.before) * c.length - first_slot, step, [&](KeyBlock& block) {
+          const int64_t other_round = other / c.per_round, begin = first_slot + piece * kBlockKeys;
+          for (int64_t slot = begin; slot < std::min(first_slot + c.length, begin + kBlockKeys); ++slot) {
+            const int64_t position = a.lsh() ? p.sorted[other_round * a.padded() + slot] : slot;
+            if (!real(a, p, position)) continue;
+            add_key(block, position, slot, !a.lsh() ? 0 : other_round == round ? p.buckets[round * a.length + position] : -1);
+          }
+        });
       }
     }
-    flush_keys(p, block);
+    run(step);
   }
 
-  template <class Block>
-  void for_full_keys(const Pair& p, int64_t first, int64_t last, const Block& block) {
-    keys.count = 0;
-    if (last_position < 0) return;
-    if (mask.causal) last = std::min<int64_t>(last, last_position + 1);
-    for (int64_t position = first; position < last; ++position) add_key(p, position, position, 0, position, block);
-    flush_keys(p, block);
+  template <class Step>
+  void for_full_keys(int64_t first, int64_t last, const Step& step) {
+    for (int64_t begin = first; begin < last; begin += kBlockKeys) {
+      add_keys(begin / kBlockKeys, 0, step, [&](KeyBlock& block) {
+        for (int64_t position = begin; position < std::min(a.length, begin + kBlockKeys); ++position) {
+          if (real(a, p, position)) add_key(block, position, position, 0);
+        }
+      });
+    }
+    run(step);
   }
 
-  // Keys that no query of the tile may see are left out.
-  template <class Block>
-  void add_key(const Pair& p, int64_t position, int64_t slot, int32_t bucket, int64_t column, const Block& block) {
-    if (!real(a, p, position) || (mask.causal && position > last_position)) return;
-    const int64_t j = keys.count++;
-    keys.position[j] = static_cast<int32_t>(position);
-    keys.slot[j] = static_cast<int32_t>(slot);
-    keys.bucket[j] = bucket;
-    keys.column[j] = static_cast<int32_t>(column);
-    if (keys.count == kTileKeys) flush_keys(p, block);
+  // Keys past this one are seen by no query before `last`.
+  int64_t last_full_key(int64_t last) const { return a.options.causal != 0 ? last : a.length; }
+
+  static void add_key(KeyBlock& block, int64_t position, int64_t slot, int32_t bucket) {
+    block.position[block.count] = static_cast<int32_t>(position);
+    block.slot[block.count] = static_cast<int32_t>(slot);
+    block.bucket[block.count] = bucket;
+    ++block.count;
   }
 
-  template <class Block>
-  void flush_keys(const Pair& p, const Block& block) {
-    if (keys.count == 0) return;
-    kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, keys, a.options.key_norm, t, t.k);
-    TileKeys values = keys;
-    kernels.pack_keys(row_base(a.v, a.v_stride, a, p), a.v_stride, values, RFN_KEY_NORM_NONE, t, t.v);
-    if (t.log_count != nullptr) fill_log_count(p);
+  // The block of this id, which fill() makes if it is not packed already, joins the next step.
+  template <class Step, class Fill>
+  void add_keys(int64_t id, int64_t first_column, const Step& step, const Fill& fill) {
+    int64_t i = 0;
+    while (i < capacity && block_id[i] != id) ++i;
+    if (i == capacity) {
+      i = next_block;
+      next_block = (next_block + 1) % capacity;
+      if (std::any_of(keys, keys + blocks, [&](const TileKeys& used) { return used.block == &packed[i]; })) run(step);
+      give_up(packed[i]);
+      block_id[i] = id;
+      fill(packed[i]);
+      kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride, a.options.key_norm, t, packed[i]);
+    }
+    KeyBlock& block = packed[i];
+    // Blocks that no query of the tile may see are left out.
+    if (block.count == 0 || (mask.causal && *std::min_element(block.position, block.position + block.count) > last_position)) return;
+    if (blocks == kTileBlocks || key_count + block.count > kTileKeys) run(step);
+    keys[blocks++] = {&block, key_count, first_column};
+    key_count += block.count;
+  }
+
+  template <class Step>
+  void run(const Step& step) {
+    if (blocks == 0) return;
+    if (t.log_count != nullptr) fill_log_count();
     if (t.dropout != nullptr) fill_dropout();
-    block();
-    keys.count = 0;
+    step();
+    first_step = false;
+    blocks = key_count = 0;
+  }
+
+  void give_up(KeyBlock& block) {
+    if (block.has_gradient) {
+      kernels.add_key_gradients(block, a.options.key_norm, t, row_base(a.grad_k, a.grad_k_stride, a, p), a.grad_k_stride,
+                                row_base(a.grad_v, a.grad_v_stride, a, p), a.grad_v_stride);
+    }
+    block.has_gradient = false;
+    block.count = 0;
+  }
+
+  // Rows of the tile after this one, of q, v and up to two more arrays: in sorted order they are all over the memory.
+  void prefetch_chunk(int64_t chunk, int64_t first, const float* more1, int64_t stride1, const float* more2, int64_t stride2) const {
+    if (!a.lsh() || chunk >= c.per_round) return;
+    const int32_t* const sorted = p.sorted + round * a.padded() + chunk * c.length;
+    for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
+      if (sorted[x] >= a.length) continue;
+      prefetch_row(row_base(a.q, a.q_stride, a, p) + sorted[x] * a.q_stride, a.head_size);
+      prefetch_row(row_base(a.v, a.v_stride, a, p) + sorted[x] * a.v_stride, a.head_size);
+      if (more1 != nullptr) prefetch_row(row_base(more1, stride1, a, p) + sorted[x] * stride1, a.head_size);
+      if (more2 != nullptr) prefetch_row(row_base(more2, stride2, a, p) + sorted[x] * stride2, a.head_size);
+    }
   }
 
   void fill_dropout() {
-    float row[kTileKeys];
+    int64_t element[kTileKeys];  // of the key in the query's row: ascending by column, or with strict windows descending by slot
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t j = 0; j < keys[b].block->count; ++j) {
+        const int64_t slot = keys[b].block->slot[j];
+        element[keys[b].row + j] = mask.strict ? -slot - 1 : keys[b].first_column + slot;
+      }
+    }
+    const int64_t used = round_up(queries.count, kLanePad), step = mask.strict ? -1 : 1;
+    std::fill_n(buffers.dropout_rows, used * kTileKeys, 1.0f);
     for (int64_t i = 0; i < queries.count; ++i) {
-      std::fill_n(row, keys.count, 1.0f);
-      // Keys of neighbouring columns have consecutive elements: ascending by column, or with strict windows descending by slot.
-      for (int64_t j = 0; j < keys.count;) {
+      float* const row = buffers.dropout_rows + i * kTileKeys;
+      const int64_t base = dropout_row[i] + (mask.strict ? queries.slot[i] : 0);
+      for (int64_t j = 0; j < key_count;) {  // runs of consecutive elements
         int64_t end = j + 1;
-        while (end < keys.count && keys.column[end] == keys.column[end - 1] + 1) ++end;
-        const int64_t element = mask.strict ? queries.slot[i] - keys.slot[end - 1] - 1 : keys.column[j];
-        apply_dropout(row + j, end - j, a.dropout, static_cast<uint64_t>(dropout_row[i] + element), a.options.dropout);
+        while (end < key_count && element[end] == element[end - 1] + step) ++end;
+        apply_dropout(row + j, end - j, a.dropout, static_cast<uint64_t>(base + (mask.strict ? element[end - 1] : element[j])), a.options.dropout);
         if (mask.strict) std::reverse(row + j, row + end);
         j = end;
       }
-      for (int64_t j = 0; j < keys.count; ++j) t.dropout[j * kTileQueries + i] = row[j];
     }
-    const int64_t used = round_up(queries.count, kLanePad);
-    for (int64_t j = 0; j < keys.count; ++j) std::fill(t.dropout + j * kTileQueries + queries.count, t.dropout + j * kTileQueries + used, 0.0f);
+    kernels.transpose(buffers.dropout_rows, used, kTileKeys, t.dropout);
   }
 
   // log of the number of rounds in which the query's window holds the key (paper eqs. 13-16). A pair that is visible only across the boundary of two
   // rounds has count 0, and log(0 + 1e-9), as in the implementation that this option comes from.
-  void fill_log_count(const Pair& p) {
-    const Chunks c = chunks_of(a);
+  void fill_log_count() {
     const int64_t rounds = a.rounds(), used = round_up(queries.count, kLanePad);
     int32_t* const query_slots = duplicate_terms;
     int32_t* const query_buckets = query_slots + rounds * kTileQueries;
@@ -280,12 +414,15 @@ struct Walker {
         query_slots[r * kTileQueries + i] = p.slot_of[r * a.length + position];
         query_buckets[r * kTileQueries + i] = p.buckets[r * a.length + position];
       }
-      for (int64_t j = 0; j < keys.count; ++j) {
-        key_slots[r * kTileKeys + j] = p.slot_of[r * a.length + keys.position[j]];
-        key_buckets[r * kTileKeys + j] = p.buckets[r * a.length + keys.position[j]];
+      for (int64_t b = 0; b < blocks; ++b) {
+        for (int64_t j = 0; j < keys[b].block->count; ++j) {
+          const int64_t at = r * a.length + keys[b].block->position[j];
+          key_slots[r * kTileKeys + keys[b].row + j] = p.slot_of[at];
+          key_buckets[r * kTileKeys + keys[b].row + j] = p.buckets[at];
+        }
       }
     }
-    for (int64_t j = 0; j < keys.count; ++j) {
+    for (int64_t j = 0; j < key_count; ++j) {
       for (int64_t i = 0; i < used; ++i) {
         int32_t count = 0;
         for (int64_t r = 0; i < queries.count && r < rounds; ++r) {
@@ -295,7 +432,7 @@ struct Walker {
             count += query_slot > key_slot && query_slot - key_slot <= mask.span ? 1 : 0;
             continue;
           }
-          count += window_holds(c, query_slot / c.length, key_slot / c.length) ? 1 : 0;
+          count += window_holds(query_slot / c.length, key_slot / c.length) ? 1 : 0;
         }
         t.log_count[j * kTileQueries + i] = count > 0 ? std::log(static_cast<float>(count)) : std::log(1e-9f);
       }
@@ -303,7 +440,7 @@ struct Walker {
   }
 
   // Whether the window of query chunk `from` of a round holds chunk `to` of the same round. A chunk that is met twice is one round all the same.
-  bool window_holds(const Chunks& c, int64_t from, int64_t to) const {
+  bool window_holds(int64_t from, int64_t to) const {
     for (int64_t offset = -c.before; offset <= c.after; ++offset) {
       const int64_t distance = from + offset - to;
       if (distance == 0 || (a.options.wrap != 0 && distance % c.total == 0)) return true;
@@ -311,94 +448,68 @@ struct Walker {
     return false;
   }
 
-  void forward_tile() { kernels.forward(mask, queries, keys, t); }
+  // ---- steps ----
 
-  // Loads the running state of the tile's queries; `fresh`: none yet.
-  void begin_forward(const Pair& p, bool fresh) {
+  void begin_forward() {
     kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, logit_scale(a), t, t.q, t.q_transposed);
-    const float* const out = row_base(a.out, a.out_stride, a, p);
-    for (int64_t i = 0; i < queries.count; ++i) {
-      const int64_t position = queries.position[i];
-      float* const row = t.out + i * t.wide;
-      if (fresh || position < 0) {
-        queries.maximum[i] = kNegativeInfinity;
-        queries.sum[i] = 0.0f;
-        std::fill_n(row, t.wide, 0.0f);
-        continue;
-      }
-      queries.maximum[i] = s.maximum[p.index * a.length + position];
-      queries.sum[i] = s.sum[p.index * a.length + position];
-      std::memcpy(row, out + position * a.out_stride, static_cast<size_t>(a.head_size) * sizeof(float));
-      std::fill(row + a.head_size, row + t.wide, 0.0f);
-    }
+    first_step = true;
   }
 
-  void end_forward(const Pair& p) {
-    float* const out = row_base(a.out, a.out_stride, a, p);
-    for (int64_t i = 0; i < queries.count; ++i) {
-      const int64_t position = queries.position[i];
-      if (position < 0) continue;
-      s.maximum[p.index * a.length + position] = queries.maximum[i];
-      s.sum[p.index * a.length + position] = queries.sum[i];
-      std::memcpy(out + position * a.out_stride, t.out + i * t.wide, static_cast<size_t>(a.head_size) * sizeof(float));
+  void forward_step() { kernels.forward(mask, queries, keys, blocks, first_step, t); }
+
+  // Merges with the rounds or keys before, unless there are none (`fresh`); `last`: nothing follows.
+  void end_forward(bool fresh, bool last) {
+    if (first_step) {  // no keys at all
+      const int64_t used = round_up(queries.count, kLanePad);
+      std::fill_n(queries.maximum, used, kNegativeInfinity);
+      std::fill_n(queries.sum, used, 0.0f);
+      std::fill_n(t.out, queries.count * t.wide, 0.0f);
     }
+    kernels.merge(queries, fresh, last, t, row_base(a.out, a.out_stride, a, p), a.out_stride, s.maximum + p.index * a.length, s.sum + p.index * a.length);
   }
 
-  void begin_backward(const Pair& p) {
+  void begin_backward() {
     kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, logit_scale(a), t, t.q, t.q_transposed);
     kernels.pack_queries(row_base(a.grad_out, a.grad_out_stride, a, p), a.grad_out_stride, queries, 1.0f, t, t.grad_out, t.grad_out_transposed);
     const float* const lse = a.lse + (p.example * a.lse_heads + p.head) * a.length;
-    for (int64_t i = 0; i < queries.count; ++i) {
+    for (int64_t i = 0; i < round_up(queries.count, kLanePad); ++i) {
       const int64_t position = queries.position[i];
       queries.maximum[i] = position < 0 ? kNegativeInfinity : lse[position];
       queries.delta[i] = position < 0 ? 0.0f : s.delta[p.index * a.length + position];
     }
-    std::fill_n(t.grad_q, kTileQueries * t.wide, 0.0f);
+    first_step = true;
   }
 
-  void backward_tile(const Pair& p) {
-    kernels.backward(mask, queries, keys, t);
-    float* const grad_k = row_base(a.grad_k, a.grad_k_stride, a, p);
-    float* const grad_v = row_base(a.grad_v, a.grad_v_stride, a, p);
-    for (int64_t j = 0; j < keys.count; ++j) {
-      const int64_t position = keys.position[j];
-      kernels.add_key_gradient(grad_k + position * a.grad_k_stride, keys, j, a.options.key_norm, t);
-      add(grad_v + position * a.grad_v_stride, t.grad_v + j * t.wide, a.head_size);
-    }
+  void backward_step() { kernels.backward(mask, queries, keys, blocks, first_step, t); }
+
+  void end_backward() {
+    if (first_step) return;  // no keys at all
+    kernels.add_query_gradients(queries, logit_scale(a), t, row_base(a.grad_q, a.grad_q_stride, a, p), a.grad_q_stride);
   }
 
-  void end_backward(const Pair& p) {
-    float* const grad_q = row_base(a.grad_q, a.grad_q_stride, a, p);
-    const float scale = logit_scale(a);
-    for (int64_t i = 0; i < queries.count; ++i) {
-      if (queries.position[i] < 0) continue;
-      float* const row = grad_q + queries.position[i] * a.grad_q_stride;
-      const float* const gradient = t.grad_q + i * t.wide;
-      for (int64_t d = 0; d < a.head_size; ++d) row[d] += scale * gradient[d];
-    }
-  }
+  const Attention& a;
+  const AttentionScratch& s;
+  const TileKernels& kernels;
+  const ThreadBuffers buffers;
+  const TileBuffers& t;
+  const TileMask mask;
+  const Pair p;
+  const int64_t round;
+  const Chunks c;
+  const int64_t capacity;  // packed blocks
+  int32_t* const duplicate_terms;
 
-  void forward_chunk(const Pair& p, int64_t round, int64_t chunk, bool fresh) {
-    const int64_t length = a.options.chunk_length;
-    for (int64_t first = 0; first < length; first += kTileQueries) {
-      load_chunk_queries(p, round, chunk, first, std::min(kTileQueries, length - first));
-      if (last_position < 0) continue;
-      begin_forward(p, fresh);
-      for_chunk_keys(p, round, chunk, [&] { forward_tile(); });
-      end_forward(p);
-    }
-  }
+  TileQueries queries;
+  int32_t last_position = -1;         // largest query position of the tile
+  int64_t dropout_row[kTileQueries];  // element index of (query, column 0)
 
-  void backward_chunk(const Pair& p, int64_t round, int64_t chunk) {
-    const int64_t length = a.options.chunk_length;
-    for (int64_t first = 0; first < length; first += kTileQueries) {
-      load_chunk_queries(p, round, chunk, first, std::min(kTileQueries, length - first));
-      if (last_position < 0) continue;
-      begin_backward(p);
-      for_chunk_keys(p, round, chunk, [&] { backward_tile(p); });
-      end_backward(p);
-    }
-  }
+  KeyBlock packed[kPackedBlocks];  // in the order of a ring: next_block is the oldest
+  int64_t block_id[kPackedBlocks];
+  int64_t next_block = 0;
+
+  TileKeys keys[kTileBlocks];  // of the next step
+  int64_t blocks = 0, key_count = 0;
+  bool first_step = true;  // of the tile
 };
 
 // Calls body(pair, first token, last token) in parallel.
@@ -411,7 +522,7 @@ void for_tokens(int32_t threads, const Attention& a, const AttentionScratch& s, 
   });
 }
 
-// Divides by the sum; tokens without any key get their own value (shared QK) or 0.
+// The log-sum-exp; tokens without any key get their own value (shared QK) or 0. The others are divided by their sum already.
 void finish_forward(int32_t threads, const Attention& a, const AttentionScratch& s) {
   for_tokens(threads, a, s, [&](const Pair& p, int64_t first, int64_t last) {
     float* const out = row_base(a.out, a.out_stride, a, p);
@@ -422,8 +533,6 @@ void finish_forward(int32_t threads, const Attention& a, const AttentionScratch&
       const bool there = real(a, p, position);
       const float sum = there ? s.sum[p.index * a.length + position] : 0.0f;
       if (sum > 0.0f) {
-        const float inverse = 1.0f / sum;
-        for (int64_t d = 0; d < a.head_size; ++d) row[d] *= inverse;
         if (lse != nullptr) lse[position] = s.maximum[p.index * a.length + position] + std::log(sum);
         continue;
       }
@@ -470,47 +579,48 @@ void start_backward(int32_t threads, const Attention& a, const AttentionScratch&
 }
 
 void forward_full(int32_t threads, const Attention& a, const AttentionScratch& s) {
-  const int64_t tiles = div_up(a.length, kTileQueries);
-  parallel_for(threads, a.pairs() * tiles, [&](int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_FORWARD);
-    const Pair p = pair_of(a, s, item / tiles);
+  const int64_t items = div_up(a.length, kFullRows);
+  parallel_for(threads, a.pairs() * items, [&](int64_t item, int32_t thread) {
     // The long tiles of causal attention first.
-    const int64_t first = (tiles - 1 - item % tiles) * kTileQueries;
-    w.load_full_queries(p, first, std::min(kTileQueries, a.length - first));
-    w.begin_forward(p, true);
-    w.for_full_keys(p, 0, a.length, [&] { w.forward_tile(); });
-    w.end_forward(p);
+    const int64_t first = (items - 1 - item % items) * kFullRows;
+    Walker(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, item / items)).forward_full(first, std::min(a.length, first + kFullRows));
   });
 }
 
 void backward_full(int32_t threads, const Attention& a, const AttentionScratch& s) {
   const int64_t tiles = div_up(a.length, kTileQueries), stripes = std::min(kStripes, tiles);
   const auto begin = [&](int64_t stripe) { return std::min(a.length, stripe * tiles / stripes * kTileQueries); };
-  for (int64_t step = 0; step < stripes; ++step) {
-    parallel_for(threads, a.pairs() * stripes, [&](int64_t item, int32_t thread) {
-      const int64_t query_stripe = item % stripes, key_stripe = (query_stripe + step) % stripes;
-      if (a.options.causal != 0 && key_stripe > query_stripe) return;
-      Walker w(a, s, thread, RFN_PASS_BACKWARD);
-      const Pair p = pair_of(a, s, item / stripes);
-      for (int64_t first = begin(query_stripe); first < begin(query_stripe + 1); first += kTileQueries) {
-        w.load_full_queries(p, first, std::min(kTileQueries, a.length - first));
-        if (w.last_position < 0) continue;
-        w.begin_backward(p);
-        w.for_full_keys(p, begin(key_stripe), begin(key_stripe + 1), [&] { w.backward_tile(p); });
-        w.end_backward(p);
-      }
+  const auto run = [&](Walker& w, int64_t query, int64_t key) {
+    if (a.options.causal == 0 || key <= query) w.backward_full(begin(query), begin(query + 1), begin(key), begin(key + 1));
+  };
+  parallel_for(threads, a.pairs() * stripes, [&](int64_t item, int32_t thread) {
+    Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, item / stripes));
+    run(w, item % stripes, item % stripes);
+    w.give_up_keys();
+  });
+  // All pairs of stripes as the rounds of a tournament: the last player stays, the others go round in a ring. An odd number gets a player who is not
+  // there.
+  const int64_t ring = round_up(stripes, 2) - 1, matches = (ring + 1) / 2;
+  for (int64_t day = 0; day < ring; ++day) {
+    parallel_for(threads, a.pairs() * matches, [&](int64_t item, int32_t thread) {
+      const int64_t match = item % matches;
+      const int64_t one = match == 0 ? ring : (day + match) % ring, other = (day - match + ring) % ring;
+      if (one >= stripes || other >= stripes) return;
+      Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, item / matches));
+      run(w, std::max(one, other), std::min(one, other));
+      run(w, std::min(one, other), std::max(one, other));
+      w.give_up_keys();
     });
   }
 }
 
-void forward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t round, bool fresh) {
+void forward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t round, bool fresh, bool last) {
   const Chunks c = chunks_of(a);
   const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item);
   parallel_for(threads, a.pairs() * items, [&](int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_FORWARD);
-    const Pair p = pair_of(a, s, item / items);
-    const int64_t first = item % items * per_item, last = std::min(c.per_round, first + per_item);
-    for (int64_t chunk = first; chunk < last; ++chunk) w.forward_chunk(p, round, chunk, fresh);
+    Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, item / items), round);
+    const int64_t first = item % items * per_item;
+    for (int64_t chunk = first; chunk < std::min(c.per_round, first + per_item); ++chunk) w.forward_chunk(chunk, fresh, last);
   });
 }
 
@@ -519,10 +629,10 @@ void backward_round(int32_t threads, const Attention& a, const AttentionScratch&
   const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}});
   const int64_t items = std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
   const auto run = [&](int64_t pair, int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_BACKWARD);
-    const Pair p = pair_of(a, s, pair);
+    Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, pair), round);
     const int64_t first = item * per_item, last = item == items - 1 ? c.per_round : first + per_item;
-    for (int64_t chunk = first; chunk < last; ++chunk) w.backward_chunk(p, round, chunk);
+    for (int64_t chunk = first; chunk < last; ++chunk) w.backward_chunk(chunk);
+    w.give_up_keys();
   };
   const int64_t inner = std::max<int64_t>(0, items - 2);  // items 1 .. items - 2 never wrap
   for (const int64_t odd : {1, 0}) {
@@ -571,39 +681,32 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
   s.sum = arena.take<float>(pairs * a.length);
   if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
   Arena tile;
-  tile_layout(tile, a, pass);
+  thread_layout(tile, a, pass);
   s.tile_floats = tile.used() / static_cast<int64_t>(sizeof(float));
   s.tiles = arena.take<float>(threads * s.tile_floats);
   return s;
 }
 
 void attention_hash(int32_t threads, const Attention& a, const AttentionScratch& s) {
-  const int64_t tiles = div_up(a.length, kTileQueries), rounds = a.rounds(), columns = rotation_columns(a.options);
+  const int64_t tiles = div_up(a.length, kTileQueries), rounds = a.rounds();
   const int32_t pad = static_cast<int32_t>(bucket_product(a.options));
+  const TileKernels& kernels = tile_kernels();
   parallel_for(threads, a.pairs() * tiles, [&](int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_FORWARD);
     const Pair p = pair_of(a, s, item / tiles);
     const int64_t first = item % tiles * kTileQueries, count = std::min(kTileQueries, a.length - first);
-    w.begin_queries();
-    for (int64_t i = 0; i < count; ++i) w.add_query(first + i, 0, 0, true, 0);
-    w.end_queries();
-    w.kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, w.queries, 1.0f, w.t, w.t.q, w.t.q_transposed);
+    TileQueries queries;
+    queries.count = count;
+    std::iota(queries.position, queries.position + count, static_cast<int32_t>(first));
+    const TileBuffers t = thread_buffers(a, s, thread, RFN_PASS_FORWARD).tile;
+    kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, 1.0f, t, t.q, t.q_transposed);
     const int64_t set = a.rotation_sets == 1 ? 0 : a.rotation_sets == a.all_heads ? a.first_head + p.head : p.global;
-    const float* const rotations = a.rotations + set * a.head_size * rounds * columns;
+    const float* const rotations = a.rotations + set * a.head_size * rounds * rotation_columns(a.options);
+    int32_t* const buckets = p.buckets + first;
+    kernels.hash(t, count, rotations, rounds, a.options.factors, a.options.factor_count, buckets, a.length);
+    if (a.options.pad_bucket == 0 || p.mask == nullptr) return;
     for (int64_t r = 0; r < rounds; ++r) {
-      int32_t* const buckets = p.buckets + r * a.length + first;
-      std::fill_n(buckets, count, 0);
-      int64_t column = 0;
-      int32_t stride = 1;
-      for (int32_t f = 0; f < a.options.factor_count; ++f) {
-        const int64_t half = a.options.factors[f] / 2;
-        w.kernels.hash(w.t, count, rotations + r * columns + column, rounds * columns, half, stride, buckets);
-        column += half;
-        stride *= a.options.factors[f];
-      }
-      if (a.options.pad_bucket == 0 || p.mask == nullptr) continue;
       for (int64_t i = 0; i < count; ++i) {
-        if (p.mask[first + i] == 0) buckets[i] = pad;
+        if (p.mask[first + i] == 0) buckets[r * a.length + i] = pad;
       }
     }
   });
@@ -636,7 +739,7 @@ void attention_forward_rounds(int32_t threads, const Attention& a, const Attenti
   if (a.options.kind == RFN_ATTENTION_FULL) {
     forward_full(threads, a, s);
   } else {
-    for (int64_t round = first; round < last; ++round) forward_round(threads, a, s, round, round == first);
+    for (int64_t round = first; round < last; ++round) forward_round(threads, a, s, round, round == first, round == last - 1);
   }
   finish_forward(threads, a, s);
 }

@@ -14,14 +14,17 @@
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
 
+#include "cpu/simd-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace rfn::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using Floats = hn::ScalableTag<float>;
-using Ints = hn::ScalableTag<int32_t>;
-using Vector = hn::Vec<Floats>;
+using I32 = hn::ScalableTag<int32_t>;
+using VecI32 = hn::Vec<I32>;
+
+HWY_INLINE int64_t lanes() { return static_cast<int64_t>(hn::Lanes(F32())); }
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
@@ -36,22 +39,21 @@ constexpr int kRows = 6, kVectors = 2;
 template <int rows, int vectors, bool add>
 HWY_INLINE void product_block(int64_t depth, const float* HWY_RESTRICT a, int64_t row_step, int64_t column_step, const float* HWY_RESTRICT b,
                               int64_t ldb, float* HWY_RESTRICT c, int64_t ldc) {
-  const Floats f;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(f));
-  Vector sum[rows][vectors];
+  const F32 f;
+  VecF32 sum[rows][vectors];
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) sum[i][j] = add ? hn::Load(f, c + i * ldc + j * lanes) : hn::Zero(f);
+    for (int j = 0; j < vectors; ++j) sum[i][j] = add ? hn::Load(f, c + i * ldc + j * lanes()) : hn::Zero(f);
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vector right[vectors];
-    for (int j = 0; j < vectors; ++j) right[j] = hn::Load(f, b + k * ldb + j * lanes);
+    VecF32 right[vectors];
+    for (int j = 0; j < vectors; ++j) right[j] = hn::Load(f, b + k * ldb + j * lanes());
     for (int i = 0; i < rows; ++i) {
-      const Vector left = hn::Set(f, a[i * row_step + k * column_step]);
+      const VecF32 left = hn::Set(f, a[i * row_step + k * column_step]);
       for (int j = 0; j < vectors; ++j) sum[i][j] = hn::MulAdd(left, right[j], sum[i][j]);
     }
   }
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) hn::Store(sum[i][j], f, c + i * ldc + j * lanes);
+    for (int j = 0; j < vectors; ++j) hn::Store(sum[i][j], f, c + i * ldc + j * lanes());
   }
 }
 
@@ -79,218 +81,392 @@ HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t 
 template <bool add>
 HWY_NOINLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb,
                           float* c, int64_t ldc) {
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(Floats()));
   int64_t j = 0;
-  for (; j + kVectors * lanes <= n; j += kVectors * lanes) {
+  for (; j + kVectors * lanes() <= n; j += kVectors * lanes()) {
     product_panel<kVectors, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
   }
 #if HWY_TARGET == HWY_AVX3
-  if (j + 2 * lanes <= n) {
+  if (j + 2 * lanes() <= n) {
     product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
-    j += 2 * lanes;
+    j += 2 * lanes();
   }
 #endif
-  for (; j < n; j += lanes) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
+  for (; j < n; j += lanes()) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
+}
+
+// transposed[j * kTileQueries + i] = rows[i * columns + j], in squares of four that one 128-bit vector per row holds.
+void transpose(const float* HWY_RESTRICT rows, int64_t count, int64_t columns, float* HWY_RESTRICT transposed) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < columns; ++j) transposed[j * kTileQueries + i] = rows[i * columns + j];
+  }
+#else
+  const hn::FixedTag<float, 4> four;
+  for (int64_t i = 0; i < count; i += 4) {
+    for (int64_t j = 0; j < columns; j += 4) {
+      const float* const from = rows + i * columns + j;
+      float* const to = transposed + j * kTileQueries + i;
+      const auto row0 = hn::Load(four, from), row1 = hn::Load(four, from + columns);
+      const auto row2 = hn::Load(four, from + 2 * columns), row3 = hn::Load(four, from + 3 * columns);
+      const auto low01 = hn::InterleaveLower(four, row0, row1), low23 = hn::InterleaveLower(four, row2, row3);
+      const auto high01 = hn::InterleaveUpper(four, row0, row1), high23 = hn::InterleaveUpper(four, row2, row3);
+      hn::Store(hn::ConcatLowerLower(four, low23, low01), four, to);
+      hn::Store(hn::ConcatUpperUpper(four, low23, low01), four, to + kTileQueries);
+      hn::Store(hn::ConcatLowerLower(four, high23, high01), four, to + 2 * kTileQueries);
+      hn::Store(hn::ConcatUpperUpper(four, high23, high01), four, to + 3 * kTileQueries);
+    }
+  }
+#endif
+}
+
+HWY_INLINE int64_t used_lanes(const TileQueries& queries) { return (queries.count + kLanePad - 1) / kLanePad * kLanePad; }
+
+// A row of head_size floats, times scale, padded with zeros to wide.
+HWY_INLINE void pack_row(const float* HWY_RESTRICT from, float scale, const TileBuffers& t, float* HWY_RESTRICT row) {
+  const F32 f;
+  const VecF32 factor = hn::Set(f, scale);
+  if (t.wide != t.head_size) std::fill(row + t.head_size, row + t.wide, 0.0f);
+  for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::Mul(load(from), factor), row); });
 }
 
 void pack_queries(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t, float* HWY_RESTRICT rows,
                   float* HWY_RESTRICT transposed) {
-  const int64_t wide = t.wide, head_size = t.head_size, used = (queries.count + kLanePad - 1) / kLanePad * kLanePad;
+  const int64_t used = used_lanes(queries);
   for (int64_t i = 0; i < used; ++i) {
-    float* const row = rows + i * wide;
     const int32_t position = i < queries.count ? queries.position[i] : -1;
     if (position < 0) {
-      std::fill_n(row, wide, 0.0f);
-      continue;
+      std::fill_n(rows + i * t.wide, t.wide, 0.0f);
+    } else {
+      pack_row(base + position * stride, scale, t, rows + i * t.wide);
     }
-    const float* const source = base + position * stride;
-    for (int64_t d = 0; d < head_size; ++d) row[d] = source[d] * scale;
-    std::fill(row + head_size, row + wide, 0.0f);
   }
-  if (transposed == nullptr) return;
-  for (int64_t i = 0; i < used; i += kLanePad) {
-    for (int64_t d = 0; d < wide; ++d) {
-      for (int64_t lane = 0; lane < kLanePad; ++lane) transposed[d * kTileQueries + i + lane] = rows[(i + lane) * wide + d];
+  transpose(rows, used, t.wide, transposed);
+}
+
+void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
+               KeyBlock& block) {
+  const F32 f;
+  for (int64_t j = 0; j < block.count; ++j) {
+    const float* const key = keys + block.position[j] * key_stride;
+    float inverse = 1.0f;
+    if (key_norm != RFN_KEY_NORM_NONE) {
+      VecF32 squares = hn::Zero(f);
+      for_vectors(f, t.head_size, [&](auto load, auto, int64_t) HWY_ATTR {
+        const VecF32 x = load(key);
+        squares = hn::MulAdd(x, x, squares);
+      });
+      const float total = sum(f, squares);
+      inverse = key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(total / static_cast<float>(t.head_size) + 1e-6f)
+                                             : 1.0f / std::max(std::sqrt(total), 1e-12f);
     }
+    block.inverse_norm[j] = inverse;
+    pack_row(key, inverse, t, block.k + j * t.wide);
+    pack_row(values + block.position[j] * value_stride, 1.0f, t, block.v + j * t.wide);
   }
 }
 
-void pack_keys(const float* base, int64_t stride, TileKeys& keys, int32_t key_norm, const TileBuffers& t, float* HWY_RESTRICT rows) {
-  const int64_t wide = t.wide, head_size = t.head_size;
-  const Floats f;
-  for (int64_t j = 0; j < keys.count; ++j) {
-    float* const row = rows + j * wide;
-    keys.inverse_norm[j] = 1.0f;
-    const int32_t position = keys.position[j];
-    if (position < 0) {
-      std::fill_n(row, wide, 0.0f);
-      continue;
+// ---- masks ----
+
+enum class Window { kAll, kSameBucket, kStrict };
+
+template <Window window_, bool causal_, bool exclude_self_>
+struct MaskOf {
+  static constexpr Window window = window_;
+  static constexpr bool causal = causal_, exclude_self = exclude_self_;
+};
+
+// Calls body with a MaskOf that says at compile time what the mask asks for.
+template <class Body>
+HWY_INLINE void for_mask(const TileMask& mask, const Body& body) {
+  const auto self = [&](auto all, auto without) HWY_ATTR {
+    if (mask.exclude_self) {
+      body(without);
+    } else {
+      body(all);
     }
-    std::memcpy(row, base + position * stride, static_cast<size_t>(head_size) * sizeof(float));
-    std::fill(row + head_size, row + wide, 0.0f);
-    if (key_norm == RFN_KEY_NORM_NONE) continue;
-    Vector squares = hn::Zero(f);
-    for (int64_t d = 0; d < wide; d += static_cast<int64_t>(hn::Lanes(f))) {
-      const Vector x = hn::Load(f, row + d);
-      squares = hn::MulAdd(x, x, squares);
+  };
+  if (mask.strict) return self(MaskOf<Window::kStrict, true, false>(), MaskOf<Window::kStrict, true, true>());
+  if (mask.same_bucket && mask.causal) return self(MaskOf<Window::kSameBucket, true, false>(), MaskOf<Window::kSameBucket, true, true>());
+  if (mask.same_bucket) return self(MaskOf<Window::kSameBucket, false, false>(), MaskOf<Window::kSameBucket, false, true>());
+  if (mask.causal) return self(MaskOf<Window::kAll, true, false>(), MaskOf<Window::kAll, true, true>());
+  self(MaskOf<Window::kAll, false, false>(), MaskOf<Window::kAll, false, true>());
+}
+
+// The queries of one vector, compared with one key after the other.
+template <class M>
+struct LaneQueries {
+  VecI32 position, slot, bucket, span;
+
+  HWY_INLINE LaneQueries(const TileMask& mask, const TileQueries& queries, int64_t lane) {
+    const I32 n;
+    position = hn::Load(n, queries.position + lane);
+    slot = hn::Load(n, queries.slot + lane);
+    bucket = hn::Load(n, queries.bucket + lane);
+    span = hn::Set(n, mask.span);
+  }
+
+  // The score where the query may attend to key j, else `otherwise`.
+  HWY_INLINE VecF32 select(const KeyBlock& keys, int64_t j, VecF32 score, VecF32 otherwise) const {
+    const F32 f;
+    const I32 n;
+    const VecI32 key = hn::Set(n, keys.position[j]);
+    const auto take = [&](hn::Mask<I32> forbidden) HWY_ATTR { score = hn::IfThenElse(hn::RebindMask(f, forbidden), otherwise, score); };
+    if (M::causal) take(hn::Gt(key, position));
+    if (M::exclude_self) take(hn::Eq(key, position));
+    if (M::window != Window::kAll) take(hn::Ne(bucket, hn::Set(n, keys.bucket[j])));
+    if (M::window == Window::kStrict) {
+      const VecI32 ahead = hn::Sub(slot, hn::Set(n, keys.slot[j]));
+      take(hn::Gt(hn::Set(n, 1), ahead));
+      take(hn::Gt(ahead, span));
     }
-    const float sum = hn::GetLane(hn::SumOfLanes(f, squares));
-    const float inverse = key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(sum / static_cast<float>(head_size) + 1e-6f)
-                                                       : 1.0f / std::max(std::sqrt(sum), 1e-12f);
-    keys.inverse_norm[j] = inverse;
-    const Vector factor = hn::Set(f, inverse);
-    for (int64_t d = 0; d < wide; d += static_cast<int64_t>(hn::Lanes(f))) hn::Store(hn::Mul(hn::Load(f, row + d), factor), f, row + d);
+    return score;
+  }
+};
+
+// body(block, j, row of scores) for every key of the step.
+template <class Body>
+HWY_INLINE void for_keys(const TileKeys* keys, int64_t blocks, const Body& body) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const KeyBlock& block = *keys[b].block;
+    for (int64_t j = 0; j < block.count; ++j) body(block, j, keys[b].row + j);
   }
 }
 
-// Lanes whose query may attend to key j.
-HWY_INLINE hn::Mask<Ints> allowed(const TileMask& mask, const TileQueries& queries, const TileKeys& keys, int64_t j, int64_t lane) {
-  const Ints n;
-  const auto position = hn::Load(n, queries.position + lane);
-  const auto key = hn::Set(n, keys.position[j]);
-  auto yes = hn::Gt(position, hn::Set(n, -1));
-  if (mask.causal) yes = hn::And(yes, hn::Not(hn::Gt(key, position)));
-  if (mask.exclude_self) yes = hn::And(yes, hn::Not(hn::Eq(position, key)));
-  if (mask.same_bucket || mask.strict) yes = hn::And(yes, hn::Eq(hn::Load(n, queries.bucket + lane), hn::Set(n, keys.bucket[j])));
-  if (mask.strict) {
-    const auto ahead = hn::Sub(hn::Load(n, queries.slot + lane), hn::Set(n, keys.slot[j]));
-    yes = hn::And(yes, hn::And(hn::Gt(ahead, hn::Zero(n)), hn::Not(hn::Gt(ahead, hn::Set(n, mask.span)))));
-  }
-  return yes;
-}
-
-// scores[j, i] = q_i . k_j - log count, -inf where forbidden.
-HWY_INLINE void masked_scores(const TileMask& mask, const TileQueries& queries, const TileKeys& keys, const TileBuffers& t, int64_t used) {
-  product<false>(keys.count, used, t.head_size, t.k, t.wide, 1, t.q_transposed, kTileQueries, t.scores, kTileQueries);
-  const Floats f;
-  const Vector forbidden = hn::Set(f, kNegativeInfinity);
-  for (int64_t j = 0; j < keys.count; ++j) {
-    float* const row = t.scores + j * kTileQueries;
-    if (keys.position[j] < 0) {
-      for (int64_t lane = 0; lane < used; lane += static_cast<int64_t>(hn::Lanes(f))) hn::Store(forbidden, f, row + lane);
-      continue;
-    }
-    for (int64_t lane = 0; lane < used; lane += static_cast<int64_t>(hn::Lanes(f))) {
-      Vector score = hn::Load(f, row + lane);
-      if (t.log_count != nullptr) score = hn::Sub(score, hn::Load(f, t.log_count + j * kTileQueries + lane));
-      const auto yes = hn::RebindMask(f, allowed(mask, queries, keys, j, lane));
-      hn::Store(hn::IfThenElse(yes, score, forbidden), f, row + lane);
-    }
-  }
-}
+HWY_INLINE int64_t key_count(const TileKeys* keys, int64_t blocks) { return keys[blocks - 1].row + keys[blocks - 1].block->count; }
 
 HWY_INLINE void multiply_rows(float* x, const float* y, int64_t rows, int64_t used) {
-  const Floats f;
+  const F32 f;
   for (int64_t j = 0; j < rows; ++j) {
-    for (int64_t lane = 0; lane < used; lane += static_cast<int64_t>(hn::Lanes(f))) {
+    for (int64_t lane = 0; lane < used; lane += lanes()) {
       const int64_t at = j * kTileQueries + lane;
       hn::Store(hn::Mul(hn::Load(f, x + at), hn::Load(f, y + at)), f, x + at);
     }
   }
 }
 
-void forward(const TileMask& mask, TileQueries& queries, const TileKeys& keys, const TileBuffers& t) {
-  const Floats f;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(f)), used = (queries.count + kLanePad - 1) / kLanePad * kLanePad;
-  masked_scores(mask, queries, keys, t, used);
-  HWY_ALIGN float rescale[kTileQueries];
-  bool rescaled = false;
-  for (int64_t lane = 0; lane < used; lane += lanes) {
-    const Vector before = hn::Load(f, queries.maximum + lane);
-    Vector maximum = before;
-    for (int64_t j = 0; j < keys.count; ++j) maximum = hn::Max(maximum, hn::Load(f, t.scores + j * kTileQueries + lane));
+template <class M>
+HWY_INLINE void softmax_step(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t,
+                             float* HWY_RESTRICT rescale) {
+  const F32 f;
+  const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
+  for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
+    const LaneQueries<M> lane_queries(mask, queries, lane);
+    const VecF32 before = first ? forbidden : hn::Load(f, queries.maximum + lane);
+    VecF32 maximum = before;
+    for_keys(keys, blocks, [&](const KeyBlock& block, int64_t j, int64_t row) HWY_ATTR {
+      float* const at = t.scores + row * kTileQueries + lane;
+      VecF32 score = hn::Load(f, at);
+      if (t.log_count != nullptr) score = hn::Sub(score, hn::Load(f, t.log_count + row * kTileQueries + lane));
+      score = lane_queries.select(block, j, score, forbidden);
+      hn::Store(score, f, at);
+      maximum = hn::Max(maximum, score);
+    });
     // A query without any key so far keeps -inf; 0 stands in for it so that no exponent is (-inf) - (-inf).
-    const Vector reference = hn::IfThenElse(hn::Eq(maximum, hn::Set(f, kNegativeInfinity)), hn::Zero(f), maximum);
-    const Vector shrink = hn::Exp(f, hn::Sub(before, reference));
-    Vector sum = hn::Zero(f);
-    for (int64_t j = 0; j < keys.count; ++j) {
-      float* const score = t.scores + j * kTileQueries + lane;
-      const Vector p = hn::Exp(f, hn::Sub(hn::Load(f, score), reference));
-      sum = hn::Add(sum, p);
-      hn::Store(p, f, score);
+    const VecF32 reference = hn::IfThenElse(hn::Eq(maximum, forbidden), hn::Zero(f), maximum);
+    const VecF32 shrink = hn::Exp(f, hn::Sub(before, reference));
+    VecF32 total = first ? hn::Zero(f) : hn::Mul(hn::Load(f, queries.sum + lane), shrink);
+    for (int64_t row = 0; row < key_count(keys, blocks); ++row) {
+      float* const at = t.scores + row * kTileQueries + lane;
+      const VecF32 p = hn::Exp(f, hn::Sub(hn::Load(f, at), reference));
+      total = hn::Add(total, p);
+      hn::Store(p, f, at);
     }
     hn::Store(maximum, f, queries.maximum + lane);
-    hn::Store(hn::MulAdd(hn::Load(f, queries.sum + lane), shrink, sum), f, queries.sum + lane);
+    hn::Store(total, f, queries.sum + lane);
     hn::Store(shrink, f, rescale + lane);
-    rescaled = rescaled || !hn::AllTrue(f, hn::Eq(shrink, hn::Set(f, 1.0f)));
   }
-  if (t.dropout != nullptr) multiply_rows(t.scores, t.dropout, keys.count, used);
-  if (rescaled) {
-    for (int64_t i = 0; i < queries.count; ++i) {
-      if (rescale[i] == 1.0f) continue;
-      const Vector factor = hn::Set(f, rescale[i]);
-      for (int64_t d = 0; d < t.wide; d += lanes) hn::Store(hn::Mul(hn::Load(f, t.out + i * t.wide + d), factor), f, t.out + i * t.wide + d);
+}
+
+void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
+  const F32 f;
+  const int64_t used = used_lanes(queries);
+  for (int64_t b = 0; b < blocks; ++b) {
+    product<false>(keys[b].block->count, used, t.head_size, keys[b].block->k, t.wide, 1, t.q_transposed, kTileQueries,
+                   t.scores + keys[b].row * kTileQueries, kTileQueries);
+  }
+  HWY_ALIGN float rescale[kTileQueries];
+  for_mask(mask, [&](auto m) HWY_ATTR { softmax_step<decltype(m)>(mask, queries, keys, blocks, first, t, rescale); });
+  if (t.dropout != nullptr) multiply_rows(t.scores, t.dropout, key_count(keys, blocks), used);
+  for (int64_t i = 0; !first && i < queries.count; ++i) {
+    if (rescale[i] == 1.0f) continue;
+    const VecF32 factor = hn::Set(f, rescale[i]);
+    for (int64_t d = 0; d < t.wide; d += lanes()) hn::Store(hn::Mul(hn::Load(f, t.out + i * t.wide + d), factor), f, t.out + i * t.wide + d);
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    const auto add = [&](auto kernel) HWY_ATTR {
+      kernel(queries.count, t.wide, keys[b].block->count, t.scores + keys[b].row * kTileQueries, int64_t{1}, kTileQueries, keys[b].block->v, t.wide,
+             t.out, t.wide);
+    };
+    if (first && b == 0) {
+      add(product<false>);
+    } else {
+      add(product<true>);
     }
   }
-  product<true>(queries.count, t.wide, keys.count, t.scores, 1, kTileQueries, t.v, t.wide, t.out, t.wide);
 }
 
-void backward(const TileMask& mask, const TileQueries& queries, const TileKeys& keys, const TileBuffers& t) {
-  const Floats f;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(f)), used = (queries.count + kLanePad - 1) / kLanePad * kLanePad;
-  masked_scores(mask, queries, keys, t, used);
-  product<false>(keys.count, used, t.head_size, t.v, t.wide, 1, t.grad_out_transposed, kTileQueries, t.grad_scores, kTileQueries);
-  if (t.dropout != nullptr) multiply_rows(t.grad_scores, t.dropout, keys.count, used);
-  for (int64_t lane = 0; lane < used; lane += lanes) {
-    // lse = -inf: no key in any round, and no score here is finite; 0 stands in.
-    const Vector lse = hn::Load(f, queries.maximum + lane);
-    const Vector reference = hn::IfThenElse(hn::Eq(lse, hn::Set(f, kNegativeInfinity)), hn::Zero(f), lse);
-    const Vector delta = hn::Load(f, queries.delta + lane);
-    for (int64_t j = 0; j < keys.count; ++j) {
-      const int64_t at = j * kTileQueries + lane;
-      const Vector p = hn::Exp(f, hn::Sub(hn::Load(f, t.scores + at), reference));
-      hn::Store(hn::Mul(p, hn::Sub(hn::Load(f, t.grad_scores + at), delta)), f, t.grad_scores + at);
-      hn::Store(p, f, t.scores + at);
+void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* HWY_RESTRICT out, int64_t stride,
+           float* HWY_RESTRICT maximum, float* HWY_RESTRICT sums) {
+  const F32 f;
+  HWY_ALIGN float highest[kTileQueries], total[kTileQueries], old_factor[kTileQueries], factor[kTileQueries];
+  for (int64_t i = 0; i < queries.count; ++i) {
+    const int32_t position = queries.position[i];
+    const bool old = !fresh && position >= 0;
+    highest[i] = old ? maximum[position] : kNegativeInfinity;
+    total[i] = old ? sums[position] : 0.0f;
+  }
+  std::fill(highest + queries.count, highest + used_lanes(queries), kNegativeInfinity);
+  std::fill(total + queries.count, total + used_lanes(queries), 0.0f);
+  for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
+    const VecF32 old = hn::Load(f, highest + lane), tile = hn::Load(f, queries.maximum + lane), both = hn::Max(old, tile);
+    const VecF32 reference = hn::IfThenElse(hn::Eq(both, hn::Set(f, kNegativeInfinity)), hn::Zero(f), both);
+    const VecF32 a = hn::Exp(f, hn::Sub(old, reference)), b = hn::Exp(f, hn::Sub(tile, reference));
+    const VecF32 sum = hn::MulAdd(hn::Load(f, total + lane), a, hn::Mul(hn::Load(f, queries.sum + lane), b));
+    hn::Store(both, f, highest + lane);
+    hn::Store(sum, f, total + lane);
+    hn::Store(a, f, old_factor + lane);
+    hn::Store(b, f, factor + lane);
+  }
+  for (int64_t i = 0; i < queries.count; ++i) {
+    const int32_t position = queries.position[i];
+    if (position < 0) continue;
+    maximum[position] = highest[i];
+    sums[position] = total[i];
+    const VecF32 a = hn::Set(f, old_factor[i]), b = hn::Set(f, factor[i]);
+    const VecF32 inverse = hn::Set(f, last && total[i] > 0.0f ? 1.0f / total[i] : 1.0f);
+    const float* const tile = t.out + i * t.wide;
+    float* const row = out + position * stride;
+    if (fresh) {
+      for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::Mul(hn::Mul(load(tile), b), inverse), row); });
+    } else {
+      for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR {
+        store(hn::Mul(hn::MulAdd(load(row), a, hn::Mul(load(tile), b)), inverse), row);
+      });
     }
   }
-  if (t.dropout != nullptr) multiply_rows(t.scores, t.dropout, keys.count, used);
-  product<false>(keys.count, t.wide, queries.count, t.scores, kTileQueries, 1, t.grad_out, t.wide, t.grad_v, t.wide);
-  product<false>(keys.count, t.wide, queries.count, t.grad_scores, kTileQueries, 1, t.q, t.wide, t.grad_k, t.wide);
-  product<true>(queries.count, t.wide, keys.count, t.grad_scores, 1, kTileQueries, t.k, t.wide, t.grad_q, t.wide);
 }
 
-void add_key_gradient(float* HWY_RESTRICT destination, const TileKeys& keys, int64_t key, int32_t key_norm, const TileBuffers& t) {
-  const float* const gradient = t.grad_k + key * t.wide;
-  if (key_norm == RFN_KEY_NORM_NONE) {
-    for (int64_t d = 0; d < t.head_size; ++d) destination[d] += gradient[d];
-    return;
+// scores: the probabilities P; grad_scores: dS = P (dP - delta), of dP = dO . v (times dropout).
+template <class M>
+HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, const TileBuffers& t) {
+  const F32 f;
+  for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
+    const LaneQueries<M> lane_queries(mask, queries, lane);
+    // lse = -inf: no key in any round, and no score here is allowed; 0 stands in.
+    const VecF32 lse = hn::Load(f, queries.maximum + lane);
+    const VecF32 reference = hn::IfThenElse(hn::Eq(lse, hn::Set(f, kNegativeInfinity)), hn::Zero(f), lse);
+    const VecF32 delta = hn::Load(f, queries.delta + lane);
+    for_keys(keys, blocks, [&](const KeyBlock& block, int64_t j, int64_t row) HWY_ATTR {
+      const int64_t at = row * kTileQueries + lane;
+      VecF32 score = hn::Load(f, t.scores + at);
+      if (t.log_count != nullptr) score = hn::Sub(score, hn::Load(f, t.log_count + at));
+      score = lane_queries.select(block, j, hn::Sub(score, reference), hn::Set(f, kNegativeInfinity));
+      const VecF32 p = hn::Exp(f, score);
+      VecF32 gradient = hn::Load(f, t.grad_scores + at);
+      VecF32 dropped = p;
+      if (t.dropout != nullptr) {
+        const VecF32 factor = hn::Load(f, t.dropout + at);
+        gradient = hn::Mul(gradient, factor);
+        dropped = hn::Mul(dropped, factor);
+      }
+      hn::Store(hn::Mul(p, hn::Sub(gradient, delta)), f, t.grad_scores + at);
+      hn::Store(dropped, f, t.scores + at);
+    });
   }
-  // k = q / n: dq = (dk - k (k . dk) c) / n, with c = 1 / D when n is the root mean square, 1 when it is the length.
-  const Floats f;
-  const float* const row = t.k + key * t.wide;
-  Vector products = hn::Zero(f);
-  for (int64_t d = 0; d < t.wide; d += static_cast<int64_t>(hn::Lanes(f))) {
-    products = hn::MulAdd(hn::Load(f, row + d), hn::Load(f, gradient + d), products);
-  }
-  const float inverse = keys.inverse_norm[key];
-  float along = hn::GetLane(hn::SumOfLanes(f, products));
-  if (key_norm == RFN_KEY_NORM_RMS) along /= static_cast<float>(t.head_size);
-  for (int64_t d = 0; d < t.head_size; ++d) destination[d] += inverse * (gradient[d] - row[d] * along);
 }
 
-void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t row_stride, int64_t half, int32_t bucket_stride, int32_t* buckets) {
-  const Floats f;
-  const Ints n;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(f)), used = (count + kLanePad - 1) / kLanePad * kLanePad;
-  HWY_ALIGN float highest[kTileQueries], lowest[kTileQueries];
-  HWY_ALIGN int32_t highest_at[kTileQueries], lowest_at[kTileQueries];
-  std::fill_n(highest, kTileQueries, kNegativeInfinity);
-  std::fill_n(lowest, kTileQueries, -kNegativeInfinity);
-  std::fill_n(highest_at, kTileQueries, 0);
-  std::fill_n(lowest_at, kTileQueries, 0);
-  for (int64_t first = 0; first < half; first += kTileKeys) {
-    const int64_t columns = std::min(kTileKeys, half - first);
-    product<false>(columns, used, t.head_size, rotations + first, 1, row_stride, t.q_transposed, kTileQueries, t.scores, kTileQueries);
-    for (int64_t lane = 0; lane < used; lane += lanes) {
-      Vector high = hn::Load(f, highest + lane), low = hn::Load(f, lowest + lane);
+void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
+  const int64_t used = used_lanes(queries);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const KeyBlock& block = *keys[b].block;
+    const int64_t at = keys[b].row * kTileQueries;
+    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, t.scores + at, kTileQueries);
+    product<false>(block.count, used, t.head_size, block.v, t.wide, 1, t.grad_out_transposed, kTileQueries, t.grad_scores + at, kTileQueries);
+  }
+  for_mask(mask, [&](auto m) HWY_ATTR { softmax_backward<decltype(m)>(mask, queries, keys, blocks, t); });
+  for (int64_t b = 0; b < blocks; ++b) {
+    KeyBlock& block = *keys[b].block;
+    const int64_t at = keys[b].row * kTileQueries;
+    const auto key_products = [&](auto kernel) {
+      kernel(block.count, t.wide, queries.count, t.scores + at, kTileQueries, int64_t{1}, t.grad_out, t.wide, block.grad_v, t.wide);
+      kernel(block.count, t.wide, queries.count, t.grad_scores + at, kTileQueries, int64_t{1}, t.q, t.wide, block.grad_k, t.wide);
+    };
+    if (block.has_gradient) {
+      key_products(product<true>);
+    } else {
+      key_products(product<false>);
+    }
+    block.has_gradient = true;
+    const auto query_product = [&](auto kernel) {
+      kernel(queries.count, t.wide, block.count, t.grad_scores + at, int64_t{1}, kTileQueries, block.k, t.wide, t.grad_q, t.wide);
+    };
+    if (first && b == 0) {
+      query_product(product<false>);
+    } else {
+      query_product(product<true>);
+    }
+  }
+}
+
+void add_query_gradients(const TileQueries& queries, float scale, const TileBuffers& t, float* grad, int64_t stride) {
+  const F32 f;
+  const VecF32 factor = hn::Set(f, scale);
+  for (int64_t i = 0; i < queries.count; ++i) {
+    if (queries.position[i] < 0) continue;
+    const float* const from = t.grad_q + i * t.wide;
+    float* const row = grad + queries.position[i] * stride;
+    for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::MulAdd(load(from), factor, load(row)), row); });
+  }
+}
+
+void add_key_gradients(const KeyBlock& block, int32_t key_norm, const TileBuffers& t, float* grad_k, int64_t k_stride, float* grad_v,
+                       int64_t v_stride) {
+  const F32 f;
+  for (int64_t j = 0; j < block.count; ++j) {
+    const float *const key = block.k + j * t.wide, *const key_gradient = block.grad_k + j * t.wide, *const value_gradient = block.grad_v + j * t.wide;
+    float *const k_row = grad_k + block.position[j] * k_stride, *const v_row = grad_v + block.position[j] * v_stride;
+    // k = q / n: dq = (dk - k (k . dk) c) / n, with c = 1 / D when n is the root mean square, 1 when it is the length.
+    float along = 0.0f;
+    if (key_norm != RFN_KEY_NORM_NONE) {
+      VecF32 products = hn::Zero(f);
+      for (int64_t d = 0; d < t.wide; d += lanes()) products = hn::MulAdd(hn::Load(f, key + d), hn::Load(f, key_gradient + d), products);
+      along = sum(f, products);
+      if (key_norm == RFN_KEY_NORM_RMS) along /= static_cast<float>(t.head_size);
+    }
+    const VecF32 factor = hn::Set(f, block.inverse_norm[j]), minus = hn::Set(f, -along);
+    for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR {
+      store(hn::MulAdd(hn::MulAdd(load(key), minus, load(key_gradient)), factor, load(k_row)), k_row);
+      store(hn::Add(load(value_gradient), load(v_row)), v_row);
+    });
+  }
+}
+
+// Largest of [z, -z] over the columns of one digit, per query.
+struct Digit {
+  alignas(64) float highest[kTileQueries], lowest[kTileQueries];
+  alignas(64) int32_t highest_at[kTileQueries], lowest_at[kTileQueries];
+
+  void start() {
+    std::fill_n(highest, kTileQueries, kNegativeInfinity);
+    std::fill_n(lowest, kTileQueries, -kNegativeInfinity);
+    std::fill_n(highest_at, kTileQueries, 0);
+    std::fill_n(lowest_at, kTileQueries, 0);
+  }
+
+  // Columns [first, first + count) of the digit, rows of z.
+  HWY_INLINE void add(const float* z, int64_t first, int64_t count, int64_t used) {
+    const F32 f;
+    const I32 n;
+    for (int64_t lane = 0; lane < used; lane += lanes()) {
+      VecF32 high = hn::Load(f, highest + lane), low = hn::Load(f, lowest + lane);
       auto high_at = hn::Load(n, highest_at + lane), low_at = hn::Load(n, lowest_at + lane);
-      for (int64_t j = 0; j < columns; ++j) {
-        const Vector z = hn::Load(f, t.scores + j * kTileQueries + lane);
+      for (int64_t j = 0; j < count; ++j) {
+        const VecF32 x = hn::Load(f, z + j * kTileQueries + lane);
         const auto at = hn::Set(n, static_cast<int32_t>(first + j));
-        const auto above = hn::Gt(z, high);
-        const auto below = hn::Lt(z, low);
-        high = hn::IfThenElse(above, z, high);
-        low = hn::IfThenElse(below, z, low);
+        const auto above = hn::Gt(x, high);
+        const auto below = hn::Lt(x, low);
+        high = hn::IfThenElse(above, x, high);
+        low = hn::IfThenElse(below, x, low);
         high_at = hn::IfThenElse(hn::RebindMask(n, above), at, high_at);
         low_at = hn::IfThenElse(hn::RebindMask(n, below), at, low_at);
       }
@@ -300,15 +476,48 @@ void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t r
       hn::Store(low_at, n, lowest_at + lane);
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
-    // The first maximum of [z, -z] wins, so the positive half does on a tie.
-    const int32_t digit = highest[i] >= -lowest[i] ? highest_at[i] : static_cast<int32_t>(half) + lowest_at[i];
-    buckets[i] += bucket_stride * digit;
+
+  // The first maximum of [z, -z] wins, so the positive half does on a tie.
+  int32_t of(int64_t i, int64_t half) const {
+    return highest[i] >= -lowest[i] ? highest_at[i] : static_cast<int32_t>(half) + lowest_at[i];
+  }
+};
+
+void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors, int64_t factor_count, int32_t* buckets,
+          int64_t bucket_stride) {
+  const int64_t used = (count + kLanePad - 1) / kLanePad * kLanePad;
+  int64_t columns = 0;
+  for (int64_t f = 0; f < factor_count; ++f) columns += factors[f] / 2;
+  columns *= rounds;
+  int64_t begin = 0, end = 0;  // columns whose products are in t.scores
+  int64_t column = 0;
+  Digit digit;
+  for (int64_t round = 0; round < rounds; ++round) {
+    int32_t* const bucket = buckets + round * bucket_stride;
+    int32_t weight = 1;
+    for (int64_t f = 0; f < factor_count; ++f) {
+      const int64_t half = factors[f] / 2;
+      digit.start();
+      for (int64_t j = 0; j < half;) {
+        if (column == end) {
+          begin = end;
+          end = std::min(columns, begin + kTileKeys);
+          product<false>(end - begin, used, t.head_size, rotations + begin, 1, columns, t.q_transposed, kTileQueries, t.scores, kTileQueries);
+        }
+        const int64_t some = std::min(half - j, end - column);
+        digit.add(t.scores + (column - begin) * kTileQueries, j, some, used);
+        j += some;
+        column += some;
+      }
+      for (int64_t i = 0; i < count; ++i) bucket[i] = (f == 0 ? 0 : bucket[i]) + weight * digit.of(i, half);
+      weight *= factors[f];
+    }
   }
 }
 
 const TileKernels& kernels() {
-  static const TileKernels table = {pack_queries, pack_keys, forward, backward, add_key_gradient, hash};
+  static const TileKernels table = {pack_queries, pack_keys,           forward,           merge, backward,
+                                    add_query_gradients, add_key_gradients, hash, transpose};
   return table;
 }
 

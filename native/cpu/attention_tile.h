@@ -7,35 +7,49 @@
 namespace rfn::cpu {
 
 inline constexpr int64_t kTileQueries = 64;
-inline constexpr int64_t kTileKeys = 128;
-inline constexpr int64_t kLanePad = 16;  // packed rows are padded with zeros to a multiple of the widest vector
+inline constexpr int64_t kBlockKeys = 64;   // of one packed block
+inline constexpr int64_t kTileKeys = 128;   // of all blocks of one step
+inline constexpr int64_t kTileBlocks = 16;  // at most, of one step
+inline constexpr int64_t kLanePad = 16;     // packed rows are padded with zeros to a multiple of the widest vector
 
 struct TileMask {
   bool causal = false;        // key position <= query position
   bool exclude_self = false;  // key position != query position
   bool same_bucket = false;   // equal buckets
-  bool strict = false;        // 0 < query slot - key slot <= span
+  bool strict = false;        // causal, equal buckets and 0 < query slot - key slot <= span
   int32_t span = 0;
 };
 
-// Position -1: not there (padding).
+// Position -1: not there (padding). Its packed row is zero, and whatever is computed for it is thrown away.
 struct TileQueries {
   int64_t count = 0;
   alignas(64) int32_t position[kTileQueries];
   alignas(64) int32_t slot[kTileQueries];
   alignas(64) int32_t bucket[kTileQueries];
-  alignas(64) float maximum[kTileQueries];  // forward: running maximum and sum of exponentials; backward: log-sum-exp
+  alignas(64) float maximum[kTileQueries];  // forward: maximum and sum of exponentials of the tile so far; backward: log-sum-exp
   alignas(64) float sum[kTileQueries];
   alignas(64) float delta[kTileQueries];  // backward: dO . O - dlse
 };
 
-struct TileKeys {
+// Keys that are there, of one chunk, packed once and used by all tiles whose windows hold them.
+struct KeyBlock {
   int64_t count = 0;
-  int32_t position[kTileKeys];
-  int32_t slot[kTileKeys];
-  int32_t bucket[kTileKeys];
-  int32_t column[kTileKeys];  // index in the window, for dropout
-  float inverse_norm[kTileKeys];
+  int32_t position[kBlockKeys];
+  int32_t slot[kBlockKeys];
+  int32_t bucket[kBlockKeys];
+  float inverse_norm[kBlockKeys];
+  float* k = nullptr;       // [kBlockKeys, wide], normalised
+  float* v = nullptr;       // [kBlockKeys, wide]
+  float* grad_k = nullptr;  // [kBlockKeys, wide], with respect to the normalised keys
+  float* grad_v = nullptr;  // [kBlockKeys, wide]
+  bool has_gradient = false;
+};
+
+// One block in the window of the present tile.
+struct TileKeys {
+  KeyBlock* block;
+  int64_t row;           // of `scores`: keys of the blocks before it
+  int64_t first_column;  // index in the window of slot 0, for dropout
 };
 
 // Packed buffers of one thread. `wide` = head size padded to kLanePad, `lanes` = kTileQueries.
@@ -44,8 +58,6 @@ struct TileBuffers {
   int64_t wide;
   float* q;             // [lanes, wide], times the logit scale
   float* q_transposed;  // [wide, lanes]
-  float* k;             // [kTileKeys, wide], normalised
-  float* v;             // [kTileKeys, wide]
   float* scores;        // [kTileKeys, lanes]
   float* log_count;     // [kTileKeys, lanes]; null: no duplicate correction
   float* dropout;       // [kTileKeys, lanes]; null: no dropout
@@ -55,24 +67,34 @@ struct TileBuffers {
   float* grad_out_transposed;  // [wide, lanes]
   float* grad_scores;          // [kTileKeys, lanes]
   float* grad_q;               // [lanes, wide]
-  float* grad_k;               // [kTileKeys, wide], with respect to the normalised keys
-  float* grad_v;               // [kTileKeys, wide]
 };
 
 struct TileKernels {
-  // Copies rows of head_size floats at base + position * stride, times scale, and pads with zeros (whole rows for position -1, and up to 64 rows).
+  // Copies rows of head_size floats at base + position * stride, times scale, and pads with zeros (whole rows for position -1, up to a multiple of
+  // kLanePad rows).
   void (*pack_queries)(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t, float* rows,
                        float* transposed);
-  // Copies and normalises (RFN_KEY_NORM_*); fills keys.inverse_norm.
-  void (*pack_keys)(const float* base, int64_t stride, TileKeys& keys, int32_t key_norm, const TileBuffers& t, float* rows);
-  // One step of the online softmax: updates queries.maximum, queries.sum and t.out.
-  void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys& keys, const TileBuffers& t);
-  // Adds to t.grad_q; overwrites t.grad_k and t.grad_v.
-  void (*backward)(const TileMask& mask, const TileQueries& queries, const TileKeys& keys, const TileBuffers& t);
-  // grad_q row += gradient through the key norm of row `key` of t.grad_k.
-  void (*add_key_gradient)(float* destination, const TileKeys& keys, int64_t key, int32_t key_norm, const TileBuffers& t);
-  // buckets[i] += stride * argmax over [z, -z] of z_j = q_i . rotations[:, j], j < half: one factor of one round. rotations rows are `row_stride` apart.
-  void (*hash)(const TileBuffers& t, int64_t count, const float* rotations, int64_t row_stride, int64_t half, int32_t bucket_stride, int32_t* buckets);
+  // Copies keys and values at base + position * stride, and normalises the keys (RFN_KEY_NORM_*).
+  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
+                    KeyBlock& block);
+  // One step of the online softmax: updates queries.maximum, queries.sum and t.out; `first` of the tile: sets them.
+  void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
+  // Merges the tile's result into rows at out + position * stride and their maxima and sums at [position], or sets these when `fresh`; divides by the
+  // sum when `last`, unless it is 0.
+  void (*merge)(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* out, int64_t stride, float* maximum, float* sum);
+  // Adds to the blocks' gradients and to t.grad_q; `first` of the tile: sets the latter.
+  void (*backward)(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
+  // Rows at grad + position * stride += scale * t.grad_q.
+  void (*add_query_gradients)(const TileQueries& queries, float scale, const TileBuffers& t, float* grad, int64_t stride);
+  // Rows at grad_* + position * stride += the block's gradients, those of the keys through their norm.
+  void (*add_key_gradients)(const KeyBlock& block, int32_t key_norm, const TileBuffers& t, float* grad_k, int64_t k_stride, float* grad_v,
+                            int64_t v_stride);
+  // Buckets of the first `count` queries in all rounds: digit f of round r is argmax over [z, -z] of z_j = q_i . rotations[:, column + j],
+  // j < factors[f] / 2, the columns of factors and rounds one after the other. buckets[r * bucket_stride + i].
+  void (*hash)(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors, int64_t factor_count,
+               int32_t* buckets, int64_t bucket_stride);
+  // transposed[j * kTileQueries + i] = rows[i * columns + j] for `count` rows; columns a multiple of 4, count rounded up to one.
+  void (*transpose)(const float* rows, int64_t count, int64_t columns, float* transposed);
 };
 
 const TileKernels& tile_kernels();
