@@ -12,11 +12,13 @@ class Arena {
   Arena(void* base, int64_t bytes) : base_(static_cast<char*>(base)), capacity_(bytes) {}  // carving
 
   // `count` elements, 256-byte aligned relative to the base; nullptr while counting. Sizes that overflow set overflowed().
+  // Large arrays are kept kAlignment apart: rows of equal index that lie a power of two apart would compete for the same places of the caches.
   template <class T>
   T* take(int64_t count) {
     int64_t bytes = 0, end = 0;
     if (count < 0 || __builtin_mul_overflow(count, static_cast<int64_t>(sizeof(T)), &bytes) ||
-        __builtin_add_overflow(bytes, kAlignment - 1, &bytes) || __builtin_add_overflow(used_, bytes & ~(kAlignment - 1), &end)) {
+        __builtin_add_overflow(bytes, bytes < kLarge ? kAlignment - 1 : 2 * kAlignment - 1, &bytes) ||
+        __builtin_add_overflow(used_, bytes & ~(kAlignment - 1), &end)) {
       overflowed_ = true;
       return nullptr;
     }
@@ -31,6 +33,8 @@ class Arena {
   int64_t capacity() const { return capacity_; }
 
  private:
+  static constexpr int64_t kLarge = 4096;
+
   char* base_ = nullptr;
   int64_t capacity_ = 0;
   int64_t used_ = 0;

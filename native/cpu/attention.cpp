@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <numeric>
 
@@ -90,7 +91,7 @@ TileMask tile_mask(const Attention& a) {
   m.causal = a.options.causal != 0;
   m.exclude_self = a.options.shared_qk != 0;
   if (a.lsh()) {
-    m.same_bucket = a.options.window == RFN_WINDOW_SAME_BUCKET;
+    m.same_bucket = a.options.window != RFN_WINDOW_SLOTS;
     m.strict = a.options.window == RFN_WINDOW_STRICT;
     m.span = static_cast<int32_t>(a.options.chunks_before * a.options.chunk_length);
   }
@@ -140,11 +141,6 @@ ThreadBuffers thread_buffers(const Attention& a, const AttentionScratch& s, int3
   return thread_layout(arena, a, pass);
 }
 
-void prefetch_row(const float* row, int64_t size) {
-  constexpr int64_t kLine = 64 / sizeof(float);
-  for (int64_t d = 0; d < size; d += kLine) __builtin_prefetch(row + d);
-}
-
 // Everything a thread needs to walk the tiles of one (example, head), and one round if there are rounds.
 class Walker {
  public:
@@ -153,6 +149,8 @@ class Walker {
         mask(tile_mask(attention)), p(pair), round(of_round), c(attention.options.kind == RFN_ATTENTION_FULL ? Chunks{} : chunks_of(attention)),
         capacity(packed_blocks(attention)),
         duplicate_terms(scratch.duplicate_terms == nullptr ? nullptr : scratch.duplicate_terms + thread * scratch.duplicate_terms_per_thread) {
+    buffers.tile.ahead = &ahead;
+    ahead.row_size = a.head_size;
     const int64_t arrays = pass == RFN_PASS_BACKWARD ? 4 : 2, size = kBlockKeys * t.wide;
     for (int64_t i = 0; i < capacity; ++i) {
       float* const memory = buffers.keys + i * arrays * size;
@@ -171,7 +169,11 @@ class Walker {
     for (int64_t first = 0; first < c.length; first += kTileQueries) {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_forward();
-      prefetch_chunk(chunk + 1, first, fresh ? nullptr : a.out, a.out_stride, nullptr, 0);
+      if (fresh) {
+        look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}});
+      } else {
+        look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}, {a.out, a.out_stride}});
+      }
       for_chunk_keys(chunk, [&] { forward_step(); });
       end_forward(fresh, last);
     }
@@ -181,7 +183,8 @@ class Walker {
     for (int64_t first = 0; first < c.length; first += kTileQueries) {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_backward();
-      prefetch_chunk(chunk + 1, first, a.grad_out, a.grad_out_stride, a.grad_v, a.grad_v_stride);
+      look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}, {a.grad_out, a.grad_out_stride}, {a.grad_q, a.grad_q_stride},
+                                    {a.grad_v, a.grad_v_stride}});
       for_chunk_keys(chunk, [&] { backward_step(); });
       end_backward();
     }
@@ -235,7 +238,7 @@ class Walker {
       const int64_t slot = chunk * c.length + x;
       const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
       const bool there = real(a, p, position);
-      const int32_t bucket = a.lsh() && there ? p.buckets[round * a.length + position] : 0;
+      const int32_t bucket = mask.same_bucket && there ? p.buckets[round * a.length + position] : 0;
       add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
     }
     return end_queries();
@@ -292,7 +295,7 @@ class Walker {
           for (int64_t slot = begin; slot < std::min(first_slot + c.length, begin + kBlockKeys); ++slot) {
             const int64_t position = a.lsh() ? p.sorted[other_round * a.padded() + slot] : slot;
             if (!real(a, p, position)) continue;
-            add_key(block, position, slot, !a.lsh() ? 0 : other_round == round ? p.buckets[round * a.length + position] : -1);
+            add_key(block, position, slot, !mask.same_bucket ? 0 : other_round == round ? p.buckets[round * a.length + position] : -1);
           }
         });
       }
@@ -315,10 +318,11 @@ class Walker {
   // Keys past this one are seen by no query before `last`.
   int64_t last_full_key(int64_t last) const { return a.options.causal != 0 ? last : a.length; }
 
-  static void add_key(KeyBlock& block, int64_t position, int64_t slot, int32_t bucket) {
+  void add_key(KeyBlock& block, int64_t position, int64_t slot, int32_t bucket) const {
     block.position[block.count] = static_cast<int32_t>(position);
     block.slot[block.count] = static_cast<int32_t>(slot);
     block.bucket[block.count] = bucket;
+    block.scale[block.count] = s.key_scale == nullptr ? 1.0f : s.key_scale[p.index * a.length + position];
     ++block.count;
   }
 
@@ -334,7 +338,7 @@ class Walker {
       give_up(packed[i]);
       block_id[i] = id;
       fill(packed[i]);
-      kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride, a.options.key_norm, t, packed[i]);
+      kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride, t, packed[i]);
     }
     KeyBlock& block = packed[i];
     // Blocks that no query of the tile may see are left out.
@@ -363,16 +367,21 @@ class Walker {
     block.count = 0;
   }
 
-  // Rows of the tile after this one, of q, v and up to two more arrays: in sorted order they are all over the memory.
-  void prefetch_chunk(int64_t chunk, int64_t first, const float* more1, int64_t stride1, const float* more2, int64_t stride2) const {
+  struct Rows {
+    const float* base;
+    int64_t stride;
+  };
+
+  // The rows of these arrays that the tile of a later chunk will gather.
+  void look_ahead(int64_t chunk, int64_t first, std::initializer_list<Rows> arrays) {
+    ahead.count = ahead.next = 0;
     if (!a.lsh() || chunk >= c.per_round) return;
     const int32_t* const sorted = p.sorted + round * a.padded() + chunk * c.length;
-    for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
-      if (sorted[x] >= a.length) continue;
-      prefetch_row(row_base(a.q, a.q_stride, a, p) + sorted[x] * a.q_stride, a.head_size);
-      prefetch_row(row_base(a.v, a.v_stride, a, p) + sorted[x] * a.v_stride, a.head_size);
-      if (more1 != nullptr) prefetch_row(row_base(more1, stride1, a, p) + sorted[x] * stride1, a.head_size);
-      if (more2 != nullptr) prefetch_row(row_base(more2, stride2, a, p) + sorted[x] * stride2, a.head_size);
+    for (const Rows& array : arrays) {
+      const float* const base = row_base(array.base, array.stride, a, p);
+      for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
+        if (sorted[x] < a.length) ahead.rows[ahead.count++] = base + sorted[x] * array.stride;
+      }
     }
   }
 
@@ -427,7 +436,7 @@ class Walker {
         int32_t count = 0;
         for (int64_t r = 0; i < queries.count && r < rounds; ++r) {
           const int32_t query_slot = query_slots[r * kTileQueries + i], key_slot = key_slots[r * kTileKeys + j];
-          if ((mask.same_bucket || mask.strict) && query_buckets[r * kTileQueries + i] != key_buckets[r * kTileKeys + j]) continue;
+          if (mask.same_bucket && query_buckets[r * kTileQueries + i] != key_buckets[r * kTileKeys + j]) continue;
           if (mask.strict) {
             count += query_slot > key_slot && query_slot - key_slot <= mask.span ? 1 : 0;
             continue;
@@ -490,7 +499,7 @@ class Walker {
   const Attention& a;
   const AttentionScratch& s;
   const TileKernels& kernels;
-  const ThreadBuffers buffers;
+  ThreadBuffers buffers;
   const TileBuffers& t;
   const TileMask mask;
   const Pair p;
@@ -502,6 +511,8 @@ class Walker {
   TileQueries queries;
   int32_t last_position = -1;         // largest query position of the tile
   int64_t dropout_row[kTileQueries];  // element index of (query, column 0)
+
+  RowsAhead ahead;
 
   KeyBlock packed[kPackedBlocks];  // in the order of a ring: next_block is the oldest
   int64_t block_id[kPackedBlocks];
@@ -575,6 +586,15 @@ void start_backward(int32_t threads, const Attention& a, const AttentionScratch&
       }
       s.delta[p.index * a.length + position] = delta;
     }
+  });
+}
+
+// Once for all rounds.
+void scale_keys(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  if (s.key_scale == nullptr) return;
+  for_tokens(threads, a, s, [&](const Pair& p, int64_t first, int64_t last) {
+    tile_kernels().key_scales(row_base(a.k, a.k_stride, a, p), a.k_stride, first, last, a.head_size, a.options.key_norm,
+                              s.key_scale + p.index * a.length);
   });
 }
 
@@ -677,6 +697,7 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
     s.counts_per_thread = round_up(sort_counts(bucket_product(a.options) + 1, a.length), 64);
     s.counts = arena.take<int32_t>(threads * s.counts_per_thread);
   }
+  if (a.options.key_norm != RFN_KEY_NORM_NONE) s.key_scale = arena.take<float>(pairs * a.length);
   s.maximum = arena.take<float>(pairs * a.length);
   s.sum = arena.take<float>(pairs * a.length);
   if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
@@ -697,7 +718,13 @@ void attention_hash(int32_t threads, const Attention& a, const AttentionScratch&
     TileQueries queries;
     queries.count = count;
     std::iota(queries.position, queries.position + count, static_cast<int32_t>(first));
-    const TileBuffers t = thread_buffers(a, s, thread, RFN_PASS_FORWARD).tile;
+    RowsAhead ahead;
+    ahead.row_size = a.head_size;
+    for (int64_t next = first + count; next < std::min(a.length, first + count + kTileQueries); ++next) {
+      ahead.rows[ahead.count++] = row_base(a.q, a.q_stride, a, p) + next * a.q_stride;
+    }
+    TileBuffers t = thread_buffers(a, s, thread, RFN_PASS_FORWARD).tile;
+    t.ahead = &ahead;
     kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, 1.0f, t, t.q, t.q_transposed);
     const int64_t set = a.rotation_sets == 1 ? 0 : a.rotation_sets == a.all_heads ? a.first_head + p.head : p.global;
     const float* const rotations = a.rotations + set * a.head_size * rounds * rotation_columns(a.options);
@@ -736,6 +763,7 @@ void attention_index_slots(int32_t threads, const Attention& a, const AttentionS
 }
 
 void attention_forward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last) {
+  scale_keys(threads, a, s);
   if (a.options.kind == RFN_ATTENTION_FULL) {
     forward_full(threads, a, s);
   } else {
@@ -745,6 +773,7 @@ void attention_forward_rounds(int32_t threads, const Attention& a, const Attenti
 }
 
 void attention_backward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last, bool overwrite) {
+  scale_keys(threads, a, s);
   start_backward(threads, a, s, overwrite);
   if (a.options.kind == RFN_ATTENTION_FULL) {
     backward_full(threads, a, s);

@@ -14,6 +14,7 @@ struct AttentionScratch {
   int32_t* buckets = nullptr;  // [pairs, R, T]
   int32_t* sorted = nullptr;   // [pairs, R, padded]: position at a slot
   int32_t* slot_of = nullptr;  // [pairs, R, T]; duplicate correction only
+  float* key_scale = nullptr;  // [pairs, T]: 1 / norm of the keys; null: they are not normalised
   float* maximum = nullptr;    // forward [pairs, T]
   float* sum = nullptr;        // forward [pairs, T]
   float* delta = nullptr;      // backward [pairs, T]

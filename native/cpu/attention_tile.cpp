@@ -57,12 +57,16 @@ HWY_INLINE void product_block(int64_t depth, const float* HWY_RESTRICT a, int64_
   }
 }
 
+// Rows fetched ahead after each accumulator block.
+constexpr int64_t kRowsAhead = 5;
+
 template <int vectors, bool add>
 HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb, float* c,
-                              int64_t ldc) {
+                              int64_t ldc, RowsAhead* ahead) {
   int64_t i = 0;
   for (; i + kRows <= m; i += kRows) {
     product_block<kRows, vectors, add>(depth, a + i * row_step, row_step, column_step, b, ldb, c + i * ldc, ldc);
+    if (ahead != nullptr) ahead->fetch(kRowsAhead);
   }
   const float* const tail = a + i * row_step;
   float* const tail_c = c + i * ldc;
@@ -80,18 +84,18 @@ HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t 
 // C[m, n] (+)= A[m, depth] B[depth, n]; n is a multiple of kLanePad, b and c rows are aligned and padded.
 template <bool add>
 HWY_NOINLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb,
-                          float* c, int64_t ldc) {
+                          float* c, int64_t ldc, RowsAhead* ahead) {
   int64_t j = 0;
   for (; j + kVectors * lanes() <= n; j += kVectors * lanes()) {
-    product_panel<kVectors, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
+    product_panel<kVectors, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
   }
 #if HWY_TARGET == HWY_AVX3
   if (j + 2 * lanes() <= n) {
-    product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
+    product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
     j += 2 * lanes();
   }
 #endif
-  for (; j < n; j += lanes()) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc);
+  for (; j < n; j += lanes()) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
 }
 
 // transposed[j * kTileQueries + i] = rows[i * columns + j], in squares of four that one 128-bit vector per row holds.
@@ -143,24 +147,23 @@ void pack_queries(const float* base, int64_t stride, const TileQueries& queries,
   transpose(rows, used, t.wide, transposed);
 }
 
-void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
-               KeyBlock& block) {
+void key_scales(const float* keys, int64_t stride, int64_t first, int64_t last, int64_t head_size, int32_t key_norm, float* scales) {
   const F32 f;
-  for (int64_t j = 0; j < block.count; ++j) {
-    const float* const key = keys + block.position[j] * key_stride;
-    float inverse = 1.0f;
-    if (key_norm != RFN_KEY_NORM_NONE) {
-      VecF32 squares = hn::Zero(f);
-      for_vectors(f, t.head_size, [&](auto load, auto, int64_t) HWY_ATTR {
-        const VecF32 x = load(key);
-        squares = hn::MulAdd(x, x, squares);
-      });
-      const float total = sum(f, squares);
-      inverse = key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(total / static_cast<float>(t.head_size) + 1e-6f)
+  for (int64_t i = first; i < last; ++i) {
+    VecF32 squares = hn::Zero(f);
+    for_vectors(f, head_size, [&](auto load, auto, int64_t) HWY_ATTR {
+      const VecF32 x = load(keys + i * stride);
+      squares = hn::MulAdd(x, x, squares);
+    });
+    const float total = sum(f, squares);
+    scales[i] = key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(total / static_cast<float>(head_size) + 1e-6f)
                                              : 1.0f / std::max(std::sqrt(total), 1e-12f);
-    }
-    block.inverse_norm[j] = inverse;
-    pack_row(key, inverse, t, block.k + j * t.wide);
+  }
+}
+
+void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, const TileBuffers& t, KeyBlock& block) {
+  for (int64_t j = 0; j < block.count; ++j) {
+    pack_row(keys + block.position[j] * key_stride, block.scale[j], t, block.k + j * t.wide);
     pack_row(values + block.position[j] * value_stride, 1.0f, t, block.v + j * t.wide);
   }
 }
@@ -282,7 +285,7 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
   const int64_t used = used_lanes(queries);
   for (int64_t b = 0; b < blocks; ++b) {
     product<false>(keys[b].block->count, used, t.head_size, keys[b].block->k, t.wide, 1, t.q_transposed, kTileQueries,
-                   t.scores + keys[b].row * kTileQueries, kTileQueries);
+                   t.scores + keys[b].row * kTileQueries, kTileQueries, t.ahead);
   }
   HWY_ALIGN float rescale[kTileQueries];
   for_mask(mask, [&](auto m) HWY_ATTR { softmax_step<decltype(m)>(mask, queries, keys, blocks, first, t, rescale); });
@@ -295,7 +298,7 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
   for (int64_t b = 0; b < blocks; ++b) {
     const auto add = [&](auto kernel) HWY_ATTR {
       kernel(queries.count, t.wide, keys[b].block->count, t.scores + keys[b].row * kTileQueries, int64_t{1}, kTileQueries, keys[b].block->v, t.wide,
-             t.out, t.wide);
+             t.out, t.wide, t.ahead);
     };
     if (first && b == 0) {
       add(product<false>);
@@ -380,16 +383,18 @@ void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* 
   for (int64_t b = 0; b < blocks; ++b) {
     const KeyBlock& block = *keys[b].block;
     const int64_t at = keys[b].row * kTileQueries;
-    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, t.scores + at, kTileQueries);
-    product<false>(block.count, used, t.head_size, block.v, t.wide, 1, t.grad_out_transposed, kTileQueries, t.grad_scores + at, kTileQueries);
+    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, t.scores + at, kTileQueries, t.ahead);
+    product<false>(block.count, used, t.head_size, block.v, t.wide, 1, t.grad_out_transposed, kTileQueries, t.grad_scores + at, kTileQueries,
+                   t.ahead);
   }
   for_mask(mask, [&](auto m) HWY_ATTR { softmax_backward<decltype(m)>(mask, queries, keys, blocks, t); });
   for (int64_t b = 0; b < blocks; ++b) {
     KeyBlock& block = *keys[b].block;
     const int64_t at = keys[b].row * kTileQueries;
     const auto key_products = [&](auto kernel) {
-      kernel(block.count, t.wide, queries.count, t.scores + at, kTileQueries, int64_t{1}, t.grad_out, t.wide, block.grad_v, t.wide);
-      kernel(block.count, t.wide, queries.count, t.grad_scores + at, kTileQueries, int64_t{1}, t.q, t.wide, block.grad_k, t.wide);
+      kernel(block.count, t.wide, queries.count, t.scores + at, kTileQueries, int64_t{1}, t.grad_out, t.wide, block.grad_v, t.wide, t.ahead);
+      kernel(block.count, t.wide, queries.count, t.grad_scores + at, kTileQueries, int64_t{1}, t.q, t.wide, block.grad_k, t.wide,
+             t.ahead);
     };
     if (block.has_gradient) {
       key_products(product<true>);
@@ -398,7 +403,8 @@ void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* 
     }
     block.has_gradient = true;
     const auto query_product = [&](auto kernel) {
-      kernel(queries.count, t.wide, block.count, t.grad_scores + at, int64_t{1}, kTileQueries, block.k, t.wide, t.grad_q, t.wide);
+      kernel(queries.count, t.wide, block.count, t.grad_scores + at, int64_t{1}, kTileQueries, block.k, t.wide, t.grad_q, t.wide,
+             t.ahead);
     };
     if (first && b == 0) {
       query_product(product<false>);
@@ -433,7 +439,7 @@ void add_key_gradients(const KeyBlock& block, int32_t key_norm, const TileBuffer
       along = sum(f, products);
       if (key_norm == RFN_KEY_NORM_RMS) along /= static_cast<float>(t.head_size);
     }
-    const VecF32 factor = hn::Set(f, block.inverse_norm[j]), minus = hn::Set(f, -along);
+    const VecF32 factor = hn::Set(f, block.scale[j]), minus = hn::Set(f, -along);
     for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR {
       store(hn::MulAdd(hn::MulAdd(load(key), minus, load(key_gradient)), factor, load(k_row)), k_row);
       store(hn::Add(load(value_gradient), load(v_row)), v_row);
@@ -502,7 +508,8 @@ void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t r
         if (column == end) {
           begin = end;
           end = std::min(columns, begin + kTileKeys);
-          product<false>(end - begin, used, t.head_size, rotations + begin, 1, columns, t.q_transposed, kTileQueries, t.scores, kTileQueries);
+          product<false>(end - begin, used, t.head_size, rotations + begin, 1, columns, t.q_transposed, kTileQueries, t.scores, kTileQueries,
+                         t.ahead);
         }
         const int64_t some = std::min(half - j, end - column);
         digit.add(t.scores + (column - begin) * kTileQueries, j, some, used);
@@ -516,7 +523,7 @@ void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t r
 }
 
 const TileKernels& kernels() {
-  static const TileKernels table = {pack_queries, pack_keys,           forward,           merge, backward,
+  static const TileKernels table = {pack_queries, key_scales, pack_keys, forward, merge, backward,
                                     add_query_gradients, add_key_gradients, hash, transpose};
   return table;
 }

@@ -16,7 +16,7 @@ struct TileMask {
   bool causal = false;        // key position <= query position
   bool exclude_self = false;  // key position != query position
   bool same_bucket = false;   // equal buckets
-  bool strict = false;        // causal, equal buckets and 0 < query slot - key slot <= span
+  bool strict = false;        // causal, same_bucket and 0 < query slot - key slot <= span
   int32_t span = 0;
 };
 
@@ -37,7 +37,7 @@ struct KeyBlock {
   int32_t position[kBlockKeys];
   int32_t slot[kBlockKeys];
   int32_t bucket[kBlockKeys];
-  float inverse_norm[kBlockKeys];
+  float scale[kBlockKeys];  // 1 / norm
   float* k = nullptr;       // [kBlockKeys, wide], normalised
   float* v = nullptr;       // [kBlockKeys, wide]
   float* grad_k = nullptr;  // [kBlockKeys, wide], with respect to the normalised keys
@@ -52,10 +52,27 @@ struct TileKeys {
   int64_t first_column;  // index in the window of slot 0, for dropout
 };
 
+// Rows that the next tile will gather. In sorted order they are all over the memory, and power-of-two strides leave them few places in the caches, so
+// they are fetched a few at a time between the products of this tile.
+struct RowsAhead {
+  static constexpr int64_t kMost = 5 * kTileQueries;
+  const float* rows[kMost];
+  int64_t count = 0, next = 0;
+  int64_t row_size = 0;
+
+  void fetch(int64_t some) {
+    constexpr int64_t kLine = 64 / sizeof(float);
+    for (const int64_t end = next + some < count ? next + some : count; next < end; ++next) {
+      for (int64_t d = 0; d < row_size; d += kLine) __builtin_prefetch(rows[next] + d, 0, 2);
+    }
+  }
+};
+
 // Packed buffers of one thread. `wide` = head size padded to kLanePad, `lanes` = kTileQueries.
 struct TileBuffers {
   int64_t head_size;
   int64_t wide;
+  RowsAhead* ahead;     // null: none
   float* q;             // [lanes, wide], times the logit scale
   float* q_transposed;  // [wide, lanes]
   float* scores;        // [kTileKeys, lanes]
@@ -74,9 +91,10 @@ struct TileKernels {
   // kLanePad rows).
   void (*pack_queries)(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t, float* rows,
                        float* transposed);
-  // Copies keys and values at base + position * stride, and normalises the keys (RFN_KEY_NORM_*).
-  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
-                    KeyBlock& block);
+  // scales[i] = 1 / norm of row i (RFN_KEY_NORM_*) for first <= i < last.
+  void (*key_scales)(const float* keys, int64_t stride, int64_t first, int64_t last, int64_t head_size, int32_t key_norm, float* scales);
+  // Copies keys, times their scale, and values at base + position * stride.
+  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, const TileBuffers& t, KeyBlock& block);
   // One step of the online softmax: updates queries.maximum, queries.sum and t.out; `first` of the tile: sets them.
   void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
   // Merges the tile's result into rows at out + position * stride and their maxima and sums at [position], or sets these when `fresh`; divides by the

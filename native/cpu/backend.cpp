@@ -15,6 +15,7 @@
 #include "core/describe.h"
 #include "core/error.h"
 #include "core/tensor.h"
+#include "core/workspace.h"
 #include "cpu/gemm.h"
 #include "cpu/host.h"
 #include "cpu/simd.h"
@@ -27,6 +28,9 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 // Buffers from here on start on a huge page: with fewer page faults and TLB misses for arrays that are swept through.
 constexpr int64_t kHugePageBuffer = 2 * kHugePage;
+// Large buffers start at different distances from the page, one after the other. Rows of tensors often lie a power of two apart; at equal distances
+// the rows of one token in all tensors would compete for the same few places of every cache.
+constexpr int64_t kColours = 16;
 // Buffers from here on are held against the memory that is left. Linux grants address space for more than there is, and kills the process that
 // uses it; asking costs a dozen small files.
 constexpr int64_t kCheckedBuffer = int64_t{1} << 20;
@@ -40,6 +44,7 @@ struct Mapping {
 struct Memory {
   std::mutex mutex;
   std::unordered_map<void*, Mapping> buffers;
+  int64_t next_colour = 0;
 };
 
 Memory& memory_of(rfn_context& context) { return *static_cast<Memory*>(context.native); }
@@ -132,18 +137,19 @@ rfn_status buffer_allocate(rfn_context& context, int32_t, int64_t bytes, void** 
   if (bytes >= kCheckedBuffer && bytes > host_memory().free_bytes) return out_of_memory(bytes);
   const int64_t page = sysconf(_SC_PAGESIZE);
   const bool huge = bytes >= kHugePageBuffer;
-  const int64_t used = round_up(bytes == 0 ? 1 : bytes, page);
+  const int64_t used = round_up(bytes == 0 ? 1 : bytes, page) + (huge ? kColours * Arena::kAlignment : 0);
   const int64_t mapped = huge ? used + kHugePage : used;
   char* const start = static_cast<char*>(mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (start == MAP_FAILED) return out_of_memory(bytes);
   char* buffer = start;
   if (huge) {
     buffer = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(start), kHugePage));
-    madvise(buffer, static_cast<size_t>(used), MADV_HUGEPAGE);  // advice: a kernel without huge pages serves small ones
+    madvise(buffer, static_cast<size_t>(round_up(used, page)), MADV_HUGEPAGE);  // advice: a kernel without huge pages serves small ones
   }
   Memory& memory = memory_of(context);
   try {
     const std::lock_guard<std::mutex> lock(memory.mutex);
+    if (huge) buffer += memory.next_colour++ % kColours * Arena::kAlignment;
     memory.buffers[buffer] = {start, static_cast<size_t>(mapped)};
   } catch (...) {
     munmap(start, static_cast<size_t>(mapped));
