@@ -543,7 +543,7 @@ void finish_forward(int32_t threads, const Attention& a, const AttentionScratch&
       float* const row = out + position * a.out_stride;
       const bool there = real(a, p, position);
       const float sum = there ? s.sum[p.index * a.length + position] : 0.0f;
-      if (sum > 0.0f) {
+      if (sum != 0.0f) {
         if (lse != nullptr) lse[position] = s.maximum[p.index * a.length + position] + std::log(sum);
         continue;
       }

@@ -129,7 +129,7 @@ HWY_INLINE VecF32 exp_of_negative(VecF32 x) {
   const F32 f;
   const I32 n;
   const VecF32 lowest = hn::Set(f, -87.0f);
-  const VecF32 bounded = hn::Max(lowest, x);  // in this order x86 keeps NaN
+  const VecF32 bounded = hn::Max(x, lowest);
   // x = k log 2 + r, |r| <= log(2) / 2, log 2 in two parts
   const VecI32 k = hn::NearestInt(hn::Mul(bounded, hn::Set(f, 1.44269504f)));
   const VecF32 whole = hn::ConvertTo(f, k);
@@ -143,7 +143,7 @@ HWY_INLINE VecF32 exp_of_negative(VecF32 x) {
   q = hn::MulAdd(q, r, hn::Set(f, 0.5f));
   const VecF32 e = hn::Add(hn::MulAdd(q, hn::Mul(r, r), r), hn::Set(f, 1.0f));
   const VecF32 scaled = hn::BitCast(f, hn::Add(hn::BitCast(n, e), hn::ShiftLeft<23>(k)));
-  return hn::IfThenZeroElse(hn::Lt(x, lowest), scaled);
+  return hn::IfThenElse(hn::Ge(x, lowest), scaled, hn::IfThenElseZero(hn::IsNaN(x), x));
 }
 
 HWY_INLINE int64_t used_lanes(const TileQueries& queries) { return (queries.count + kLanePad - 1) / kLanePad * kLanePad; }

@@ -124,7 +124,7 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
     const int32_t at = row_position(position[h]);
     if (at < 0) continue;
     const TilePair p = block_pair(c);
-    const bool there = position[h] >= 0, some = there && sum[h] > 0.0f;
+    const bool there = position[h] >= 0, some = there && sum[h] != 0.0f;
     if (!last) {
       if (!there) continue;
       if (c4 == 0) {

@@ -71,7 +71,12 @@ std::vector<Case> cases() {
   add("LshNoKeyNorm", [](Case& c) { c.key_norm = RFN_KEY_NORM_NONE, c.rounds = 2; });
   add("LshRotationsPerExample", [](Case& c) { c.batch = 2, c.heads = 3, c.rotation_sets = 6, c.rounds = 2, c.head_group = 2; });
   add("LshManyBuckets", [](Case& c) { c.factors = {300, 300}, c.rounds = 2; });
-  add("LshManyItems", [](Case& c) { c.length = 1100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1, c.after = 1; });
+  add("LshManyItems", [](Case& c) { c.head_size = 4, c.length = 2100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1, c.after = 1; });
+  // Windows of more keys than a thread keeps packed, and of many small blocks.
+  add("LshWideWindow", [](Case& c) { c.chunk = 130, c.length = 400, c.before = 2, c.after = 1, c.rounds = 2, c.heads = 1, c.head_size = 8, c.dropout = 0.1f; });
+  add("LshSmallChunks", [](Case& c) { c.chunk = 4, c.length = 150, c.before = 9, c.after = 4, c.rounds = 2, c.duplicates = 1; });
+  add("LocalWideWindow",
+      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.key_norm = 0, c.chunk = 130, c.length = 530, c.before = 3, c.heads = 1, c.head_size = 8; });
   add("LocalCausal", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
   add("LocalBothSides", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.after = 1, c.key_norm = 0, c.masked = true, c.length = 75; });
   add("LocalShortRing",
@@ -81,6 +86,8 @@ std::vector<Case> cases() {
   add("FullOrdinary", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
   add("FullCausal", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 201; });
   add("FullShared", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 65, c.masked = true; });
+  add("FullSharedManyStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 1050, c.heads = 1, c.head_size = 8; });
+  add("FullSharedOddStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 300, c.heads = 1, c.head_size = 8, c.masked = true; });
   add("FullDropout", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.dropout = 0.2f, c.length = 100, c.masked = true; });
   add("FullOne", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 1; });
   add("FullManyStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 1200, c.heads = 1, c.head_size = 8; });
@@ -443,6 +450,27 @@ TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
     std::vector<float> out = other.out.values();
     out.resize(static_cast<size_t>(length * c.head_size));
     EXPECT_TRUE(SameBits(out, b.out.values())) << "length " << length;
+  }
+}
+
+// What is not a number stays visible: in the rows of a broken query, and of all that see a broken key or value. (A forbidden weight is 0, and 0 times a
+// value that is not a number is not one either, so that a broken value may reach more rows.)
+TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
+  Case c;
+  c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 80, c.heads = 1, c.head_size = 16;
+  constexpr int64_t kBroken = 40;
+  for (const int which : {0, 1, 2}) {
+    Problem p(c, 300);
+    std::vector<float>& broken = which == 0 ? p.q : which == 1 ? p.k : p.v;
+    broken[static_cast<size_t>(kBroken * c.head_size)] = std::numeric_limits<float>::quiet_NaN();
+    Bound b(p);
+    ASSERT_TRUE(Ok(forward(stream, b.op)));
+    const std::vector<float> out = b.out.values();
+    for (int64_t t = 0; t < c.length; ++t) {
+      const bool expected = which == 0 ? t == kBroken : t >= kBroken;
+      if (which == 2 && !expected) continue;
+      EXPECT_EQ(std::isnan(out[static_cast<size_t>(t * c.head_size)]), expected) << "operand " << which << ", token " << t;
+    }
   }
 }
 
