@@ -1,6 +1,7 @@
 using System.Text.Json.Nodes;
 using ReformerNative.Data;
 using ReformerNative.Model;
+using ReformerNative.Ops;
 using ReformerNative.Tensors;
 using ReformerNative.Training;
 
@@ -118,6 +119,11 @@ internal sealed class TrainingSession(
         TrainingOptions options = trainer.Options;
         ReformerContext context = model.Context;
         string layers = string.Join(' ', config.AttnLayers.Select(kind => kind.ToString().ToLowerInvariant()));
+        if (config.AttnLayers.Contains(AttentionKind.Auto) && !options.FullAttention)
+        {
+            layers += Output.Text($"; auto is {AttentionCost.Resolve(config, AttentionKind.Auto, options.Length).ToString().ToLowerInvariant()}");
+        }
+
         string lsh = options.FullAttention ? "full attention in place of LSH" : Output.Text($"{config.Lsh.Name}, {config.NumHashes} rounds");
         Console.WriteLine($"data    {source.Identity}{(data.Paths.Count > 0 ? $" ({string.Join(", ", data.Paths)})" : "")}");
         Console.WriteLine(Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")

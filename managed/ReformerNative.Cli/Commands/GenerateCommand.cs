@@ -58,7 +58,7 @@ internal static class GenerateCommand
         };
         string checkpoint = CheckpointStore.Resolve(parsed.GetRequiredValue(Checkpoint));
         using ReformerContext context = CommonOptions.Context(parsed);
-        using ReformerModel model = ReformerModel.Load(checkpoint, context);
+        using ReformerModel model = ReformerModel.Load(checkpoint, context, logger: ErrorLog.Instance);
         bool bytes = parsed.GetValue(Ids) is null;
         int[] prompt = ReadPrompt(parsed, model.Config);
         using var generator = new Generator(model);
