@@ -13,7 +13,10 @@ internal static class InfoCommand
 
     public static Command Create()
     {
-        var command = new Command("info", "Versions, devices, CPU features and BLAS, and from which length LSH attention costs no more than dense attention.") { CommonOptions.Json };
+        var command = new Command("info", "Versions, devices, CPU features and BLAS, and the length from which LSH attention pays.")
+        {
+            CommonOptions.Json,
+        };
         command.SetAction(Run);
         return command;
     }

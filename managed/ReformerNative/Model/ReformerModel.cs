@@ -333,7 +333,8 @@ public sealed class ReformerModel : IDisposable
     /// <summary>Says what auto layers are, whenever it is something else than in the pass before.</summary>
     private void ReportAutoForm(int length)
     {
-        if (Config.AttnLayers.Contains(AttentionKind.Auto) && AttentionCost.Resolve(Config, AttentionKind.Auto, length) is var form && form != _autoForm)
+        AttentionKind form = AttentionCost.Resolve(Config, AttentionKind.Auto, length);
+        if (Config.AttnLayers.Contains(AttentionKind.Auto) && form != _autoForm)
         {
             _autoForm = form;
             ModelLog.AutoResolved(_logger, form, length, AttentionCost.Crossover(Config));

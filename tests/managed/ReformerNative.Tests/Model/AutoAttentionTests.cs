@@ -131,7 +131,8 @@ public sealed class AutoAttentionTests
             model.Save(directory.Path);
         }
 
-        string[] forms = [.. log.Messages.Where(line => line.StartsWith("auto layers are ", StringComparison.Ordinal)).Select(line => line.Split(' ')[3])];
+        string[] forms =
+            [.. log.Messages.Where(line => line.StartsWith("auto layers are ", StringComparison.Ordinal)).Select(line => line.Split(' ')[3])];
         Assert.That(forms, Is.EqualTo((string[])["Full", "Lsh", "Full", "Lsh"]));
         Assert.That(log.Messages, Does.Contain(
             $"auto layers are Full at {Crossover - 1} tokens; LSH costs no more than dense attention from {Crossover} on"));

@@ -21,7 +21,8 @@ public sealed class StepAllocationTests
 
     [Test]
     public void TrainingStep_AllocatesNothing(
-        [Values] OptimizerKind optimizer, [Values] ResidualMode residual, [Values(1, 3)] int batches, [Values("text", "random", "duplication")] string data)
+        [Values] OptimizerKind optimizer, [Values] ResidualMode residual, [Values(1, 3)] int batches,
+        [Values("text", "random", "duplication")] string data)
     {
         using var directory = new TemporaryDirectory();
         using TextFiles? text = data == "text" ? Text(directory) : null;
