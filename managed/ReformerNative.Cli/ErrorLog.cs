@@ -2,11 +2,10 @@ using Microsoft.Extensions.Logging;
 
 namespace ReformerNative.Cli;
 
-/// <summary>Writes the library's messages to stderr, where they disturb no output.</summary>
-internal sealed class ErrorLog : ILogger
+/// <summary>Writes the library's messages to stderr, each on a line of its own.</summary>
+/// <param name="before">What to write before a message: a line's end where the cursor stands in the middle of a line.</param>
+internal sealed class ErrorLog(string before = "") : ILogger
 {
-    public static ErrorLog Instance { get; } = new();
-
     public bool IsEnabled(LogLevel logLevel) => logLevel >= LogLevel.Information;
 
     public IDisposable? BeginScope<TState>(TState state)
@@ -16,7 +15,7 @@ internal sealed class ErrorLog : ILogger
     {
         if (IsEnabled(logLevel))
         {
-            Console.Error.WriteLine(formatter(state, exception));
+            Console.Error.WriteLine(before + formatter(state, exception));
         }
     }
 }

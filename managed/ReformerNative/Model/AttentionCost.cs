@@ -55,12 +55,13 @@ public static class AttentionCost
     {
         ArgumentNullException.ThrowIfNull(config);
         ArgumentOutOfRangeException.ThrowIfLessThan(config.LshAttnChunkLength, 1, nameof(config));
+        AttentionPreset preset = config.Lsh;
         AttentionOptions dense = AttentionOptions.Full(config.IsDecoder);
         long chunk = config.LshAttnChunkLength;
         for (long length = 2 * chunk; length <= LongestLength; length += 2 * chunk)
         {
-            BucketFactors factors = BucketFactors.Automatic(config.Lsh.Buckets, length, chunk, config.MaxPositionEmbeddings);
-            AttentionOptions lsh = AttentionOptions.Lsh(config.Lsh, config.IsDecoder, chunk, config.NumHashes, factors);
+            BucketFactors factors = BucketFactors.Automatic(preset.Buckets, length, chunk, config.MaxPositionEmbeddings);
+            AttentionOptions lsh = AttentionOptions.Lsh(preset, config.IsDecoder, chunk, config.NumHashes, factors);
             if (Forward(lsh, length) <= Forward(dense, length))
             {
                 return length;
