@@ -15,19 +15,11 @@ internal static class Flops
     /// <summary>Five: the score again, dP, dV, dQ and dK.</summary>
     private const double BackwardOfPair = 10;
 
-    /// <summary>Pairs of query and key that one head of one example looks at.</summary>
-    public static double Pairs(AttentionOptions options, long length) => options.Kind switch
-    {
-        AttentionKind.Full => options.Causal ? 0.5 * length * (length + 1) : (double)length * length,
-        AttentionKind.Local => (double)length * Window(options),
-        _ => (double)options.Rounds * length * Window(options),
-    };
-
     public static double AttentionForward(AttentionOptions options, long length, long batch, long heads, long headSize) =>
-        ForwardOfPair * batch * heads * headSize * Pairs(options, length);
+        ForwardOfPair * batch * heads * headSize * AttentionCost.Pairs(options, length);
 
     public static double AttentionBackward(AttentionOptions options, long length, long batch, long heads, long headSize) =>
-        BackwardOfPair * batch * heads * headSize * Pairs(options, length);
+        BackwardOfPair * batch * heads * headSize * AttentionCost.Pairs(options, length);
 
     /// <summary>A training step: forward, recomputation of each block, backward; the head is computed once and differentiated.</summary>
     public static double Step(ReformerConfig config, long length, long batch)
@@ -38,9 +30,9 @@ internal static class Flops
         double sum = 3 * 2 * tokens * config.FinalWidth * config.VocabSize;
         foreach (AttentionKind kind in config.AttnLayers)
         {
-            double projections = kind == AttentionKind.Lsh ? 3 : 4; // queries and keys are one for LSH
+            double projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 3 : 4; // queries and keys are one for LSH
             sum += 4 * 2 * tokens * ((projections * e * inner) + (2 * e * config.FeedForwardSize));
-            AttentionOptions options = Options(config, kind);
+            AttentionOptions options = Options(config, AttentionCost.Resolve(config, kind, length));
             sum += 2 * AttentionForward(options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
             sum += AttentionBackward(options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
         }
@@ -55,9 +47,4 @@ internal static class Flops
             config.IsDecoder, config.LocalAttnChunkLength, config.LocalNumChunksBefore, config.LocalNumChunksAfter, config.LocalWrap),
         _ => AttentionOptions.Full(config.IsDecoder),
     };
-
-    /// <summary>Slots that a query sees in one round.</summary>
-    private static double Window(AttentionOptions options) => options.Kind == AttentionKind.Lsh && options.Window == AttentionWindow.Strict
-        ? (double)options.ChunksBefore * options.ChunkLength
-        : (options.ChunksBefore + 1.0 + options.ChunksAfter) * options.ChunkLength;
 }

@@ -19,7 +19,7 @@ internal static class ModelShape
     private static readonly Option<string?> Residual = CommonOptions.Word("--residual", "How streams are added [default: exact]", "exact", "float");
     private static readonly Option<string> Pattern = new("--pattern")
     {
-        Description = "Kinds of the layers, repeated as often as needed: lsh, local, full",
+        Description = "Kinds of the layers, repeated as often as needed: lsh, local, full, auto (lsh or full by length)",
         DefaultValueFactory = _ => "lsh,local",
         HelpName = "KIND,...",
     };
@@ -38,6 +38,18 @@ internal static class ModelShape
     [
         Layers, Width, FeedForward, Heads, HeadSize, Length, Batch, Chunk, Rounds, Vocabulary, Pattern, Residual, Dropout, Attention,
     ];
+
+    /// <summary>The configuration of the options' initial values with another number of hash rounds.</summary>
+    public static ReformerConfig Default(int rounds)
+    {
+        var command = new Command("model");
+        foreach (Option option in All)
+        {
+            command.Add(option);
+        }
+
+        return Config(command.Parse([Rounds.Name, Output.Text($"{rounds}")]));
+    }
 
     /// <summary>The configuration that the options describe: causal, with axial positions for exactly enough tokens.</summary>
     public static ReformerConfig Config(ParseResult parsed)
@@ -85,6 +97,7 @@ internal static class ModelShape
         "lsh" => AttentionKind.Lsh,
         "local" => AttentionKind.Local,
         "full" => AttentionKind.Full,
-        _ => throw new UsageException($"--pattern: expected lsh, local or full, found '{name}'"),
+        "auto" => AttentionKind.Auto,
+        _ => throw new UsageException($"--pattern: expected lsh, local, full or auto, found '{name}'"),
     };
 }

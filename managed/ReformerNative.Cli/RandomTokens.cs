@@ -11,13 +11,15 @@ internal sealed class RandomTokens(int vocabulary) : IBatchSource
 
     public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index)
     {
-#pragma warning disable CA5394 // nothing is kept secret
-        var random = new Random(HashCode.Combine(seed, split, index));
+        const ulong odd = 0x9E3779B97F4A7C15;
+        ulong state = (seed * odd) ^ ((ulong)index << 1) ^ (ulong)split;
         foreach (ref int id in batch.Ids)
         {
-            id = random.Next(vocabulary);
+            state += odd;
+            ulong mixed = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9; // SplitMix64 (Steele, Lea and Flood 2014)
+            mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB;
+            id = (int)Math.BigMul(mixed ^ (mixed >> 31), (ulong)vocabulary, out _);
         }
-#pragma warning restore CA5394
 
         batch.Ids.CopyTo(batch.Labels);
         batch.HasMask = false;

@@ -1,6 +1,8 @@
+using System.Diagnostics;
 using System.Text.Json.Nodes;
 using ReformerNative.Data;
 using ReformerNative.Model;
+using ReformerNative.Ops;
 using ReformerNative.Tensors;
 using ReformerNative.Training;
 
@@ -8,7 +10,7 @@ namespace ReformerNative.Cli;
 
 /// <summary>A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.</summary>
 internal sealed class TrainingSession(
-    Trainer trainer, IBatchSource source, DataDescription data, PlannedMemory plan, string? resumed, long logEvery, bool json)
+    Trainer trainer, IBatchSource source, DataDescription data, PlannedMemory? plan, string? resumed, long logEvery, bool json)
     : IProgress<TrainingStep>
 {
     private const int PromptBytes = 64;
@@ -16,6 +18,9 @@ internal sealed class TrainingSession(
     private readonly ProgressLine _line = new();
     private readonly MemoryUse _memory = new(trainer.Model.Context);
     private readonly StepAverages _averages = new(trainer.Options, data.Task, new MemoryUse(trainer.Model.Context));
+
+    private long _firstStep; // of this process
+    private double _secondsToFirstStep; // from the start of the process to the end of that step; 0 once it was printed
 
     private string Rate => $"bits per {data.Unit}";
 
@@ -31,6 +36,8 @@ internal sealed class TrainingSession(
         TrainingResult result;
         try
         {
+            _firstStep = before + 1;
+            _secondsToFirstStep = (DateTime.UtcNow - Process.GetCurrentProcess().StartTime.ToUniversalTime()).TotalSeconds;
             result = trainer.Run(this, interruption.Token);
         }
         finally
@@ -72,19 +79,28 @@ internal sealed class TrainingSession(
     public void Report(TrainingStep value)
     {
         _averages.Add(value);
+        _secondsToFirstStep += value.Step == _firstStep ? value.Seconds : 0; // without measurement and checkpoint
+
         bool logged = value.Step % logEvery == 0 || value.Step == trainer.Options.Steps;
         if (json)
         {
             if (logged)
             {
-                Output.Json(new JsonObject
+                var line = new JsonObject
                 {
                     ["step"] = value.Step,
                     ["loss"] = Output.Number(value.Loss.Loss),
                     ["bits_per_byte"] = Output.Number(value.Loss.Bits),
                     ["tokens_per_second"] = Output.Number(value.TokensPerSecond),
                     ["peak_bytes"] = _memory.PeakBytes,
-                });
+                };
+                if (_secondsToFirstStep > 0)
+                {
+                    line["seconds_to_first_step"] = _secondsToFirstStep;
+                    _secondsToFirstStep = 0;
+                }
+
+                Output.Json(line);
             }
 
             return;
@@ -118,13 +134,18 @@ internal sealed class TrainingSession(
         TrainingOptions options = trainer.Options;
         ReformerContext context = model.Context;
         string layers = string.Join(' ', config.AttnLayers.Select(kind => kind.ToString().ToLowerInvariant()));
+        if (config.AttnLayers.Contains(AttentionKind.Auto) && !options.FullAttention)
+        {
+            layers += Output.Text($"; auto is {AttentionCost.Resolve(config, AttentionKind.Auto, options.Length).ToString().ToLowerInvariant()}");
+        }
+
         string lsh = options.FullAttention ? "full attention in place of LSH" : Output.Text($"{config.Lsh.Name}, {config.NumHashes} rounds");
         Console.WriteLine($"data    {source.Identity}{(data.Paths.Count > 0 ? $" ({string.Join(", ", data.Paths)})" : "")}");
         Console.WriteLine(Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")
             + Output.Text($"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}"));
         Console.WriteLine(Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, ")
             + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}"));
-        Console.WriteLine($"memory  {Output.Bytes(plan.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free");
+        Console.WriteLine($"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free");
         if (resumed is not null)
         {
             Console.WriteLine(Output.Text($"resumed at step {trainer.Step} from {resumed}"));

@@ -1,6 +1,7 @@
 #include "core/validate.h"
 
 #include <array>
+#include <charconv>
 #include <cinttypes>
 #include <cmath>
 #include <cstdarg>
@@ -67,16 +68,25 @@ std::string tensor_text(const rfn_tensor& t) {
 // What an op does with a tensor's memory.
 enum class Access { kRead, kWritten };
 
-// Name of an argument, made of parts, without allocating.
+// Name of an argument, made of parts, as much as there is room for. Names are made in every call, where snprintf would take most of its time.
 struct Name {
   char text[48];
 
-  [[gnu::format(printf, 2, 3)]] explicit Name(const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    std::vsnprintf(text, sizeof(text), format, arguments);
-    va_end(arguments);
+  Name() = default;
+  Name(std::initializer_list<const char*> parts) {
+    char* to = text;
+    for (const char* part : parts) {
+      while (*part != 0 && to + 1 < text + sizeof(text)) *to++ = *part++;
+    }
+    *to = 0;
   }
+  Name(const char* array, int64_t index) : Name({array, "[", Digits(index).text, "]"}) {}
+
+ private:
+  struct Digits {
+    char text[24];
+    explicit Digits(int64_t value) { *std::to_chars(text, text + sizeof(text) - 1, value).ptr = 0; }
+  };
 };
 
 // The checks of one call, in the order of its arguments. The first that fails is kept and the rest are passed over, so that an op's checks read as
@@ -196,8 +206,8 @@ class Checks {
         const Span &a = spans_[i], &b = spans_[j];
         if (a.access == Access::kRead && b.access == Access::kRead) continue;
         if (a.end <= b.begin || b.end <= a.begin) continue;
-        if (a.begin == b.begin && a.end == b.end && is_pair(a.name, b.name)) continue;
-        failed("%s: expected memory apart from %s, got an overlap", b.name, a.name);
+        if (a.begin == b.begin && a.end == b.end && is_pair(a.name.text, b.name.text)) continue;
+        failed("%s: expected memory apart from %s, got an overlap", b.name.text, a.name.text);
         break;
       }
     }
@@ -206,7 +216,7 @@ class Checks {
 
  private:
   struct Span {
-    char name[sizeof(Name::text)];
+    Name name;
     uintptr_t begin, end;
     Access access;
   };
@@ -229,7 +239,7 @@ class Checks {
     }
     const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
     Span& span = spans_[span_count_++];
-    std::snprintf(span.name, sizeof(span.name), "%s", name);
+    span.name = Name({name});
     span.begin = begin;
     span.end = begin + static_cast<uintptr_t>(bytes);
     span.access = access;
@@ -416,7 +426,7 @@ rfn_status validate(const rfn_embedding& op, int32_t pass, Call call, const Work
   c.largest("B * T", {b, t}, kLargestSize);
   int64_t positions = 1, width = 0;
   for (int32_t i = 0; c.ok() && i < op.axes; ++i) {
-    const Name name("position[%" PRId32 "]", i);
+    const Name name("position", i);
     const rfn_tensor& table = op.position[i];
     const char* const letters = axial ? "[s,e]" : "[max,E]";
     c.anchor(name.text, table, RFN_F32, letters, {table.shape[0], axial ? table.shape[1] : e});
@@ -440,7 +450,7 @@ rfn_status validate(const rfn_embedding& op, int32_t pass, Call call, const Work
     c.optional_input("grad_stream2", op.grad_stream2, RFN_F32, "[B,T,E]", {b, t, e});
     c.output("grad_word", op.grad_word, RFN_F32, "[V,E]", {v, e});
     for (int32_t i = 0; c.ok() && i < op.axes; ++i) {
-      const Name name("grad_position[%" PRId32 "]", i);
+      const Name name("grad_position", i);
       c.output(name.text, op.grad_position[i], RFN_F32, "(shape of position)", {op.position[i].shape[0], op.position[i].shape[1]});
     }
   }
@@ -675,15 +685,15 @@ using CheckTensor = void (Checks::*)(const char*, const rfn_tensor&, int32_t, co
 void check_block(Checks& c, const char* prefix, const rfn_block_parameters& p, const BlockSizes& s, bool shared, bool output_bias,
                  CheckTensor check) {
   c.struct_size(prefix, p.struct_size, sizeof(p));
-  c.integer(Name("%s.reserved", prefix).text, p.reserved, 0, 0);
+  c.integer(Name({prefix, ".reserved"}).text, p.reserved, 0, 0);
   const auto tensor = [&](const char* name, const rfn_tensor& t, const char* letters, std::initializer_list<int64_t> sizes) {
-    (c.*check)(Name("%s.%s", prefix, name).text, t, RFN_F32, letters, sizes);
+    (c.*check)(Name({prefix, ".", name}).text, t, RFN_F32, letters, sizes);
   };
   tensor("attention_norm_weight", p.attention_norm_weight, "[E]", {s.e});
   tensor("attention_norm_bias", p.attention_norm_bias, "[E]", {s.e});
   tensor("query", p.query, "[H*D,E]", {s.projected, s.e});
   if (shared) {
-    c.absent(Name("%s.key", prefix).text, p.key, "attention.shared_qk is 1");
+    c.absent(Name({prefix, ".key"}).text, p.key, "attention.shared_qk is 1");
   } else {
     tensor("key", p.key, "[H*D,E]", {s.projected, s.e});
   }
@@ -827,7 +837,7 @@ rfn_status validate(const rfn_global_norm& op, int32_t pass, Call call, const Wo
   c.output("result", op.result, RFN_F32, "[2]", {2});
   // Any number of gradients, which are only read: each is held against the result and the workspace by itself.
   for (int64_t i = 0; c.ok() && i < op.count; ++i) {
-    const Name name("gradients[%" PRId64 "]", i);
+    const Name name("gradients", i);
     if (all_zero(op.gradients[i])) c.failed("%s: expected F32 of any shape, got an absent tensor", name.text);
     c.any_shape(name.text, op.gradients[i], Access::kRead);
     c.finish();

@@ -55,7 +55,7 @@ internal static class EvaluateCommand
         IBatchSource source = data.Open();
         using var disposable = source as IDisposable;
         using ReformerContext context = CommonOptions.Context(parsed);
-        using ReformerModel model = ReformerModel.Load(checkpoint, context);
+        using ReformerModel model = ReformerModel.Load(checkpoint, context, logger: new ErrorLog());
         using var interruption = new Interruption();
         foreach (EvaluationMode mode in modes ?? [new EvaluationMode(model.Config.NumHashes)])
         {

@@ -58,7 +58,8 @@ internal static class GenerateCommand
         };
         string checkpoint = CheckpointStore.Resolve(parsed.GetRequiredValue(Checkpoint));
         using ReformerContext context = CommonOptions.Context(parsed);
-        using ReformerModel model = ReformerModel.Load(checkpoint, context);
+        var log = new ErrorLog(Console.IsOutputRedirected ? "" : "\n"); // it may come in the middle of the text
+        using ReformerModel model = ReformerModel.Load(checkpoint, context, logger: log);
         bool bytes = parsed.GetValue(Ids) is null;
         int[] prompt = ReadPrompt(parsed, model.Config);
         using var generator = new Generator(model);

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Runtime.InteropServices;
 using System.Text.Json.Nodes;
+using ReformerNative.Model;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli.Commands;
@@ -8,9 +9,14 @@ namespace ReformerNative.Cli.Commands;
 /// <summary><c>reformer info</c>.</summary>
 internal static class InfoCommand
 {
+    private static readonly int[] RoundsShown = [1, 2, 4, 8];
+
     public static Command Create()
     {
-        var command = new Command("info", "Versions, devices, CPU features and BLAS.") { CommonOptions.Json };
+        var command = new Command("info", "Versions, devices, CPU features and BLAS, and the length from which LSH attention pays.")
+        {
+            CommonOptions.Json,
+        };
         command.SetAction(Run);
         return command;
     }
@@ -32,6 +38,8 @@ internal static class InfoCommand
             ["processors"] = Environment.ProcessorCount,
             ["native"] = JsonNode.Parse(NativeRuntime.BuildInfo),
             ["devices"] = devices,
+            ["lsh_crossover_by_rounds"] = new JsonObject(RoundsShown.Select(rounds => new KeyValuePair<string, JsonNode?>(
+                Output.Text($"{rounds}"), AttentionCost.Crossover(ModelShape.Default(rounds))))),
         };
         if (gpus == 0)
         {

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Text.Json.Nodes;
 using ReformerNative.Model;
+using ReformerNative.Ops;
 using ReformerNative.Tensors;
 using ReformerNative.Training;
 
@@ -58,6 +59,8 @@ internal static class PlanCommand
                 ["planned_bytes"] = plan.TotalBytes,
                 ["buffers"] = new JsonArray([.. plan.Entries.Select(entry => new JsonObject { ["name"] = entry.Name, ["bytes"] = entry.Bytes })]),
                 ["free_bytes"] = context.MemoryInfo.FreeBytes,
+                ["lsh_crossover"] = AttentionCost.Crossover(config),
+                ["layers"] = new JsonArray([.. config.AttnLayers.Select(kind => (JsonNode)Word(AttentionCost.Resolve(config, kind, length)))]),
             });
             return ExitCode.Done;
         }
@@ -66,8 +69,21 @@ internal static class PlanCommand
             .Select(entry => (string[])[entry.Name, Output.Bytes(entry.Bytes)]));
         long free = context.MemoryInfo.FreeBytes;
         Console.WriteLine($"free now: {Output.Bytes(free)}{(plan.Plan.TotalBytes > free ? ", which is not enough" : "")}");
+        Console.WriteLine(AttentionCost.Crossover(config) is long crossover
+            ? Output.Text($"LSH attention costs no more than dense attention from {crossover} tokens on")
+            : "LSH attention costs more than dense attention at every length");
+        foreach ((AttentionKind kind, int layer) in config.AttnLayers.Select((kind, layer) => (kind, layer)))
+        {
+            if (kind == AttentionKind.Auto)
+            {
+                Console.WriteLine(Output.Text($"layer {layer}: auto is {Word(AttentionCost.Resolve(config, kind, length))} at {length} tokens"));
+            }
+        }
+
         return ExitCode.Done;
     }
+
+    private static string Word(AttentionKind kind) => kind.ToString().ToLowerInvariant();
 
     private static ReformerConfig ChooseConfig(ParseResult parsed)
     {

@@ -92,8 +92,9 @@ internal static class TrainCommand
         }
 
         using ReformerContext context = CommonOptions.Context(parsed);
+        bool json = parsed.GetValue(CommonOptions.Json);
         ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, "config.json"));
-        PlannedMemory plan = PlannedMemory.Make(context, () => MemoryPlan.ForTraining(planned, context, run.Options));
+        PlannedMemory? plan = json ? null : PlannedMemory.Make(context, () => MemoryPlan.ForTraining(planned, context, run.Options)); // for people
         using ReformerModel model = config is not null
             ? ReformerModel.Create(config, context, run.Options.Seed)
             : ReformerModel.Load(checkpoint!, context);
@@ -102,7 +103,7 @@ internal static class TrainCommand
             : Trainer.Resume(model, checkpoint, source, run.Options);
         run.Save(run.Options.CheckpointDirectory!);
         var session = new TrainingSession(
-            trainer, source, run.Data, plan, checkpoint, parsed.GetValue(LogEvery), parsed.GetValue(CommonOptions.Json));
+            trainer, source, run.Data, plan, checkpoint, parsed.GetValue(LogEvery), json);
         return session.Run(parsed.GetValue(SampleBytes));
     }
 

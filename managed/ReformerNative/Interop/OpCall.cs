@@ -19,7 +19,8 @@ internal static unsafe class OpCall
         return bytes;
     }
 
-    /// <summary>Grows the workspace to what the pass needs and runs it.</summary>
+    /// <summary>Runs a pass, and grows the workspace before when it needs more. In a steady state it does not, so the need is asked for only after
+    /// a refusal, which comes before any work: one call of the library instead of two.</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     internal static void Run<TOp, TNative>(
         in TOp op,
@@ -31,8 +32,15 @@ internal static unsafe class OpCall
         where TOp : allows ref struct
         where TNative : unmanaged
     {
-        workspace.Reserve(Size(workspace.Context, in native, pass, size));
-        NativeError.ThrowIfFailed(run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes));
+        int status = run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes);
+        if (status == NativeConstants.RFN_INVALID_ARGUMENT
+            && Size(workspace.Context, in native, pass, size) is long needed && needed > workspace.Bytes)
+        {
+            workspace.Reserve(needed);
+            status = run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes);
+        }
+
+        NativeError.ThrowIfFailed(status);
         KeepAlive(in op);
     }
 

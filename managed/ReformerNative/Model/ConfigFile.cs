@@ -14,7 +14,8 @@ internal static class ConfigFile
 {
     private const long MaximumBytes = 16 << 20;
 
-    private static readonly string[] Layers = ["lsh", "local", "full"];
+    private static readonly string[] Layers = ["lsh", "local", "full", "auto"];
+    private static readonly AttentionKind[] Kinds = [AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Full, AttentionKind.Auto];
     private static readonly string[] Residuals = ["float", "exact"];
     private static readonly string[] Combines = ["concatenate", "mean"];
     private static readonly string[] Presets = [.. AttentionPreset.All.Select(preset => preset.Name)];
@@ -31,8 +32,8 @@ internal static class ConfigFile
     [
         new("architectures", c => new JsonArray(Architectures[(int)c.Task]), (c, v) => c with { Task = Architecture(v, c) }),
         new("attention_head_size", c => c.AttentionHeadSize, (c, v) => c with { AttentionHeadSize = v.Int() }),
-        new("attn_layers", c => Array(c.AttnLayers, kind => Layers[(int)kind]),
-            (c, v) => c with { AttnLayers = v.List(item => (AttentionKind)item.OneOf(Layers)) }),
+        new("attn_layers", c => Array(c.AttnLayers, kind => Layers[System.Array.IndexOf(Kinds, kind)]),
+            (c, v) => c with { AttnLayers = v.List(item => Kinds[item.OneOf(Layers)]) }),
         new("axial_norm_std", c => c.AxialNormStd, (c, v) => c with { AxialNormStd = v.Double() }),
         new("axial_pos_embds", c => c.Positions == PositionEncoding.Axial,
             (c, v) => c with { Positions = v.Bool() ? PositionEncoding.Axial : PositionEncoding.Learned }),

@@ -99,7 +99,7 @@ internal static class ConfigRules
 
     private static void CheckDirection(ReformerConfig c, Action<bool, string, string, object?> rule)
     {
-        bool lsh = c.AttnLayers.Contains(AttentionKind.Lsh);
+        bool lsh = c.AttnLayers.Any(kind => kind is AttentionKind.Lsh or AttentionKind.Auto);
         bool local = c.AttnLayers.Contains(AttentionKind.Local);
         if (c.IsDecoder)
         {

@@ -162,7 +162,7 @@ internal static class ModelFile
     {
         // "…self_attention.query.weight" names its module.
         string module = queryName[..queryName.IndexOf(".query", StringComparison.Ordinal)];
-        int skipped = kind switch { AttentionKind.Lsh => 0, AttentionKind.Local => 2, _ => Constants.Length };
+        int skipped = kind switch { AttentionKind.Lsh or AttentionKind.Auto => 0, AttentionKind.Local => 2, _ => Constants.Length };
         return Constants.Skip(skipped).Select(constant => SafetensorsItem.FromFloats($"{module}.{constant.Name}", [], new[] { constant.Value }));
     }
 }

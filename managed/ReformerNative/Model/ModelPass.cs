@@ -21,6 +21,7 @@ internal sealed class ModelPass
     private readonly ReformerConfig _config;
     private readonly ModelParameters _parameters;
     private readonly PassShape _shape;
+    private readonly AttentionKind[] _kinds; // none is Auto
     private readonly long _padded;
     private readonly BucketFactors _factors;
     private readonly TensorView[] _buckets;
@@ -32,6 +33,7 @@ internal sealed class ModelPass
         _config = config;
         _parameters = parameters;
         _shape = shape;
+        _kinds = [.. config.AttnLayers.Select(kind => AttentionCost.Resolve(config, kind, shape.Length))];
         _padded = PaddedLength(config, shape.Length, shape.FullAttention);
         _factors = config.NumBuckets is { } factors ? new BucketFactors([.. factors]) : default;
         _activation = ConfigRules.Activations[config.HiddenAct];
@@ -140,7 +142,7 @@ internal sealed class ModelPass
         long smallest = long.MaxValue;
         foreach (AttentionKind kind in config.AttnLayers.Distinct())
         {
-            long chunk = kind switch
+            long chunk = AttentionCost.Resolve(config, kind, length) switch
             {
                 AttentionKind.Lsh when !fullAttention => config.LshAttnChunkLength,
                 AttentionKind.Local => config.LocalAttnChunkLength,
@@ -158,15 +160,15 @@ internal sealed class ModelPass
 
     /// <summary>Whether a layer hashes at this length: one no longer than its chunk attends to the whole sequence.</summary>
     public bool IsHashed(int layer) =>
-        _config.AttnLayers[layer] == AttentionKind.Lsh && !_shape.FullAttention && _padded > _config.LshAttnChunkLength;
+        _kinds[layer] == AttentionKind.Lsh && !_shape.FullAttention && _padded > _config.LshAttnChunkLength;
 
     public TensorView Buckets(int layer) => _buckets[layer];
 
     public AttentionOptions Attention(int layer, bool dropout, bool masked)
     {
-        AttentionKind kind = _config.AttnLayers[layer];
+        bool shared = _config.AttnLayers[layer] is AttentionKind.Lsh or AttentionKind.Auto;
         float probability = !dropout ? 0
-            : kind == AttentionKind.Lsh ? (float)_config.LshAttentionProbsDropoutProb : (float)_config.LocalAttentionProbsDropoutProb;
+            : shared ? (float)_config.LshAttentionProbsDropoutProb : (float)_config.LocalAttentionProbsDropoutProb;
         if (IsHashed(layer))
         {
             return AttentionOptions.Lsh(_lsh, _config.IsDecoder, _config.LshAttnChunkLength, _shape.Rounds, _factors) with
@@ -178,7 +180,7 @@ internal sealed class ModelPass
             };
         }
 
-        if (kind == AttentionKind.Local && _padded > _config.LocalAttnChunkLength)
+        if (_kinds[layer] == AttentionKind.Local && _padded > _config.LocalAttnChunkLength)
         {
             return AttentionOptions.Local(
                 _config.IsDecoder, _config.LocalAttnChunkLength, _config.LocalNumChunksBefore, _config.LocalNumChunksAfter, _config.LocalWrap) with
@@ -189,7 +191,7 @@ internal sealed class ModelPass
         }
 
         AttentionOptions full = AttentionOptions.Full(_config.IsDecoder) with { Dropout = probability };
-        return kind == AttentionKind.Lsh
+        return shared
             ? full with { SharedQk = true, KeyNorm = _lsh.KeyNorm, LogitScale = (float)(_config.LshLogitScale ?? 0) }
             : full;
     }

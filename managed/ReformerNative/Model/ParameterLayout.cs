@@ -37,7 +37,7 @@ internal sealed class ParameterLayout
         {
             string attention = $"reformer.encoder.layers.{layer}.attention";
             string feedForward = $"reformer.encoder.layers.{layer}.feed_forward";
-            bool shared = config.AttnLayers[layer] == AttentionKind.Lsh;
+            bool shared = config.AttnLayers[layer] is AttentionKind.Lsh or AttentionKind.Auto;
 
             // Arguments are evaluated in this order, which is the order in the file.
             Layers[layer] = new LayerIndices(

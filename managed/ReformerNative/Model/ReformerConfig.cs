@@ -26,7 +26,11 @@ public sealed record ReformerConfig
     /// <summary>D, width of an attention head (<c>attention_head_size</c>).</summary>
     public int AttentionHeadSize { get; init; } = 64;
 
-    /// <summary>Kind of attention of each layer, first to last (<c>attn_layers</c>: lsh, local; and full, an addition).</summary>
+    /// <summary>
+    /// Kind of attention of each layer, first to last (<c>attn_layers</c>: lsh, local; and full and auto, additions). Auto is full attention
+    /// with the shared and normalised keys of LSH below the crossover length (<see cref="AttentionCost"/>) and LSH from it on; its parameters are
+    /// those of LSH, so lengths may change between training, evaluation and generation.
+    /// </summary>
     public IReadOnlyList<AttentionKind> AttnLayers { get; init; } =
     [
         AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh,
@@ -198,7 +202,7 @@ public sealed record ReformerConfig
     /// <summary>The longest sequence that the position embedding allows; null when nothing limits it.</summary>
     public long? PositionLimit => Positions switch
     {
-        PositionEncoding.Axial => AxialPosShape.Aggregate(1L, (product, length) => product * length),
+        PositionEncoding.Axial => Product(AxialPosShape),
         PositionEncoding.Learned => MaxPositionEmbeddings,
         _ => null,
     };
@@ -237,6 +241,18 @@ public sealed record ReformerConfig
         {
             throw new ReformerConfigException(problems);
         }
+    }
+
+    // Every pass asks for it, and an enumerator would be an allocation.
+    private static long Product(IReadOnlyList<int> sizes)
+    {
+        long product = 1;
+        for (int i = 0; i < sizes.Count; i++)
+        {
+            product *= sizes[i];
+        }
+
+        return product;
     }
 }
 

@@ -29,6 +29,7 @@ public sealed class ReformerModel : IDisposable
     private RunOptions _lastBackward;
     private bool _recovered;
     private bool _masked;
+    private AttentionKind _autoForm = AttentionKind.Auto; // of auto layers in the last pass
 
     private ReformerModel(ReformerConfig config, ReformerContext context, ILogger? logger)
     {
@@ -232,7 +233,8 @@ public sealed class ReformerModel : IDisposable
     internal static ReformerConfig WithBuckets(ReformerConfig config, int length)
     {
         long padded = ModelPass.PaddedLength(config, length, fullAttention: false);
-        if (config.NumBuckets is not null || !config.AttnLayers.Contains(AttentionKind.Lsh) || padded <= config.LshAttnChunkLength)
+        if (config.NumBuckets is not null || padded <= config.LshAttnChunkLength
+            || !config.AttnLayers.Any(kind => AttentionCost.Resolve(config, kind, length) == AttentionKind.Lsh))
         {
             return config;
         }
@@ -297,11 +299,6 @@ public sealed class ReformerModel : IDisposable
             throw new ArgumentException($"rounds: expected an integer from 1 up, found {rounds}", nameof(options));
         }
 
-        if (!options.FullAttention)
-        {
-            ResolveBuckets(batch.Length);
-        }
-
         if (backward)
         {
             _parameters.EnsureGradients();
@@ -312,6 +309,12 @@ public sealed class ReformerModel : IDisposable
         if (_pass is null || (_pass.Shape != shape && (backward || _pass.Shape != shape with { Backward = true })))
         {
             ReleasePass();
+            if (!options.FullAttention)
+            {
+                ResolveBuckets(batch.Length);
+                ReportAutoForm(batch.Length);
+            }
+
             _pass = new ModelPass(Config, _parameters, shape, Allocate);
             _workspace.Reserve(_pass.WorkspaceBytes(Context));
         }
@@ -325,6 +328,17 @@ public sealed class ReformerModel : IDisposable
         }
 
         return _pass;
+    }
+
+    /// <summary>Says what auto layers are, whenever it is something else than in the pass before.</summary>
+    private void ReportAutoForm(int length)
+    {
+        AttentionKind form = AttentionCost.Resolve(Config, AttentionKind.Auto, length);
+        if (Config.AttnLayers.Contains(AttentionKind.Auto) && form != _autoForm)
+        {
+            _autoForm = form;
+            ModelLog.AutoResolved(_logger, form, length, AttentionCost.Crossover(Config));
+        }
     }
 
     private TensorView Allocate(string name, TensorShape shape, DType type)

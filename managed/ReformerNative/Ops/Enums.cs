@@ -58,6 +58,10 @@ public enum AttentionKind
 
     /// <summary>All tokens.</summary>
     Full = NativeConstants.RFN_ATTENTION_FULL,
+
+    /// <summary>Of a model's layer, never of an op: all tokens in short sequences, tokens of similar hash in long ones, with the parameters of
+    /// the latter and shared keys in both.</summary>
+    Auto = -1,
 }
 
 /// <summary>Keys that a query sees in one hash round. A slot is a place in the sorted order.</summary>

@@ -16,7 +16,14 @@ public sealed class Workspace(ReformerContext context) : IDisposable
     /// <summary>Bytes it has now.</summary>
     public long Bytes { get; private set; }
 
-    internal nint Pointer => buffer?.DangerousGetHandle() ?? 0;
+    internal nint Pointer
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(disposed, this);
+            return buffer?.DangerousGetHandle() ?? 0;
+        }
+    }
 
     /// <summary>Makes sure that there are at least so many bytes. Ops do this themselves; calling it first moves the allocation to a time of one's
     /// choice.</summary>

@@ -86,5 +86,49 @@ public sealed class BenchCommandTests
         Assert.That(item.GetProperty("version").GetString(), Is.Not.Empty);
         Assert.That(item.GetProperty("native").GetProperty("simd").GetString(), Is.Not.Empty);
         Assert.That(item.GetProperty("devices")[0].GetProperty("device").GetString(), Is.EqualTo("cpu"));
+        JsonElement crossovers = item.GetProperty("lsh_crossover_by_rounds");
+        Assert.That(CliInputs.Names(crossovers), Is.EqualTo((string[])["1", "2", "4", "8"]));
+        JsonElement plan = ReformerProcess.Run("plan", "--rounds", "8", "--json").Lines.Single();
+        Assert.That(crossovers.GetProperty("8").GetInt64(), Is.EqualTo(plan.GetProperty("lsh_crossover").GetInt64()), "the default shape");
+    }
+
+    [Test]
+    public void Plan_OfAutoLayers_SaysWhatTheyAreAtTheLength()
+    {
+        string[] sizes = ["plan", "--pattern", "auto,local,full", "--layers", "4", "--rounds", "1"];
+        long crossover = ReformerProcess.Run([.. sizes, "--json"]).Lines.Single().GetProperty("lsh_crossover").GetInt64();
+        foreach ((long length, string form) in new[] { (crossover - 1, "full"), (crossover, "lsh") })
+        {
+            ReformerResult json = ReformerProcess.Run([.. sizes, "--length", $"{length}", "--json"]);
+            Assert.That(json.ExitCode, Is.Zero, json.Errors);
+            JsonElement item = json.Lines.Single();
+            Assert.That(item.GetProperty("lsh_crossover").GetInt64(), Is.EqualTo(crossover));
+            Assert.That(
+                item.GetProperty("layers").EnumerateArray().Select(layer => layer.GetString()), Is.EqualTo((string[])[form, "local", "full", form]));
+            ReformerResult text = ReformerProcess.Run([.. sizes, "--length", $"{length}"]);
+            Assert.That(text.Output, Does.Contain($"from {crossover} tokens on").And.Contain($"layer 0: auto is {form} at {length} tokens")
+                .And.Contain($"layer 3: auto is {form}").And.Not.Contain("layer 1:"));
+        }
+    }
+
+    /// <summary>The floating point operations counted are those of the form that the layers take.</summary>
+    [Test]
+    public void BenchStep_OfAutoLayers_RunsTheirForm()
+    {
+        string[] sizes =
+        [
+            "bench", "step", "--layers", "2", "--width", "32", "--feed-forward", "32", "--heads", "2", "--head-size", "16", "--chunk", "8",
+            "--rounds", "1", "--repeat", "1", "--json",
+        ];
+        double Flops(string pattern, int length)
+        {
+            ReformerResult result = ReformerProcess.Run([.. sizes, "--pattern", pattern, "--length", $"{length}"]);
+            Assert.That(result.ExitCode, Is.Zero, result.Errors);
+            Assert.That(result.Lines.Single().GetProperty("reconstruction").GetProperty("bit_identical").GetBoolean(), Is.True);
+            return result.Lines.Single().GetProperty("flops").GetDouble();
+        }
+
+        Assert.That(Flops("auto", 400), Is.EqualTo(Flops("lsh", 400)));
+        Assert.That(Flops("auto", 15), Is.EqualTo(Flops("full", 15) - (2 * 8.0 * 15 * 32 * 32)), "one projection less in each layer");
     }
 }

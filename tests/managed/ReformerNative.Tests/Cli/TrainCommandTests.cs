@@ -1,4 +1,6 @@
 using System.Text.Json;
+using ReformerNative.Model;
+using ReformerNative.Ops;
 
 namespace ReformerNative.Tests.Cli;
 
@@ -15,13 +17,16 @@ public sealed class TrainCommandTests
         Assert.That(lines, Has.Length.EqualTo(4));
         foreach ((JsonElement line, int i) in lines[..3].Select((line, i) => (line, i)))
         {
-            Assert.That(CliInputs.Names(line), Is.EqualTo((string[])["step", "loss", "bits_per_byte", "tokens_per_second", "peak_bytes"]));
+            string[] fields = ["step", "loss", "bits_per_byte", "tokens_per_second", "peak_bytes"];
+            Assert.That(CliInputs.Names(line), Is.EqualTo(i == 0 ? [.. fields, "seconds_to_first_step"] : fields));
             Assert.That(line.GetProperty("step").GetInt64(), Is.EqualTo(i + 1));
             Assert.That(line.GetProperty("bits_per_byte").GetDouble(), Is.EqualTo(line.GetProperty("loss").GetDouble() / Math.Log(2)).Within(1e-9));
             Assert.That(line.GetProperty("tokens_per_second").GetDouble(), Is.Positive);
             Assert.That(line.GetProperty("peak_bytes").GetInt64(), Is.GreaterThan(1 << 20));
         }
 
+        double tokens = lines[0].GetProperty("tokens_per_second").GetDouble();
+        Assert.That(lines[0].GetProperty("seconds_to_first_step").GetDouble(), Is.GreaterThan(2 * 48 / tokens), "the step and what came before it");
         string checkpoint = lines[3].GetProperty("checkpoint").GetString()!;
         Assert.That(File.Exists(Path.Combine(checkpoint, "model.safetensors")), Is.True);
         Assert.That(lines[3].GetProperty("heldout_bits_per_byte").GetDouble(), Is.InRange(4, 9));
@@ -101,6 +106,30 @@ public sealed class TrainCommandTests
         byte[] expected = File.ReadAllBytes(Path.Combine(directory.File("run"), "step-00000002", "model.safetensors"));
         Assert.That(File.ReadAllBytes(Path.Combine(converted, "model.safetensors")), Is.EqualTo(expected));
         Assert.That(ReformerProcess.Run("convert", directory.File("run"), converted).ExitCode, Is.EqualTo(1), "it does not overwrite");
+    }
+
+    [Test]
+    public void AutoLayers_TrainedAtOneLengthAndUsedAtOthers_AreLogged()
+    {
+        using var directory = new TemporaryDirectory();
+        ReformerConfig config = ReformerConfig.Load(CliInputs.WriteConfig(directory)) with { AttnLayers = [AttentionKind.Auto, AttentionKind.Local] };
+        config.Save(directory.File("auto.json"));
+        long crossover = AttentionCost.Crossover(config)!.Value;
+        string run = directory.File("run");
+        string[] data = ["--data", CliInputs.WriteText(directory), "--length", $"{crossover}", "--batch", "1", "--threads", "1"];
+        ReformerResult trained = ReformerProcess.Run(
+            ["train", "--config", directory.File("auto.json"), "--steps", "1", "--out", run, "--sample", "0", .. data]);
+        Assert.That(trained.ExitCode, Is.Zero, trained.Errors);
+        Assert.That(trained.Output, Does.Contain("2 layers (auto local; auto is lsh;"));
+        Assert.That(File.ReadAllText(Path.Combine(run, "step-00000001", "config.json")), Does.Contain("\"auto\""));
+
+        ReformerResult evaluated = ReformerProcess.Run("evaluate", run, "--length", $"{crossover - 1}", "--json", "--threads", "1");
+        Assert.That(evaluated.ExitCode, Is.Zero, evaluated.Errors);
+        Assert.That(evaluated.Lines, Has.Length.EqualTo(1));
+        Assert.That(evaluated.Errors, Does.Contain($"auto layers are Full at {crossover - 1} tokens"));
+        ReformerResult generated = ReformerProcess.Run("generate", run, "--prompt", "line", "--count", "2", "--json", "--threads", "1");
+        Assert.That(generated.ExitCode, Is.Zero, generated.Errors);
+        Assert.That(generated.Errors, Does.Contain("auto layers are Full at "));
     }
 
     /// <summary>

@@ -64,7 +64,7 @@ public sealed class ConfigTests
         yield return ReformerPresets.Text with
         {
             Positions = PositionEncoding.None,
-            AttnLayers = [AttentionKind.Full, AttentionKind.Lsh],
+            AttnLayers = [AttentionKind.Full, AttentionKind.Lsh, AttentionKind.Auto],
             LshPreset = AttentionPreset.Paper,
             LshWindow = AttentionWindow.Slots,
             LshDuplicates = DuplicateCorrection.None,
@@ -106,7 +106,7 @@ public sealed class ConfigTests
     [TestCase("""{"layer_norm_eps": 1e400}""", "layer_norm_eps: expected")]
     [TestCase("""{"is_decoder": 1}""", "is_decoder: expected true or false, found 1")]
     [TestCase("""{"attn_layers": []}""", "attn_layers: expected at least one layer")]
-    [TestCase("""{"attn_layers": ["lsh", "LSH"]}""", "attn_layers: expected one of lsh, local, full, found \"LSH\"")]
+    [TestCase("""{"attn_layers": ["lsh", "LSH"]}""", "attn_layers: expected one of lsh, local, full, auto, found \"LSH\"")]
     [TestCase("""{"attn_layers": "lsh"}""", "attn_layers: expected a list, found \"lsh\"")]
     [TestCase("""{"num_hidden_layers": 5}""", "num_hidden_layers: expected the length of attn_layers (6), found 5")]
     [TestCase("""{"num_buckets": [4, 3]}""", "num_buckets: expected null, an even number from 2 up, or 1 to 8 of them, found [4, 3]")]
@@ -120,6 +120,7 @@ public sealed class ConfigTests
     [TestCase("""{"architectures": ["ReformerModelWithLMHead"]}""", "is_decoder: expected true for a causal language model")]
     [TestCase("""{"is_decoder": true, "lsh_num_chunks_after": 1}""", "lsh_num_chunks_after: expected 0, because is_decoder is true, found 1")]
     [TestCase("""{"lsh_preset": "strict"}""", "is_decoder: expected true, because the LSH window is strict")]
+    [TestCase("""{"attn_layers": ["auto"], "num_hidden_layers": 1, "lsh_preset": "strict"}""", "is_decoder: expected true, because the LSH window")]
     [TestCase("""{"lsh_preset": "other"}""", "lsh_preset: expected one of trax, hf, paper, lucidrains, strict")]
     [TestCase("""{"tie_word_embeddings": true}""", "tie_word_embeddings: expected false")]
     [TestCase("""{"residual_grid_exponent": 0}""", "residual_grid_exponent: expected an integer of -24 .. -4, found 0")]

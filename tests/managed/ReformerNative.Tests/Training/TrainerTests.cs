@@ -1,4 +1,3 @@
-using Microsoft.Extensions.Logging;
 using ReformerNative.Checkpoints;
 using ReformerNative.Data;
 using ReformerNative.Model;
@@ -345,19 +344,5 @@ public sealed class TrainerTests
         public int VocabularySize => 32;
 
         public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index) => Task.Fill(batch, DataSplit.Train, 1, 1);
-    }
-
-    private sealed class ListLogger : ILogger
-    {
-        public List<string> Messages { get; } = [];
-
-        public IDisposable? BeginScope<TState>(TState state)
-            where TState : notnull => null;
-
-        public bool IsEnabled(LogLevel logLevel) => true;
-
-        public void Log<TState>(
-            LogLevel logLevel, EventId eventId, TState state, Exception? exception, Func<TState, Exception?, string> formatter) =>
-            Messages.Add(formatter(state, exception));
     }
 }
