@@ -5,6 +5,7 @@ set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root" || exit 1
 source cmake/setup.sh
+rfn_need libbenchmark-dev sh -c 'ls /usr/include/benchmark/benchmark.h'
 rfn_set_up || exit 1
 
 # Tests start more threads than there may be processors; waiting threads should not burn the time of working ones.
@@ -35,7 +36,7 @@ skip_reasons() { # of ctest's JUnit file: a line for each, with the number of te
 
 native() { # native PRESET: builds it and runs its tests
   step "native tests, preset $1"
-  cmake --preset "$1" >"$logs/cmake" 2>&1 && cmake --build --preset "$1" --parallel "$jobs" >"$logs/build" 2>&1 ||
+  cmake --preset "$1" -DRFN_BENCHMARKS=ON >"$logs/cmake" 2>&1 && cmake --build --preset "$1" --parallel "$jobs" >"$logs/build" 2>&1 ||
     { cat "$logs/cmake" "$logs/build" 2>/dev/null; echo "the native build of preset $1 failed"; add 0 1 0; return; }
   ctest --preset "$1" --parallel "$jobs" --progress --output-junit "$logs/junit.xml" >"$logs/ctest" 2>&1
   local ok=$?
