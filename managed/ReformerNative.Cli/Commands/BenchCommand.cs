@@ -42,7 +42,7 @@ internal static class BenchCommand
         }
 
         step.SetAction(RunStep);
-        return new Command("bench", "Measure one op or one training step.") { attention, step };
+        return new Command("bench", "Measure one op or one training step.") { attention, step, Report.ReportCommand.Create() };
     }
 
     private static int RunAttention(ParseResult parsed)
