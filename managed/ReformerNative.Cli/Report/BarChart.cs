@@ -7,7 +7,7 @@ namespace ReformerNative.Cli.Report;
 internal static class BarChart
 {
     private const double Width = 480;
-    private const double Left = 172;
+    private const double Left = 190;
     private const double Right = 430;
     private const double Row = 28;
     private const double Bar = 16;

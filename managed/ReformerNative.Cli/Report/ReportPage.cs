@@ -65,7 +65,8 @@ internal static class ReportPage
         html.AppendLine("<ul class=\"commands\">");
         foreach (string command in data.Commands)
         {
-            html.AppendLine($"<li>{string.Join(' ', command.Split(' ').Select(word => $"<span>{Encode(word)}</span>"))}</li>"); // breaks at spaces alone
+            IEnumerable<string> words = command.Split(' ').Select(word => $"<span>{Encode(word)}</span>"); // lines break at spaces alone
+            html.AppendLine($"<li>{string.Join(' ', words)}</li>");
         }
 
         html.AppendLine("</ul>\n</main>\n</body>\n</html>");
@@ -126,7 +127,8 @@ internal static class ReportPage
         html.AppendLine($"""
             <p>A training step at {Count(data.MemoryLength)} tokens, width 512, LSH and local layers in turn. Planned is what
             <code>reformer plan</code> says beforehand; of it, activations, their gradients and scratch do not depend on the depth, because reversible
-            layers recover their inputs. The rest are parameters, gradients and the optimizer's state. Measured is the peak resident memory of a real step.</p>
+            layers recover their inputs. The rest are parameters, gradients and the optimizer's state, and the process itself. Measured is the peak
+            resident memory of a real step.</p>
             """);
         List<Series> series =
         [
@@ -164,8 +166,8 @@ internal static class ReportPage
         html.AppendLine($"<h2>{title}</h2>");
         html.AppendLine("""
             <p>Floating point operations of the products alone, per second, over those of a product of two 2048 × 2048 matrices measured just before
-            with the same threads. Attention is causal, forward and backward, LSH with 4 rounds; the step is that of 6 layers. What is not a product (softmax, hashing, sorting, norms, optimizer) takes
-            time and counts for nothing.</p>
+            with the same threads. Attention is causal, forward and backward, LSH with 4 rounds; the step is that of 6 layers. What is not a product
+            (softmax, hashing, sorting, norms, optimizer) takes time and counts for nothing.</p>
             """);
         html.AppendLine($"<figure>\n<figcaption>{title}</figcaption>");
         (string Name, double Share)[] bars = [.. data.Shares.Select(point => (point.Name, point.Share))];
