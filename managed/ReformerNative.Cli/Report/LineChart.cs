@@ -28,8 +28,6 @@ internal sealed record LineChart
 
     public required string XTitle { get; init; }
 
-    public required string YTitle { get; init; }
-
     public required bool IsLogarithmic { get; init; }
 
     public required Func<double, string> FormatX { get; init; }
@@ -81,8 +79,6 @@ internal sealed record LineChart
 
         html.Append(Output.Text($"""<path class="axis" d="M{Left} {Bottom}H{Right}"/>"""));
         html.Append(Output.Text($"""<text class="mid" x="{(Left + Right) / 2}" y="{Height - 12}">{WebUtility.HtmlEncode(XTitle)}</text>"""));
-        html.Append(Output.Text($"""<text class="mid" transform="translate(14 {(Top + Bottom) / 2}) rotate(-90)">"""));
-        html.Append($"{WebUtility.HtmlEncode(YTitle)}</text>");
         foreach (Series series in Series)
         {
             html.Append(Output.Text($"""<g class="s{series.Style}">"""));

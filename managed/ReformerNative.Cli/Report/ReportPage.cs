@@ -87,13 +87,12 @@ internal static class ReportPage
             ("Forward", "forward", point => point.ForwardSeconds), ("Forward and backward", "both", point => point.ForwardBackwardSeconds),
         })
         {
-            string title = $"{name}: seconds for a batch";
+            string title = $"{name}: time of a batch";
             var chart = new LineChart
             {
                 Id = id,
                 Description = Output.Text($"{title} of {data.Tokens:N0} tokens against the length of its sequences. The table has the values."),
                 XTitle = "tokens of a sequence",
-                YTitle = "time",
                 IsLogarithmic = true,
                 FormatX = Count,
                 FormatY = Seconds,
@@ -146,7 +145,6 @@ internal static class ReportPage
             Id = "memory",
             Description = $"{title} against its number of layers, planned and measured. The table has the values.",
             XTitle = "layers",
-            YTitle = "memory",
             IsLogarithmic = false,
             FormatX = Count,
             FormatY = bytes => bytes == 0 ? "0" : Output.Bytes(bytes),
