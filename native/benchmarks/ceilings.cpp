@@ -9,8 +9,6 @@
 namespace rfn::benchmarks {
 namespace {
 
-constexpr int64_t kSgemm = 2048;
-
 // The sum of the floats in [begin, end), in as many partial sums as keep several loads in flight.
 float sum(const float* begin, const float* end) {
   constexpr int kLanes = 64;
@@ -36,21 +34,10 @@ void in_parallel(const Device& device, int64_t floats, const Function& work) {
 
 void sgemm(benchmark::State& state, int32_t threads) {
   const Device device(threads);
-  const int64_t n = size(kSgemm, 64);
-  const Tensor x(device, {n, n}), weight(device, {n, n}), y(device, {n, n});
-  auto op = make_op<rfn_linear>();
-  op.x = x;
-  op.weight = weight;
-  op.y = y;
-  const Call product(device, op, rfn_linear_workspace, RFN_PASS_FORWARD, rfn_linear_forward);
+  const Sgemm product(device);
   product();
-  device.synchronize();
-  for ([[maybe_unused]] auto _ : state) {
-    product();
-    device.synchronize();
-  }
-  const double cube = static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
-  state.counters["FLOP/s"] = benchmark::Counter(2 * cube * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  for ([[maybe_unused]] auto _ : state) product();
+  state.counters["FLOP/s"] = benchmark::Counter(product.flops() * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
 void copy(benchmark::State& state) {
@@ -77,6 +64,39 @@ void read(benchmark::State& state) {
 }  // namespace
 
 int64_t memory_floats() { return size(int64_t{1} << 26, 1 << 10); }
+
+namespace {
+
+int64_t sgemm_size() { return size(2048, 64); }
+
+rfn_linear product(const Tensor& x, const Tensor& weight, const Tensor& y) {
+  auto op = make_op<rfn_linear>();
+  op.x = x;
+  op.weight = weight;
+  op.y = y;
+  return op;
+}
+
+}  // namespace
+
+Sgemm::Sgemm(const Device& device)
+    : device_(device),
+      x_(device, {sgemm_size(), sgemm_size()}),
+      weight_(device, {sgemm_size(), sgemm_size()}),
+      y_(device, {sgemm_size(), sgemm_size()}),
+      call_(device, product(x_, weight_, y_), rfn_linear_workspace, RFN_PASS_FORWARD, rfn_linear_forward) {
+  device.synchronize();
+}
+
+double Sgemm::flops() const {
+  const auto n = static_cast<double>(sgemm_size());
+  return 2 * n * n * n;
+}
+
+void Sgemm::operator()() const {
+  call_();
+  device_.synchronize();
+}
 
 Copy::Copy(const Device& device)
     : device_(device),

@@ -112,9 +112,19 @@ struct Ceilings {
   double bytes = 0;
 };
 Ceilings measure_ceilings(const Device& device);
-// Seconds of one product [n,n] x [n,n] through rfn_linear, the best of `runs`.
-double sgemm_seconds(const Device& device, int64_t n, int runs);
-// Copies 2^k bytes on the device with all of its threads; the function returns the bytes read and written by one call.
+// The product [n,n] x [n,n] through rfn_linear, n = 2048. A call waits for it.
+class Sgemm {
+ public:
+  explicit Sgemm(const Device& device);
+  double flops() const;
+  void operator()() const;
+
+ private:
+  const Device& device_;
+  Tensor x_, weight_, y_;
+  Call call_;
+};
+// Copies memory of the device with all of its threads; bytes() are those that a call reads and writes.
 class Copy {
  public:
   explicit Copy(const Device& device);
