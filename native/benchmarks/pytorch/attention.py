@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Attention composed in PyTorch, measured like `reformer bench attention`, so that both can run in one session (README.md).
+"""Attention composed in PyTorch, measured like `reformer bench attention`, so that both can run side by side (README.md).
 
 LSH attention is written from section 2 of the Reformer paper in the form that `--attention trax` names: shared queries and keys, keys divided by
 their root mean square, angular hashes, positions sorted by bucket, chunks that see themselves and their predecessor in one ring over all rounds,
