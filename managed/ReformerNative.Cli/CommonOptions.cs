@@ -37,6 +37,11 @@ internal static class CommonOptions
     public static Option<string?> Precision { get; } = Word(
         "--precision", "What matrix products of a GPU round their inputs to [default: f32]", [.. Precisions.Keys]);
 
+    public static Option<string?> Memory { get; } = MakeMemory();
+
+    /// <summary>What --memory asks for; null without it.</summary>
+    public static MemoryLimit? MemoryOf(ParseResult parsed) => parsed.GetValue(Memory) is { } text ? MemoryLimit.Parse(text) : null;
+
     /// <summary>A context as --device, --threads and --precision ask for.</summary>
     public static ReformerContext Context(ParseResult parsed)
     {
@@ -109,6 +114,24 @@ internal static class CommonOptions
 
     /// <summary>Whether the user wrote an option.</summary>
     public static bool IsGiven(ParseResult parsed, Option option) => parsed.GetResult(option) is { Implicit: false };
+
+    private static Option<string?> MakeMemory()
+    {
+        var option = new Option<string?>("--memory")
+        {
+            Description = "Memory that the run may take in all; what is left over keeps activations, for faster steps: 6GiB, 6000MB, "
+                + "or free for what the device has [default: the least]",
+            HelpName = "SIZE|free",
+        };
+        option.Validators.Add(result =>
+        {
+            if (result.Tokens is [{ Value: var word }] && MemoryLimit.Parse(word) is null)
+            {
+                result.AddError($"--memory: expected a size as 6GiB or 6000MB, or free, found '{word}'");
+            }
+        });
+        return option;
+    }
 
     /// <summary>The validator reads the word itself, so that every complaint has the same form.</summary>
     private static void AtLeast<T>(Option option, T lowest)

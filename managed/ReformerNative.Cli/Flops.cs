@@ -21,20 +21,25 @@ internal static class Flops
     public static double AttentionBackward(AttentionOptions options, long length, long batch, long heads, long headSize) =>
         BackwardOfPair * batch * heads * headSize * AttentionCost.Pairs(options, length);
 
-    /// <summary>A training step: forward, recomputation of each block, backward; the head is computed once and differentiated.</summary>
-    public static double Step(ReformerConfig config, long length, long batch)
+    /// <summary>
+    /// A training step as it is done: forward, what backward computes again of each layer, backward; the head is computed once and differentiated.
+    /// </summary>
+    public static double Step(ReformerConfig config, long length, long batch, IReadOnlyList<KeepActivations> kept)
     {
         double tokens = (double)length * batch;
         double e = config.HiddenSize;
         double inner = (double)config.NumAttentionHeads * config.AttentionHeadSize;
         double sum = 3 * 2 * tokens * config.FinalWidth * config.VocabSize;
-        foreach (AttentionKind kind in config.AttnLayers)
+        foreach ((AttentionKind kind, KeepActivations keep) in config.AttnLayers.Zip(kept))
         {
-            double projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 3 : 4; // queries and keys are one for LSH
-            sum += 4 * 2 * tokens * ((projections * e * inner) + (2 * e * config.FeedForwardSize));
+            int projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 2 : 3; // queries and keys are one for LSH
+            double first = 2 * tokens * e * ((projections * inner) + config.FeedForwardSize);
+            double second = 2 * tokens * e * (inner + config.FeedForwardSize);
             AttentionOptions options = Options(config, AttentionCost.Resolve(config, kind, length));
-            sum += 2 * AttentionForward(options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
-            sum += AttentionBackward(options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
+            double attention = AttentionForward(options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
+            sum += 3 * (first + second);
+            sum += attention + AttentionBackward(options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
+            sum += keep == KeepActivations.All ? 0 : first + attention + (keep == KeepActivations.Streams ? 0 : second);
         }
 
         return sum;

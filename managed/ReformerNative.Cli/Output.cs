@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Nodes;
+using ReformerNative.Model;
 using ReformerNative.Tensors;
 using Spectre.Console;
 
@@ -43,6 +44,18 @@ internal static class Output
 
         console.Write(table);
     }
+
+    /// <summary>How many layers keep what, for programs.</summary>
+    public static JsonObject Kept(IReadOnlyList<KeepActivations> kept) => new()
+    {
+        ["nothing"] = kept.Count(level => level == KeepActivations.Nothing),
+        ["streams"] = kept.Count(level => level == KeepActivations.Streams),
+        ["all"] = kept.Count(level => level == KeepActivations.All),
+    };
+
+    /// <summary>The same for people.</summary>
+    public static string KeptText(IReadOnlyList<KeepActivations> kept) => string.Join(", ", Kept(kept)
+        .Where(item => item.Value!.GetValue<int>() > 0).Select(item => Text($"{item.Key} of {item.Value!.GetValue<int>()}")));
 
     /// <summary>Where and how a context computes.</summary>
     public static string Place(ReformerContext context) => context.Device.Type == DeviceType.Cpu

@@ -145,7 +145,8 @@ internal sealed class TrainingSession(
             + Output.Text($"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}"));
         Console.WriteLine(Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, ")
             + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}"));
-        Console.WriteLine($"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free");
+        Console.WriteLine($"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free"
+            + (trainer.Kept is { } kept ? $"; layers keep {Output.KeptText(kept)}" : ""));
         if (resumed is not null)
         {
             Console.WriteLine(Output.Text($"resumed at step {trainer.Step} from {resumed}"));

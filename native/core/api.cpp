@@ -1,6 +1,8 @@
 // Every function of reformer_native.h: the one door. Checks arguments, keeps one thread per context, counts objects, and calls the backend.
 #include <atomic>
 #include <cinttypes>
+#include <cstddef>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -97,6 +99,27 @@ const char* kept_text() {
 
 rfn_status not_implemented(const rfn_context& context, const char* function) {
   return fail(RFN_UNSUPPORTED, "%s: the %s backend does not have this op", function, context.backend->name);
+}
+
+// The size that a struct had before it grew at its end, which callers of an earlier minor version pass.
+template <class Op>
+constexpr size_t kEarlierSize = sizeof(Op);
+template <>
+constexpr size_t kEarlierSize<rfn_reversible_block> = offsetof(rfn_reversible_block, kept_stream1);
+
+// body(op), all of whose fields may be read.
+template <class Op, class Body>
+rfn_status with_complete(const char* name, const Op& op, const Body& body) {
+  if constexpr (kEarlierSize<Op> != sizeof(Op)) {
+    if (op.struct_size == kEarlierSize<Op>) {
+      Op complete = {};
+      std::memcpy(&complete, &op, kEarlierSize<Op>);
+      complete.struct_size = sizeof(Op);
+      return body(complete);
+    }
+  }
+  RFN_TRY(validate_struct(name, op.struct_size, sizeof(Op)));
+  return body(op);
 }
 
 // Workspace of an op that was validated; `query` is its workspace slot.
@@ -393,13 +416,14 @@ rfn_status rfn_fill_zero(rfn_stream* stream, void* destination, int64_t bytes) {
     RFN_NOT_NULL(bytes);                                                                                                          \
     return guard([&]() -> rfn_status {                                                                                            \
       RFN_TRY(check_not_faulted(*context));                                                                                       \
-      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
-      RFN_TRY(validate(*op, pass, Call::kQuery, {}));                                                                             \
-      if (context->backend->name##_workspace == nullptr) return not_implemented(*context, "rfn_" #name);                          \
-      int64_t needed = 0;                                                                                                         \
-      RFN_TRY(context->backend->name##_workspace(*context, *op, pass, &needed));                                                  \
-      *bytes = needed;                                                                                                            \
-      return RFN_OK;                                                                                                              \
+      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                                            \
+        RFN_TRY(validate(complete, pass, Call::kQuery, {}));                                                                      \
+        if (context->backend->name##_workspace == nullptr) return not_implemented(*context, "rfn_" #name);                        \
+        int64_t needed = 0;                                                                                                       \
+        RFN_TRY(context->backend->name##_workspace(*context, complete, pass, &needed));                                           \
+        *bytes = needed;                                                                                                          \
+        return RFN_OK;                                                                                                            \
+      });                                                                                                                         \
     });                                                                                                                           \
   }
 RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
@@ -414,11 +438,12 @@ RFN_OPS_FORWARD_ONLY(RFN_ENTRY)
     rfn_context& context = *stream->context;                                                                                      \
     return enter(context, [&]() -> rfn_status {                                                                                   \
       const Workspace scratch{workspace, workspace_bytes};                                                                           \
-      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
-      RFN_TRY(validate(*op, pass, Call::kRun, scratch));                                                                          \
-      if (context.backend->name##_##direction == nullptr) return not_implemented(context, "rfn_" #name "_" #direction);           \
-      RFN_TRY(check_workspace(#name, context.backend->name##_workspace, context, *op, pass, scratch));                            \
-      return context.backend->name##_##direction(*stream, *op, workspace, workspace_bytes);                                       \
+      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                                            \
+        RFN_TRY(validate(complete, pass, Call::kRun, scratch));                                                                   \
+        if (context.backend->name##_##direction == nullptr) return not_implemented(context, "rfn_" #name "_" #direction);         \
+        RFN_TRY(check_workspace(#name, context.backend->name##_workspace, context, complete, pass, scratch));                     \
+        return context.backend->name##_##direction(*stream, complete, workspace, workspace_bytes);                                \
+      });                                                                                                                         \
     });                                                                                                                           \
   }
 #define RFN_ENTRY(name) RFN_ENTRY_PASS(name, forward, RFN_PASS_FORWARD)

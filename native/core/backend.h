@@ -45,7 +45,7 @@ struct rfn_event {
 
 namespace rfn {
 
-inline constexpr uint32_t kBackendAbi = 2;  // raised with every change of this table; a plug-in of another number is refused
+inline constexpr uint32_t kBackendAbi = 3;  // raised with every change of this table or of a struct that it takes; a plug-in of another number is refused
 
 struct Backend {
   uint32_t abi;

@@ -26,6 +26,10 @@ inline BlockShape block_shape(const rfn_reversible_block& op) {
   return s;
 }
 
+// What the forward pass kept for the backward pass; validation has seen that nothing of a level is missing.
+inline bool keeps_streams(const rfn_reversible_block& op) { return present(op.kept_stream1); }
+inline bool keeps_activations(const rfn_reversible_block& op) { return present(op.kept_hidden); }
+
 // Of some heads; without rows, which are buffers of the backend.
 inline Attention attention_call(const rfn_reversible_block& op, const BlockShape& s, int64_t first_head, int64_t heads) {
   Attention a;

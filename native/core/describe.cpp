@@ -35,7 +35,8 @@ namespace {
     F(output_bias) F(feed_forward_norm_weight) F(feed_forward_norm_bias) F(w1) F(b1) F(w2) F(b2))                                               \
   S(rfn_reversible_block, F(struct_size) F(layer) F(seed) F(step) F(attention) F(heads) F(activation) F(layer_norm_epsilon)                     \
     F(attention_output_dropout) F(feed_forward_dropout) F(residual) F(grid_exponent) F(reserved) F(feed_forward_chunk) F(head_group) F(stream1) \
-    F(stream2) F(grad_stream1) F(grad_stream2) F(mask) F(rotations) F(buckets) F(attention_result) F(range_report) F(parameters) F(gradients))  \
+    F(stream2) F(grad_stream1) F(grad_stream2) F(mask) F(rotations) F(buckets) F(attention_result) F(range_report) F(parameters) F(gradients)   \
+    F(kept_stream1) F(kept_stream2) F(kept_query) F(kept_key) F(kept_value) F(kept_log_sum_exp) F(kept_hidden))                                 \
   S(rfn_final_norm, F(struct_size) F(combine) F(epsilon) F(dropout) F(seed) F(step) F(stream1) F(stream2) F(weight) F(bias) F(y) F(grad_y)      \
     F(grad_stream1) F(grad_stream2) F(grad_weight) F(grad_bias))                                                                                \
   S(rfn_head_loss, F(struct_size) F(ignore_index) F(label_smoothing) F(loss_scale) F(normalizer) F(chunk) F(x) F(weight) F(bias) F(labels)      \

@@ -708,6 +708,28 @@ void check_block(Checks& c, const char* prefix, const rfn_block_parameters& p, c
   tensor("b2", p.b2, "[E]", {s.e});
 }
 
+// The kept tensors of a block, but for attention_result and buckets: forward takes any of them, backward the streams, or all. Returns whether
+// backward is given activations.
+bool check_kept(Checks& c, const rfn_reversible_block& op, const BlockSizes& s, bool forward, bool shared) {
+  const int64_t b = op.stream1.shape[0], t = op.stream1.shape[1];
+  const bool activations = !forward && !(all_zero(op.kept_query) && all_zero(op.kept_key) && all_zero(op.kept_value) &&
+                                         all_zero(op.kept_log_sum_exp) && all_zero(op.kept_hidden));
+  const bool streams = activations || (!forward && !(all_zero(op.kept_stream1) && all_zero(op.kept_stream2)));
+  const auto tensor = [&](bool needed, const char* name, const rfn_tensor& view, const char* letters, std::initializer_list<int64_t> sizes) {
+    if (needed) return c.input(name, view, RFN_F32, letters, sizes);
+    if (forward) c.optional_output(name, view, RFN_F32, letters, sizes);
+  };
+  if (shared) c.absent("kept_key", op.kept_key, "attention.shared_qk is 1");
+  tensor(streams, "kept_stream1", op.kept_stream1, "[B,T,E]", {b, t, s.e});
+  tensor(streams, "kept_stream2", op.kept_stream2, "[B,T,E]", {b, t, s.e});
+  tensor(activations, "kept_query", op.kept_query, "[B,T,H*D]", {b, t, s.projected});
+  if (!shared) tensor(activations, "kept_key", op.kept_key, "[B,T,H*D]", {b, t, s.projected});
+  tensor(activations, "kept_value", op.kept_value, "[B,T,H*D]", {b, t, s.projected});
+  tensor(activations, "kept_log_sum_exp", op.kept_log_sum_exp, "[B,H,T]", {b, op.heads, t});
+  tensor(activations, "kept_hidden", op.kept_hidden, "[B*T,F]", {b * t, s.f});
+  return activations;
+}
+
 }  // namespace
 
 rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, const Workspace& workspace) {
@@ -747,18 +769,21 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
   const bool shared = op.attention.shared_qk == 1, output_bias = !all_zero(op.parameters.output_bias);
   check_block(c, "parameters", op.parameters, sizes, shared, output_bias, &Checks::input);
   c.optional_input("mask", op.mask, RFN_U8, "[B,T]", {b, t});
+  const bool activations = check_kept(c, op, sizes, forward, shared);
   if (op.attention.kind == RFN_ATTENTION_LSH) {
     const std::initializer_list<int64_t> bucket_sizes = {b, h, op.attention.rounds, t};
-    if (exact) {
-      c.optional_output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);  // backward hashes again, to the same place
-    } else if (forward) {
-      c.output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
-    } else {
+    const bool hashes = forward || (exact && !activations);
+    if (!hashes) {
       c.input("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
+    } else if (exact) {
+      c.optional_output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);  // backward hashes again, to the same place
+    } else {
+      c.output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
     }
-    if (forward || exact) check_rotations(c, op.rotations, op.attention, b, h, sizes.projected / h);
+    if (hashes) check_rotations(c, op.rotations, op.attention, b, h, sizes.projected / h);
   }
   if (exact) check_range_report(c, op.range_report, true);
+  if (activations) c.input("attention_result", op.attention_result, RFN_F32, "[B,T,H*D]", {b, t, sizes.projected});
   if (forward) {
     c.optional_output("attention_result", op.attention_result, RFN_F32, "[B,T,H*D]", {b, t, sizes.projected});
   } else {

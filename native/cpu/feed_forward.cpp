@@ -54,11 +54,12 @@ Backward take_backward(Arena& arena, const FeedForward& op, int64_t chunk_rows) 
   return b;
 }
 
-// dropout(x W1^T + b1) for hidden units [begin, begin + units).
-void hidden_before_activation(const FeedForward& op, int64_t first_row, int64_t rows, int64_t begin, int64_t units, const float* x, float* hidden) {
-  gemm(Transpose::kNo, Transpose::kYes, rows, units, op.width, x, op.width, op.w1 + begin * op.width, op.width, 0.0f, hidden, units);
+// dropout(x W1^T + b1) for hidden units [begin, begin + units), in rows that are `stride` apart.
+void hidden_before_activation(const FeedForward& op, int64_t first_row, int64_t rows, int64_t begin, int64_t units, const float* x, float* hidden,
+                              int64_t stride) {
+  gemm(Transpose::kNo, Transpose::kYes, rows, units, op.width, x, op.width, op.w1 + begin * op.width, op.width, 0.0f, hidden, stride);
   for (int64_t row = 0; row < rows; ++row) {
-    float* const values = hidden + row * units;
+    float* const values = hidden + row * stride;
     add(values, op.b1 + begin, units);
     apply_dropout(values, units, op.hidden_random, static_cast<uint64_t>((first_row + row) * op.hidden + begin), op.dropout);
   }
@@ -99,23 +100,26 @@ int64_t feed_forward_backward_scratch(const FeedForward& op, int32_t, int64_t ch
   return floats(arena);
 }
 
-void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, float* scratch, float* y) {
+void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, float* scratch, float* hidden,
+                                float* y) {
   const Division d = divide(op, rows);
   parallel_for(threads, d.items, [&](int64_t item, int32_t thread) {
     const int64_t first = item * d.item_rows, count = std::min(d.item_rows, rows - first);
-    float *const hidden = scratch + thread * d.item_rows * d.slice, *const out = y + first * op.width;
+    float *const active = scratch + thread * d.item_rows * d.slice, *const out = y + first * op.width;
     for (int64_t begin = 0; begin < op.hidden; begin += d.slice) {
       const int64_t units = std::min(d.slice, op.hidden - begin);
-      hidden_before_activation(op, first_row + first, count, begin, units, x + first * op.width, hidden);
-      activation_forward(op.activation, hidden, hidden, count * units);
-      output_slice(op, count, begin, units, hidden, out);
+      float* const before = hidden != nullptr ? hidden + first * op.hidden + begin : active;
+      const int64_t stride = hidden != nullptr ? op.hidden : units;
+      hidden_before_activation(op, first_row + first, count, begin, units, x + first * op.width, before, stride);
+      for (int64_t row = 0; row < count; ++row) activation_forward(op.activation, before + row * stride, active + row * units, units);
+      output_slice(op, count, begin, units, active, out);
     }
     output_end(op, first_row + first, count, out);
   });
 }
 
 void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
-                                 float* scratch, float* y, float* dx) {
+                                 float* scratch, const float* hidden, float* y, float* dx) {
   const Division d = divide(op, rows);
   Arena arena(scratch, 0);
   const Backward b = take_backward(arena, op, rows);
@@ -131,17 +135,19 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
     }
     for (int64_t begin = 0; begin < op.hidden; begin += d.slice) {
       const int64_t units = std::min(d.slice, op.hidden - begin), place = begin * rows + first * units;
-      float *const hidden = b.hidden + place, *const grad_hidden = b.grad_hidden + place;
-      hidden_before_activation(op, first_row + first, count, begin, units, x_item, hidden);
+      float *const active = b.hidden + place, *const grad_hidden = b.grad_hidden + place;
+      const float* const before = hidden != nullptr ? hidden + first * op.hidden + begin : active;
+      const int64_t stride = hidden != nullptr ? op.hidden : units;
+      if (hidden == nullptr) hidden_before_activation(op, first_row + first, count, begin, units, x_item, active, units);
       gemm(Transpose::kNo, Transpose::kNo, count, units, op.width, dz + first * op.width, op.width, op.w2 + begin, op.hidden, 0.0f, grad_hidden,
            units);
-      activation_backward(op.activation, hidden, grad_hidden, grad_hidden, count * units);
       for (int64_t row = 0; row < count; ++row) {
-        apply_dropout(grad_hidden + row * units, units, op.hidden_random, static_cast<uint64_t>((first_row + first + row) * op.hidden + begin),
-                      op.dropout);
+        float* const gradient = grad_hidden + row * units;
+        activation_backward(op.activation, before + row * stride, gradient, gradient, units);
+        apply_dropout(gradient, units, op.hidden_random, static_cast<uint64_t>((first_row + first + row) * op.hidden + begin), op.dropout);
+        activation_forward(op.activation, before + row * stride, active + row * units, units);
       }
-      activation_forward(op.activation, hidden, hidden, count * units);
-      if (y != nullptr) output_slice(op, count, begin, units, hidden, y + first * op.width);
+      if (y != nullptr) output_slice(op, count, begin, units, active, y + first * op.width);
       gemm(Transpose::kNo, Transpose::kNo, count, op.width, units, grad_hidden, units, op.w1 + begin * op.width, op.width,
            begin == 0 ? 0.0f : 1.0f, dx + first * op.width, op.width);
     }
@@ -186,7 +192,7 @@ rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, 
   const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
   for (int64_t first = 0; first < rows; first += chunk) {
     feed_forward_chunk_forward(stream.context->threads, f, first, std::min(chunk, rows - first), f32(op.x) + first * f.width,
-                               static_cast<float*>(workspace), f32(op.y) + first * f.width);
+                               static_cast<float*>(workspace), nullptr, f32(op.y) + first * f.width);
   }
   return RFN_OK;
 }
@@ -196,7 +202,8 @@ rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op,
   const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
   for (int64_t first = 0; first < rows; first += chunk) {
     feed_forward_chunk_backward(stream.context->threads, f, first, std::min(chunk, rows - first), f32(op.x) + first * f.width,
-                                f32(op.grad_y) + first * f.width, static_cast<float*>(workspace), nullptr, f32(op.grad_x) + first * f.width);
+                                f32(op.grad_y) + first * f.width, static_cast<float*>(workspace), nullptr, nullptr,
+                                f32(op.grad_x) + first * f.width);
   }
   return RFN_OK;
 }

@@ -4,6 +4,9 @@
 // Each half is the same code in both directions, over the same row chunks, head groups and products, so that what backward subtracts has the bits
 // that forward added; with the grid rounding of exact residuals the inverse is then exact.
 //
+// What the caller keeps of the forward pass (rfn_reversible_block) is not computed again: forward writes q, k, v, lse, the result and the hidden layer
+// where the caller wants them instead of into the workspace, and backward reads them there.
+//
 // Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for one group of heads at a
 // time. Everything else works on chunks of rows. Both halves use the same bytes of the workspace one after the other.
 #include <algorithm>
@@ -39,10 +42,16 @@ Shape shape_of(const rfn_reversible_block& op) {
   return s;
 }
 
+// Queries, keys or values of a group of heads: rows of a buffer that has only these, or of a kept tensor that has all.
+struct Projection {
+  float* rows;
+  int64_t stride;
+};
+
 struct AttentionBuffers {
   float* result;             // [rows, H*D]
   float *q, *k, *v;          // [rows, group*D]; k is q when shared
-  float* lse;                // [B, group, T]
+  float* lse;                // backward [B, group, T]
   float *grad_out, *grad_q, *grad_k, *grad_v;  // backward, like q
   float* thread_rows;        // [threads, 2, kRows, E]
   float* normalized;         // backward [kBlockRows, E]
@@ -156,6 +165,26 @@ struct Block {
     }
   }
 
+  // ---- what is kept ----
+
+  bool keeps_streams() const { return rfn::keeps_streams(op); }
+  bool keeps_activations() const { return rfn::keeps_activations(op); }
+
+  // Rows of a stream before its half is added, and back.
+  void keep_rows(const rfn_tensor& kept, const float* stream, int64_t first, int64_t rows) const {
+    if (present(kept)) std::memcpy(f32(kept) + first * s.width, stream + first * s.width, static_cast<size_t>(rows * s.width) * sizeof(float));
+  }
+  void restore_rows(const rfn_tensor& kept, float* stream, int64_t first, int64_t rows) const {
+    std::memcpy(stream + first * s.width, f32(kept) + first * s.width, static_cast<size_t>(rows * s.width) * sizeof(float));
+  }
+
+  Projection projection(const rfn_tensor& kept, float* buffer, int64_t head, int64_t heads) const {
+    if (present(kept)) return {f32(kept) + head * s.head_size, s.projected};
+    return {buffer, heads * s.head_size};
+  }
+
+  float* hidden_rows(int64_t first) const { return keeps_activations() ? f32(op.kept_hidden) + first * s.hidden : nullptr; }
+
   // ---- attention half ----
 
   void normalize_attention_rows(int64_t first, int64_t rows, float* y) const {
@@ -163,31 +192,43 @@ struct Block {
                     f32(op.parameters.attention_norm_bias), y);
   }
 
+  Projection queries(const AttentionBuffers& b, int64_t head, int64_t heads) const { return projection(op.kept_query, b.q, head, heads); }
+  Projection keys(const AttentionBuffers& b, int64_t head, int64_t heads) const {
+    return s.shared ? queries(b, head, heads) : projection(op.kept_key, b.k, head, heads);
+  }
+  Projection values(const AttentionBuffers& b, int64_t head, int64_t heads) const { return projection(op.kept_value, b.v, head, heads); }
+
   // q, k, v of heads [head, head + heads).
   void project(const AttentionBuffers& b, int64_t head, int64_t heads) const {
     const int64_t columns = heads * s.head_size, weight_row = head * s.head_size * s.width;
+    const Projection q = queries(b, head, heads), k = keys(b, head, heads), v = values(b, head, heads);
     for_rows(threads, s.rows, [&](int64_t first, int64_t rows, int32_t thread) {
       float* const x = b.thread_rows + thread * 2 * kRows * s.width;
       normalize_attention_rows(first, rows, x);
-      const auto product = [&](const rfn_tensor& weight, float* y) {
-        gemm(Transpose::kNo, Transpose::kYes, rows, columns, s.width, x, s.width, f32(weight) + weight_row, s.width, 0.0f, y + first * columns, columns);
+      const auto product = [&](const rfn_tensor& weight, const Projection& y) {
+        gemm(Transpose::kNo, Transpose::kYes, rows, columns, s.width, x, s.width, f32(weight) + weight_row, s.width, 0.0f, y.rows + first * y.stride,
+             y.stride);
       };
-      product(op.parameters.query, b.q);
-      if (!s.shared) product(op.parameters.key, b.k);
-      product(op.parameters.value, b.v);
+      product(op.parameters.query, q);
+      if (!s.shared) product(op.parameters.key, k);
+      product(op.parameters.value, v);
     });
   }
 
   Attention group_attention(const AttentionBuffers& b, float* result, int64_t head, int64_t heads) const {
     Attention a = attention_call(op, s, head, heads);
-    a.q = b.q;
-    a.k = b.k;
-    a.v = b.v;
-    a.q_stride = a.k_stride = a.v_stride = heads * s.head_size;
+    const Projection q = queries(b, head, heads), k = keys(b, head, heads), v = values(b, head, heads);
+    a.q = q.rows;
+    a.k = k.rows;
+    a.v = v.rows;
+    a.q_stride = q.stride;
+    a.k_stride = k.stride;
+    a.v_stride = v.stride;
     a.out = result + head * s.head_size;
     a.out_stride = s.projected;
-    a.lse = b.lse;
-    a.lse_heads = heads;
+    const bool kept_lse = present(op.kept_log_sum_exp);
+    a.lse = kept_lse ? f32(op.kept_log_sum_exp) + head * s.length : b.lse;
+    a.lse_heads = kept_lse ? s.heads : heads;
     a.grad_out = b.grad_out;
     a.grad_q = b.grad_q;
     a.grad_k = b.grad_k;
@@ -196,12 +237,16 @@ struct Block {
     return a;
   }
 
-  // result of the heads, from q, k, v. Buckets that a forward pass stored are used again.
+  // The order of the slots, from q. Buckets that a forward pass stored are used again.
+  void sort(const Attention& a, const AttentionScratch& scratch, bool stored_buckets) const {
+    if (!a.lsh()) return;
+    if (!stored_buckets) attention_hash(threads, a, scratch);
+    attention_sort(threads, a, scratch);
+  }
+
+  // result (and lse) of the heads, from q, k, v.
   void attend(const Attention& a, const AttentionScratch& scratch, bool stored_buckets) const {
-    if (a.lsh()) {
-      if (!stored_buckets) attention_hash(threads, a, scratch);
-      attention_sort(threads, a, scratch);
-    }
+    sort(a, scratch, stored_buckets);
     attention_forward_rounds(threads, a, scratch, 0, a.rounds());
   }
 
@@ -228,18 +273,23 @@ struct Block {
     for_rows(threads, s.rows, [&](int64_t first, int64_t rows, int32_t thread) {
       float* const y = b.thread_rows + thread * 2 * kRows * s.width;
       project_output(result, first, rows, y);
+      keep_rows(op.kept_stream1, stream1, first, rows);
       b.checks[first / kRows] = add_residual(stream1 + first * s.width, y, rows * s.width);
     });
     report(b.checks, div_up(s.rows, kRows), 1, 0);
   }
 
   void backward_attention(const AttentionBuffers& b) const {
-    const bool stored = op.residual == RFN_RESIDUAL_FLOAT;
+    float* const result = keeps_activations() ? f32(op.attention_result) : b.result;
     for (int64_t head = 0; head < s.heads; head += s.group) {
       const int64_t heads = std::min(s.group, s.heads - head), columns = heads * s.head_size;
-      project(b, head, heads);
-      const Attention a = group_attention(b, b.result, head, heads);
-      attend(a, b.attention, stored);
+      const Attention a = group_attention(b, result, head, heads);
+      if (keeps_activations()) {
+        sort(a, b.attention, true);
+      } else {
+        project(b, head, heads);
+        attend(a, b.attention, op.residual == RFN_RESIDUAL_FLOAT);
+      }
       // dO = dy Wo, the columns of these heads.
       for_rows(threads, s.rows, [&](int64_t first, int64_t rows, int32_t thread) {
         float* const dy = b.thread_rows + thread * 2 * kRows * s.width;
@@ -250,18 +300,19 @@ struct Block {
       });
       attention_backward_rounds(threads, a, b.attention, 0, a.rounds(), true);
       for (int64_t first = 0; first < s.rows; first += kBlockRows) {
-        backward_projections(b, head, columns, first, std::min(kBlockRows, s.rows - first));
+        backward_projections(b, result, head, columns, first, std::min(kBlockRows, s.rows - first));
       }
     }
     for_rows(threads, s.rows, [&](int64_t first, int64_t rows, int32_t thread) {
+      if (keeps_streams()) return restore_rows(op.kept_stream1, stream1, first, rows);
       float* const y = b.thread_rows + thread * 2 * kRows * s.width;
-      project_output(b.result, first, rows, y);
+      project_output(result, first, rows, y);
       subtract_residual(stream1 + first * s.width, y, rows * s.width);
     });
   }
 
   // Weight gradients of a group of heads from rows [first, first + rows), and the gradient through the norm into grad_stream2.
-  void backward_projections(const AttentionBuffers& b, int64_t head, int64_t columns, int64_t first, int64_t rows) const {
+  void backward_projections(const AttentionBuffers& b, const float* result, int64_t head, int64_t columns, int64_t first, int64_t rows) const {
     const int64_t weight_row = head * s.head_size * s.width;
     for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t) {
       normalize_attention_rows(first + at, count, b.normalized + at * s.width);
@@ -276,7 +327,7 @@ struct Block {
     parallel_for(threads, (projections + 1) * tiles, [&](int64_t item, int32_t) {
       const int64_t which = item / tiles, e = item % tiles * kGradientTile, n = std::min(kGradientTile, s.width - e);
       if (which == projections) {
-        gemm(Transpose::kYes, Transpose::kNo, n, columns, rows, b.dropped + e, s.width, b.result + first * s.projected + head * s.head_size, s.projected,
+        gemm(Transpose::kYes, Transpose::kNo, n, columns, rows, b.dropped + e, s.width, result + first * s.projected + head * s.head_size, s.projected,
              1.0f, f32(op.gradients.output) + e * s.projected + head * s.head_size, s.projected);
         return;
       }
@@ -324,8 +375,9 @@ struct Block {
     for (int64_t first = 0; first < s.rows; first += b.chunk) {
       const int64_t rows = std::min(b.chunk, s.rows - first);
       normalize_feed_forward_rows(first, rows, b.normalized);
-      feed_forward_chunk_forward(threads, f, first, rows, b.normalized, b.scratch, b.y);
+      feed_forward_chunk_forward(threads, f, first, rows, b.normalized, b.scratch, hidden_rows(first), b.y);
       for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t) {
+        keep_rows(op.kept_stream2, stream2, first + at, count);
         b.checks[at / kRows] = add_residual(stream2 + (first + at) * s.width, b.y + at * s.width, count * s.width);
       });
       report(b.checks, div_up(rows, kRows), 2, first * s.width);
@@ -337,10 +389,15 @@ struct Block {
     for (int64_t first = 0; first < s.rows; first += b.chunk) {
       const int64_t rows = std::min(b.chunk, s.rows - first);
       normalize_feed_forward_rows(first, rows, b.normalized);
-      feed_forward_chunk_backward(threads, f, first, rows, b.normalized, grad2 + first * s.width, b.scratch, b.y, b.grad);
+      float* const y = keeps_streams() ? nullptr : b.y;
+      feed_forward_chunk_backward(threads, f, first, rows, b.normalized, grad2 + first * s.width, b.scratch, hidden_rows(first), y, b.grad);
       for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t) {
         const int64_t row = first + at;
-        subtract_residual(stream2 + row * s.width, b.y + at * s.width, count * s.width);
+        if (y == nullptr) {
+          restore_rows(op.kept_stream2, stream2, row, count);
+        } else {
+          subtract_residual(stream2 + row * s.width, y + at * s.width, count * s.width);
+        }
         float* const norm = b.norm_gradients + at / kRows * 2 * s.width;
         std::fill_n(norm, 2 * s.width, 0.0f);
         layer_norm_rows_backward(count, s.width, op.layer_norm_epsilon, stream1 + row * s.width, f32(op.parameters.feed_forward_norm_weight),
@@ -372,7 +429,7 @@ rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_blo
 }
 
 rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace, int64_t workspace_bytes) {
-  if (op.residual == RFN_RESIDUAL_FLOAT && op.attention.kind == RFN_ATTENTION_LSH) {
+  if ((op.residual == RFN_RESIDUAL_FLOAT || keeps_activations(op)) && op.attention.kind == RFN_ATTENTION_LSH) {
     RFN_TRY(check_indices(op.buckets, bucket_product(op.attention) + 1, "reversible_block: buckets"));
   }
   const Block block(op, stream.context->threads);

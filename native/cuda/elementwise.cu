@@ -143,6 +143,11 @@ __global__ void report_range_kernel(const RangeCheck* check, int64_t* report, in
 
 }  // namespace
 
+rfn_status copy_floats(rfn_stream& stream, float* to, const float* from, int64_t n) {
+  RFN_CUDA_TRY(stream, cudaMemcpyAsync(to, from, static_cast<size_t>(n) * sizeof(float), cudaMemcpyDeviceToDevice, native_stream(stream)));
+  return RFN_OK;
+}
+
 rfn_status activation_forward(rfn_stream& stream, int32_t activation, const float* x, float* y, int64_t n) {
   return launch_activation(stream, activation, x, nullptr, y, n);
 }

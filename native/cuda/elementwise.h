@@ -8,6 +8,8 @@
 
 namespace rfn::cuda {
 
+rfn_status copy_floats(rfn_stream& stream, float* to, const float* from, int64_t n);
+
 // y[i] = activation(x[i]) and dx[i] = dy[i] activation'(x[i]); in place where the pointers are equal.
 rfn_status activation_forward(rfn_stream& stream, int32_t activation, const float* x, float* y, int64_t n);
 rfn_status activation_backward(rfn_stream& stream, int32_t activation, const float* x, const float* dy, float* dx, int64_t n);

@@ -81,20 +81,22 @@ FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int6
 }
 
 rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x,
-                                      const FeedForwardScratch& scratch, bool add, float* y) {
+                                      const FeedForwardScratch& scratch, float* hidden, bool add, float* y) {
   RFN_TRY(hidden_product(stream, op, rows, x, scratch));
+  // A copy: the product must not depend on where the caller wants it.
+  if (hidden != nullptr) RFN_TRY(copy_floats(stream, hidden, scratch.hidden, rows * op.hidden));
   RFN_TRY(finish_hidden(stream, op, first_row, rows, scratch, nullptr));
   return output_product(stream, op, rows, scratch, add, y);
 }
 
 rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
-                                       const FeedForwardScratch& scratch, float* y, float* dx) {
+                                       const FeedForwardScratch& scratch, const float* hidden, float* y, float* dx) {
   if (op.dropout > 0.0f) {
     const uint64_t first = static_cast<uint64_t>(first_row * op.width);
     RFN_TRY(apply_dropout(stream, dy, scratch.grad_output, rows * op.width, op.output_random, first, op.dropout));
     dy = scratch.grad_output;
   }
-  RFN_TRY(hidden_product(stream, op, rows, x, scratch));
+  RFN_TRY(hidden == nullptr ? hidden_product(stream, op, rows, x, scratch) : copy_floats(stream, scratch.hidden, hidden, rows * op.hidden));
   RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kNo, rows, op.hidden, op.width, dy, op.width, op.w2, op.hidden, 1.0f, 0.0f, scratch.grad_hidden,
                         op.hidden}, scratch.gemm));
   RFN_TRY(finish_hidden(stream, op, first_row, rows, scratch, scratch.grad_hidden));
@@ -144,7 +146,7 @@ rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, 
   for (int64_t first = 0; first < c.rows; first += c.chunk) {
     const int64_t rows = std::min(c.chunk, c.rows - first), offset = first * c.op.width;
     float* const y = f32(op.y) + offset;
-    RFN_TRY(feed_forward_chunk_forward(stream, c.op, first, rows, f32(op.x) + offset, c.scratch, false, y));
+    RFN_TRY(feed_forward_chunk_forward(stream, c.op, first, rows, f32(op.x) + offset, c.scratch, nullptr, false, y));
     RFN_TRY(apply_dropout(stream, y, y, rows * c.op.width, c.op.output_random, static_cast<uint64_t>(offset), c.op.dropout));
   }
   return RFN_OK;
@@ -158,7 +160,7 @@ rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op,
   for (int64_t first = 0; first < c.rows; first += c.chunk) {
     const int64_t offset = first * c.op.width;
     RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, std::min(c.chunk, c.rows - first), f32(op.x) + offset, f32(op.grad_y) + offset,
-                                        c.scratch, nullptr, f32(op.grad_x) + offset));
+                                        c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
   }
   return RFN_OK;
 }

@@ -4,6 +4,9 @@
 // Both directions run the same products and kernels over the same row chunks and head groups, on buffers that are aligned alike, so that what
 // backward subtracts has the bits that forward added; with the grid rounding of exact residuals the inverse is then exact.
 //
+// What the caller keeps of the forward pass (rfn_reversible_block) is copied out of the workspace, where products write whether it is kept or not:
+// their precision and algorithm depend on alignment and leading dimensions. For the same reason backward copies what products read back there.
+//
 // Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for one group of heads at a
 // time. Everything else works on chunks of rows. Both halves use the same bytes of the workspace one after the other.
 #include <algorithm>
@@ -136,6 +139,16 @@ struct Block {
     return add_residual(stream, r, target + first, y, n, element, check);
   }
 
+  bool keeps_streams() const { return rfn::keeps_streams(op); }
+  bool keeps_activations() const { return rfn::keeps_activations(op); }
+
+  // A stream before its half is added.
+  rfn_status keep_stream(const rfn_tensor& kept, const float* from) const {
+    return present(kept) ? copy_floats(stream, f32(kept), from, s.rows * s.width) : RFN_OK;
+  }
+
+  float* hidden_rows(int64_t first) const { return keeps_activations() ? f32(op.kept_hidden) + first * s.hidden : nullptr; }
+
   // ---- attention half ----
 
   rfn_status normalize_for_attention(int64_t rows, int64_t at, float* x) const {
@@ -156,11 +169,28 @@ struct Block {
       if (!s.shared) RFN_TRY(project(op.parameters.key, b.k));
       return project(op.parameters.value, b.v);
     }));
-    if (a.lsh()) {
-      if (!stored_buckets) RFN_TRY(attention_hash(stream, a, b.attention));
-      RFN_TRY(attention_sort(stream, a, b.attention));
-    }
+    RFN_TRY(sort(b, a, stored_buckets));
     return attention_forward_rounds(stream, a, b.attention, 0, a.rounds());
+  }
+
+  rfn_status sort(const AttentionBuffers& b, const Attention& a, bool stored_buckets) const {
+    if (!a.lsh()) return RFN_OK;
+    if (!stored_buckets) RFN_TRY(attention_hash(stream, a, b.attention));
+    return attention_sort(stream, a, b.attention);
+  }
+
+  // q, k and v of a group of heads to where they are kept.
+  rfn_status keep_projections(const AttentionBuffers& b, const Attention& a) const {
+    const auto keep = [&](const rfn_tensor& kept, const float* from) -> rfn_status {
+      if (!present(kept)) return RFN_OK;
+      const size_t width = static_cast<size_t>(a.heads * s.head_size) * sizeof(float), pitch = static_cast<size_t>(s.projected) * sizeof(float);
+      RFN_CUDA_TRY(stream, cudaMemcpy2DAsync(f32(kept) + a.first_head * s.head_size, pitch, from, width, width, static_cast<size_t>(s.rows),
+                                             cudaMemcpyDeviceToDevice, native_stream(stream)));
+      return RFN_OK;
+    };
+    RFN_TRY(keep(op.kept_query, b.q));
+    RFN_TRY(keep(op.kept_key, b.k));
+    return keep(op.kept_value, b.v);
   }
 
   Attention group_attention(const AttentionBuffers& b, int64_t head) const {
@@ -170,13 +200,24 @@ struct Block {
     a.v = b.v;
     a.out = b.result + head * s.head_size;
     a.out_stride = s.projected;
-    a.lse = b.lse;
-    a.lse_heads = a.heads;
+    const bool kept_lse = present(op.kept_log_sum_exp);
+    a.lse = kept_lse ? f32(op.kept_log_sum_exp) + head * s.length : b.lse;
+    a.lse_heads = kept_lse ? s.heads : a.heads;
     a.grad_out = b.grad_out;
     a.grad_q = b.grad_q;
     a.grad_k = b.grad_k;
     a.grad_v = b.grad_v;
     a.q_stride = a.k_stride = a.v_stride = a.grad_out_stride = a.grad_q_stride = a.grad_k_stride = a.grad_v_stride = a.heads * s.head_size;
+    return a;
+  }
+
+  // The same with q, k and v where the forward pass kept them.
+  Attention kept_attention(const AttentionBuffers& b, int64_t head) const {
+    Attention a = group_attention(b, head);
+    a.q = f32(op.kept_query) + head * s.head_size;
+    a.k = s.shared ? a.q : f32(op.kept_key) + head * s.head_size;
+    a.v = f32(op.kept_value) + head * s.head_size;
+    a.q_stride = a.k_stride = a.v_stride = s.projected;
     return a;
   }
 
@@ -194,11 +235,13 @@ struct Block {
   }
 
   rfn_status forward_attention(const AttentionBuffers& b) const {
-    for (int64_t head = 0; head < s.heads; head += s.group) RFN_TRY(attend(b, group_attention(b, head), false));
-    if (op.attention_result.data != nullptr) {  // a copy: the product below must not depend on where the caller wants it
-      RFN_CUDA_TRY(stream, cudaMemcpyAsync(op.attention_result.data, b.result, static_cast<size_t>(s.rows * s.projected) * sizeof(float),
-                                           cudaMemcpyDeviceToDevice, native_stream(stream)));
+    for (int64_t head = 0; head < s.heads; head += s.group) {
+      const Attention a = group_attention(b, head);
+      RFN_TRY(attend(b, a, false));
+      RFN_TRY(keep_projections(b, a));
     }
+    if (present(op.attention_result)) RFN_TRY(copy_floats(stream, f32(op.attention_result), b.result, s.rows * s.projected));
+    RFN_TRY(keep_stream(op.kept_stream1, stream1));
     if (!exact()) return add_attention(b, 1.0f);
     RFN_TRY(reset_range_check(stream, b.check));
     RFN_TRY(add_attention(b, 1.0f));
@@ -208,10 +251,11 @@ struct Block {
   rfn_status backward_attention(const AttentionBuffers& b) const {
     const bool dropout = op.attention_output_dropout > 0.0f;
     const Philox random = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_OUTPUT);
+    if (keeps_activations()) RFN_TRY(copy_floats(stream, b.result, f32(op.attention_result), s.rows * s.projected));
     for (int64_t head = 0; head < s.heads; head += s.group) {
-      const Attention a = group_attention(b, head);
+      const Attention a = keeps_activations() ? kept_attention(b, head) : group_attention(b, head);
       const int64_t columns = a.heads * s.head_size, column = head * s.head_size, weight_row = column * s.width;
-      RFN_TRY(attend(b, a, !exact()));
+      RFN_TRY(keeps_activations() ? sort(b, a, true) : attend(b, a, !exact()));
       // Through the output projection, the columns of these heads: dO = dy Wo, dWo += dy^T O.
       RFN_TRY(for_chunks(s, s.chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
         const float* dy = grad1 + at;
@@ -248,7 +292,7 @@ struct Block {
                                         f32(op.gradients.attention_norm_bias));
       }));
     }
-    return add_attention(b, -1.0f);
+    return keeps_streams() ? copy_floats(stream, stream1, f32(op.kept_stream1), s.rows * s.width) : add_attention(b, -1.0f);
   }
 
   // ---- feed-forward half ----
@@ -261,10 +305,11 @@ struct Block {
   rfn_status forward_feed_forward(const FeedForwardBuffers& b) const {
     const FeedForward f = feed_forward_call(op, s);
     const bool fused = adds_itself(f.dropout, stream2);
+    RFN_TRY(keep_stream(op.kept_stream2, stream2));
     if (exact()) RFN_TRY(reset_range_check(stream, b.check));
     RFN_TRY(for_chunks(s, s.feed_forward_chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_feed_forward(rows, at, b.x));
-      RFN_TRY(feed_forward_chunk_forward(stream, f, first, rows, b.x, b.scratch, fused, fused ? stream2 + at : b.y));
+      RFN_TRY(feed_forward_chunk_forward(stream, f, first, rows, b.x, b.scratch, hidden_rows(first), fused, fused ? stream2 + at : b.y));
       if (fused) return RFN_OK;
       return residual(1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, b.y, at, rows * s.width, b.check);
     }));
@@ -275,8 +320,10 @@ struct Block {
     const FeedForward f = feed_forward_call(op, s);
     return for_chunks(s, s.feed_forward_chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_feed_forward(rows, at, b.x));
-      RFN_TRY(feed_forward_chunk_backward(stream, f, first, rows, b.x, grad2 + at, b.scratch, b.y, b.grad));
-      RFN_TRY(residual(-1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, b.y, at, rows * s.width, nullptr));
+      float* const y = keeps_streams() ? nullptr : b.y;
+      RFN_TRY(feed_forward_chunk_backward(stream, f, first, rows, b.x, grad2 + at, b.scratch, hidden_rows(first), y, b.grad));
+      RFN_TRY(y == nullptr ? copy_floats(stream, stream2 + at, f32(op.kept_stream2) + at, rows * s.width)
+                           : residual(-1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, y, at, rows * s.width, nullptr));
       return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at, f32(op.parameters.feed_forward_norm_weight), b.grad,
                                       grad1 + at, true, b.norm_sums, f32(op.gradients.feed_forward_norm_weight),
                                       f32(op.gradients.feed_forward_norm_bias));

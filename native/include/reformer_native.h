@@ -9,7 +9,8 @@
  * Rules that hold for every function
  *  - It returns rfn_status; RFN_OK is 0. On failure rfn_last_error() has one sentence that names the argument, what was expected
  *    and what was found. Outputs are then untouched unless the function says otherwise. Nothing prints, exits, aborts or throws.
- *  - Sizes are int64 and checked for overflow. Every struct starts with struct_size = sizeof(that struct).
+ *  - Sizes are int64 and checked for overflow. Every struct starts with struct_size = sizeof(that struct); the size that it had under an
+ *    earlier minor version is taken too, and what has been added since is then absent.
  *  - An op is one struct (options, inputs, outputs) with up to three functions: NAME_workspace says how many bytes of scratch a pass
  *    needs (only shapes are read, data may be NULL), NAME_forward and NAME_backward run it. An absent optional tensor is all zeros.
  *  - Gradients of parameters (names grad_* of weights, biases, tables) are ADDED to what the tensor holds: zero it first with
@@ -44,7 +45,7 @@ extern "C" {
 /* ---- status ------------------------------------------------------------------------------------------------------------------ */
 
 #define RFN_ABI_MAJOR 1
-#define RFN_ABI_MINOR 1
+#define RFN_ABI_MINOR 2
 
 typedef int32_t rfn_status;
 #define RFN_OK 0
@@ -412,6 +413,17 @@ typedef struct rfn_block_parameters {
  * Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them; leaves the block's inputs
  * and the gradients with respect to those; adds to `gradients`.
  *
+ * Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present, with what it computes anyway.
+ * What a backward pass is given of them decides how much it computes again:
+ *   nothing      all of the block, to subtract it from the streams
+ *   streams      kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not repeated
+ *   activations  besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden, attention_result and, with
+ *                LSH, buckets (all, or none of the kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are
+ * They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
+ * The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the forward pass's own values, where
+ * subtraction gives back rounded ones, so that gradients differ from those of an inverted block by rounding. The workspace has the same
+ * size at every level.
+ *
  * range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the exact range
  * (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or 2), [3] its flat index. */
 typedef struct rfn_reversible_block {
@@ -436,11 +448,21 @@ typedef struct rfn_reversible_block {
   rfn_tensor grad_stream2; /* backward: in/out F32 [B,T,E] */
   rfn_tensor mask;         /* U8 [B,T]; optional */
   rfn_tensor rotations;    /* LSH, as in rfn_attention */
-  rfn_tensor buckets;      /* LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of forward */
-  rfn_tensor attention_result; /* forward: optional out F32 [B,T,H*D], heads merged, before the output projection */
+  rfn_tensor buckets;      /* LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of forward, in for backward
+                              with kept activations */
+  rfn_tensor attention_result; /* optional out of forward, F32 [B,T,H*D], heads merged, before the output projection; in for backward with kept
+                                  activations */
   rfn_tensor range_report; /* I64 [4]; EXACT: required */
   rfn_block_parameters parameters;
   rfn_block_parameters gradients; /* backward */
+  /* since 1.2; all optional, out of forward, in for backward */
+  rfn_tensor kept_stream1;     /* F32 [B,T,E]: the streams before the block */
+  rfn_tensor kept_stream2;     /* F32 [B,T,E] */
+  rfn_tensor kept_query;       /* F32 [B,T,H*D], heads side by side */
+  rfn_tensor kept_key;         /* F32 [B,T,H*D]; absent when shared */
+  rfn_tensor kept_value;       /* F32 [B,T,H*D] */
+  rfn_tensor kept_log_sum_exp; /* F32 [B,H,T], of attention's logits */
+  rfn_tensor kept_hidden;      /* F32 [B*T,F]: the hidden layer before its activation, in the form that this backend's backward pass reads */
 } rfn_reversible_block;
 RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context *context, const rfn_reversible_block *op, int32_t pass, int64_t *bytes);
 RFN_API rfn_status rfn_reversible_block_forward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);

@@ -413,7 +413,7 @@ TEST(Plugins, A_MissingOrWrong_NoDeviceAndAReason) {
   };
   missing("/nowhere/libreformer_native_cuda.so", "/nowhere/libreformer_native_cuda.so");
   missing(RFN_TEST_PLUGIN_NO_SYMBOL, "rfn_cuda_backend");
-  missing(RFN_TEST_PLUGIN_OTHER_ABI, "expected backend table 2");
+  missing(RFN_TEST_PLUGIN_OTHER_ABI, "expected backend table " + std::to_string(kBackendAbi) + " of");
   missing(RFN_TEST_PLUGIN_REFUSES, "the driver is too old");
 }
 

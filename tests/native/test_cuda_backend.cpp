@@ -124,6 +124,11 @@ class EveryOp {
     }
     first_block_call = calls.size();
     both("reversible_block", block_, rfn_reversible_block_workspace, rfn_reversible_block_forward, rfn_reversible_block_backward);
+    kept_block_ = block_;
+    kept_block_.kept_stream1 = floats({1, 20, 8}), kept_block_.kept_stream2 = floats({1, 20, 8}), kept_block_.kept_query = floats({1, 20, 8});
+    kept_block_.kept_value = floats({1, 20, 8}), kept_block_.kept_log_sum_exp = floats({1, 2, 20}), kept_block_.kept_hidden = floats({20, 16});
+    kept_block_.attention_result = floats({1, 20, 8}), kept_block_.buckets = integers({1, 2, 2, 20}, 8);
+    both("reversible_block that keeps", kept_block_, rfn_reversible_block_workspace, rfn_reversible_block_forward, rfn_reversible_block_backward);
 
     final_norm_.combine = RFN_COMBINE_CONCATENATE, final_norm_.epsilon = 1e-5f, final_norm_.dropout = 0.1f;
     final_norm_.stream1 = floats({20, 8}), final_norm_.stream2 = floats({20, 8});
@@ -250,7 +255,7 @@ class EveryOp {
   rfn_linear linear_ = make_op<rfn_linear>();
   rfn_feed_forward feed_forward_ = make_op<rfn_feed_forward>();
   rfn_attention attention_ = make_op<rfn_attention>();
-  rfn_reversible_block block_ = make_op<rfn_reversible_block>();
+  rfn_reversible_block block_ = make_op<rfn_reversible_block>(), kept_block_ = {};
   rfn_final_norm final_norm_ = make_op<rfn_final_norm>();
   rfn_head_loss head_loss_ = make_op<rfn_head_loss>();
   rfn_global_norm global_norm_ = make_op<rfn_global_norm>();

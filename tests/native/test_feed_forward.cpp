@@ -184,8 +184,8 @@ TEST(FeedForwardChunk, Backward_RecomputesTheBitsOfForward) {
         const GuardedMemory scratch(cpu::feed_forward_forward_scratch(op, threads, n) * 4, 0);
         const GuardedMemory scratch_backward(cpu::feed_forward_backward_scratch(op, threads, n) * 4, 0);
         const Tensor<float> y({n, e}), y_again({n, e}), dx({n, e});
-        cpu::feed_forward_chunk_forward(threads, op, 1000, n, p.x.data(), static_cast<float*>(scratch.data()), y.data());
-        cpu::feed_forward_chunk_backward(threads, op, 1000, n, p.x.data(), p.grad_y.data(), static_cast<float*>(scratch_backward.data()),
+        cpu::feed_forward_chunk_forward(threads, op, 1000, n, p.x.data(), static_cast<float*>(scratch.data()), nullptr, y.data());
+        cpu::feed_forward_chunk_backward(threads, op, 1000, n, p.x.data(), p.grad_y.data(), static_cast<float*>(scratch_backward.data()), nullptr,
                                          y_again.data(), dx.data());
         EXPECT_TRUE(AllFinite(y.values()));
         EXPECT_TRUE(SameBits(y_again.values(), y.values()));

@@ -24,6 +24,7 @@ struct Case {
   bool masked = false, output_bias = false;
   int32_t residual = RFN_RESIDUAL_FLOAT, exponent = -16;
   int64_t head_group = 0, chunk = 0;
+  void (*attention)(rfn_attention_options&) = nullptr;  // changes them
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
@@ -102,6 +103,7 @@ struct Problem {
     o.dropout = c.attention_dropout;
     if (c.kind != RFN_ATTENTION_FULL) o.wrap = 1, o.chunk_length = 8, o.chunks_before = 1, o.chunks_after = c.causal != 0 ? 0 : 1;
     if (shared) o.key_norm = RFN_KEY_NORM_RMS, o.rounds = c.rounds, o.factor_count = 1, o.factors[0] = 8, o.pad_bucket = c.masked ? 1 : 0;
+    if (c.attention != nullptr) c.attention(o);
     return o;
   }
 };
@@ -473,6 +475,270 @@ TEST_F(ReversibleStackTest, ValuesOutOfRangeAreReported) {
   Bound not_a_number(p);
   ASSERT_TRUE(Ok(forward(stream, not_a_number.op)));
   EXPECT_GE(not_a_number.report.values()[0], 1);
+}
+
+// ---- what the caller keeps of the forward pass ----
+
+enum class Level { kNothing, kStreams, kActivations };
+
+// Poisoned tensors for a block, and the names under which an op has them.
+struct Kept {
+  Tensor<float> stream1, stream2, query, key, value, log_sum_exp, hidden, result;
+  Tensor<int32_t> buckets;
+
+  explicit Kept(const Problem& p)
+      : stream1(Bound::streams(p)), stream2(Bound::streams(p)), query(heads(p)), key(heads(p)), value(heads(p)),
+        log_sum_exp({p.c.batch, p.c.heads, p.c.length}), hidden({p.c.batch * p.c.length, p.c.hidden}), result(heads(p)),
+        buckets({p.c.batch, p.c.heads, p.c.rounds, p.c.length}) {}
+
+  void give(rfn_reversible_block& op, const Problem& p, Level level) const {
+    if (level == Level::kNothing) return;
+    op.kept_stream1 = stream1, op.kept_stream2 = stream2;
+    if (level == Level::kStreams) return;
+    op.kept_query = query, op.kept_value = value, op.kept_log_sum_exp = log_sum_exp, op.kept_hidden = hidden, op.attention_result = result;
+    if (!p.shared) op.kept_key = key;
+    if (p.shared) op.buckets = buckets;
+  }
+
+  // Everything that the level keeps, as bits.
+  std::vector<std::vector<uint32_t>> bits(const Problem& p, Level level) const {
+    std::vector<std::vector<uint32_t>> all;
+    const auto add = [&](const auto& tensor) {
+      const auto values = tensor.values();
+      all.emplace_back(values.size());
+      std::memcpy(all.back().data(), values.data(), values.size() * sizeof(uint32_t));
+    };
+    if (level == Level::kNothing) return all;
+    add(stream1), add(stream2);
+    if (level == Level::kStreams) return all;
+    add(query), add(value), add(log_sum_exp), add(hidden), add(result);
+    if (!p.shared) add(key);
+    if (p.shared) add(buckets);
+    return all;
+  }
+
+  static std::vector<int64_t> heads(const Problem& p) { return {p.c.batch, p.c.length, p.c.heads * p.c.head_size}; }
+};
+
+// The presets' forms of LSH attention, sub-blocks of every size, and everything at once.
+std::vector<Case> kept_cases() {
+  std::vector<Case> all = cases();
+  const auto add = [&](std::string name, auto change) {
+    Case c;
+    c.residual = RFN_RESIDUAL_EXACT;
+    change(c);
+    c.name = std::move(name);
+    all.push_back(c);
+  };
+  add("SameBucketLogCount", [](Case& c) {
+    c.attention = [](rfn_attention_options& o) { o.window = RFN_WINDOW_SAME_BUCKET, o.duplicates = RFN_DUPLICATES_LOG_COUNT; };
+  });
+  add("Strict", [](Case& c) {
+    c.attention_dropout = 0.2f;
+    c.attention = [](rfn_attention_options& o) { o.window = RFN_WINDOW_STRICT, o.wrap = 0; };
+  });
+  add("BothSidesL2Factors", [](Case& c) {
+    c.causal = 0, c.masked = true;
+    c.attention = [](rfn_attention_options& o) {
+      o.key_norm = RFN_KEY_NORM_L2, o.factor_count = 2, o.factors[0] = 4, o.factors[1] = 4, o.repeat_chunks = 1, o.padded_length = 48;
+    };
+  });
+  add("FullBias", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL, c.output_bias = true, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.2f, c.activation = RFN_ACTIVATION_TANH;
+  });
+  add("LocalHeadGroups", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL, c.heads = 5, c.head_size = 3, c.head_group = 2, c.chunk = 16, c.attention_dropout = 0.3f, c.hidden = 33;
+  });
+  add("LshHeadGroups", [](Case& c) { c.heads = 3, c.head_size = 7, c.head_group = 2, c.length = 65, c.hidden = 600, c.width = 17, c.masked = true; });
+  add("ManyRowsDropout", [](Case& c) {
+    c.batch = 1, c.length = 290, c.hidden = 530, c.chunk = 270, c.feed_forward_dropout = 0.1f, c.output_dropout = 0.1f, c.activation = RFN_ACTIVATION_GELU_ERF;
+  });
+  return all;
+}
+
+class KeptTest : public testing::TestWithParam<Case> {
+ protected:
+  // The values of a forward and a backward pass; kept: what it left in the kept tensors.
+  static std::vector<std::vector<float>> run(const Problem& p, Level level, int32_t threads, int32_t precision,
+                                             std::vector<std::vector<uint32_t>>* left = nullptr) {
+    Context context(threads, precision);
+    Stream stream(context);
+    Bound b(p);
+    const Kept kept(p);
+    kept.give(b.op, p, level);
+    std::vector<std::vector<float>> values;
+    EXPECT_TRUE(Ok(forward(stream, b.op)));
+    values.push_back(b.stream1.values());
+    values.push_back(b.stream2.values());
+    const auto filled = kept.bits(p, level);
+    if (level != Level::kNothing) {
+      EXPECT_TRUE(SameBits(kept.stream1.values(), p.stream1));
+      EXPECT_TRUE(SameBits(kept.stream2.values(), p.stream2));
+      // Nothing that the backward pass would compute again is there: neither the hash's rotations nor what only the forward products add.
+      if (level == Level::kActivations) b.rotations.poison(), b.parameters[kB1].poison();
+      b.parameters[kB2].poison(), b.parameters[kOutputBias].poison();
+    }
+    EXPECT_TRUE(Ok(backward(stream, b.op)));
+    EXPECT_EQ(kept.bits(p, level), filled) << "backward reads what is kept, and no more";
+    values.push_back(b.stream1.values());
+    values.push_back(b.stream2.values());
+    values.push_back(b.grad1.values());
+    values.push_back(b.grad2.values());
+    for (const auto& gradient : b.gradients) values.push_back(gradient.values());
+    EXPECT_EQ(b.report.values()[0], 0);
+    if (left != nullptr) *left = filled;
+    return values;
+  }
+};
+
+TEST_P(KeptTest, EveryLevel_GivesTheBitsOfTheInvertedBlock) {
+  const Problem p(GetParam(), 31);
+  for (const int32_t precision : precisions()) {
+    SCOPED_TRACE(precision_name(precision));
+    const auto inverted = run(p, Level::kNothing, 2, precision), streams = run(p, Level::kStreams, 2, precision),
+               activations = run(p, Level::kActivations, 2, precision);
+    for (size_t i = 0; i < inverted.size(); ++i) {
+      SCOPED_TRACE("value " + std::to_string(i));
+      EXPECT_TRUE(SameBits(activations[i], streams[i]));
+      if (p.c.residual == RFN_RESIDUAL_EXACT || i < 2) {
+        EXPECT_TRUE(SameBits(streams[i], inverted[i]));
+      } else if (precision == RFN_PRECISION_F32) {
+        // Subtraction gives back rounded streams, and the attention half differentiates at those.
+        EXPECT_TRUE(Close(streams[i], std::vector<double>(inverted[i].begin(), inverted[i].end()), kGradientLimit, Zeros::kAllowed));
+      }
+    }
+    EXPECT_TRUE(SameBits(streams[2], p.stream1)) << "with float residuals too";
+    EXPECT_TRUE(SameBits(streams[3], p.stream2));
+  }
+}
+
+TEST_P(KeptTest, Activations_SameBitsForEverySchedule) {
+  const Problem p(GetParam(), 31);
+  std::vector<std::vector<float>> first;
+  std::vector<std::vector<uint32_t>> first_left;
+  for_each_schedule([&](int32_t threads) {
+    std::vector<std::vector<uint32_t>> left;
+    const auto now = run(p, Level::kActivations, threads, RFN_PRECISION_F32, &left);
+    if (first.empty()) first = now, first_left = left;
+    for (size_t i = 0; i < now.size(); ++i) EXPECT_TRUE(SameBits(now[i], first[i])) << threads << " threads, value " << i;
+    EXPECT_EQ(left, first_left) << threads << " threads";
+  }, 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KeptTest, testing::ValuesIn(kept_cases()), [](const auto& info) { return info.param.name; });
+
+using KeptTensorTest = OpTest;
+
+// Each kept tensor by itself changes something: none is computed again in secret.
+TEST_F(KeptTensorTest, EachOne_IsWhatBackwardReads) {
+  Case c;
+  c.kind = RFN_ATTENTION_LOCAL, c.residual = RFN_RESIDUAL_EXACT, c.activation = RFN_ACTIVATION_GELU_ERF;
+  const Problem p(c, 31);
+  const auto gradients = [&](int changed) {
+    Bound b(p);
+    Kept kept(p);
+    kept.give(b.op, p, Level::kActivations);
+    EXPECT_TRUE(Ok(forward(stream, b.op)));
+    Tensor<float>* const tensors[] = {&kept.stream1, &kept.stream2, &kept.query, &kept.key, &kept.value, &kept.log_sum_exp, &kept.hidden, &kept.result};
+    if (changed >= 0) {
+      std::vector<float> values = tensors[changed]->values();
+      for (float& x : values) x += 0.5f;
+      tensors[changed]->set(values);
+    }
+    EXPECT_TRUE(Ok(backward(stream, b.op)));
+    std::vector<float> all;
+    for (const auto* tensor : {&b.stream1, &b.grad2, &b.gradients[kW2], &b.gradients[kOutput]}) {
+      const std::vector<float> values = tensor->values();
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  };
+  const std::vector<float> right = gradients(-1);
+  EXPECT_TRUE(SameBits(gradients(-1), right));
+  for (int i = 0; i < 8; ++i) EXPECT_FALSE(SameBits(gradients(i), right)) << "kept tensor " << i;
+}
+
+// A forward pass alone may be asked for any of them.
+TEST_F(KeptTensorTest, Some_OfAForwardPass_AreThoseOfAll) {
+  for (const int32_t kind : {RFN_ATTENTION_LSH, RFN_ATTENTION_LOCAL}) {
+    Case c;
+    c.kind = kind, c.residual = RFN_RESIDUAL_EXACT, c.heads = 3, c.head_group = 2;
+    const Problem p(c, 31);
+    Bound all(p), some(p);
+    const Kept every(p), few(p);
+    every.give(all.op, p, Level::kActivations);
+    some.op.kept_query = few.query, some.op.kept_value = few.value;
+    if (p.shared) some.op.buckets = few.buckets;
+    if (!p.shared) some.op.kept_key = few.key;
+    ASSERT_TRUE(Ok(forward(stream, all.op)));
+    ASSERT_TRUE(Ok(forward(stream, some.op)));
+    EXPECT_TRUE(SameBits(few.query.values(), every.query.values()));
+    EXPECT_TRUE(SameBits(few.value.values(), every.value.values()));
+    if (p.shared) {
+      EXPECT_EQ(few.buckets.values(), every.buckets.values());
+    } else {
+      EXPECT_TRUE(SameBits(few.key.values(), every.key.values()));
+    }
+    EXPECT_TRUE(SameBits(some.stream1.values(), all.stream1.values()));
+    EXPECT_TRUE(SameBits(some.stream2.values(), all.stream2.values()));
+  }
+}
+
+// A stack whose blocks keep different things has the gradients of one that keeps nothing.
+TEST_F(KeptTensorTest, MixedLevels_OfAStack_GiveTheSameGradients) {
+  constexpr int kDepth = 6;
+  std::vector<Problem> layers;
+  for (int l = 0; l < kDepth; ++l) {
+    Case c;
+    c.kind = l % 3 == 0 ? RFN_ATTENTION_LSH : l % 3 == 1 ? RFN_ATTENTION_LOCAL : RFN_ATTENTION_FULL;
+    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f, c.feed_forward_dropout = 0.1f, c.length = 51;
+    layers.emplace_back(c, 700 + static_cast<uint64_t>(l));
+    layers.back().layer = l;
+  }
+  const auto run = [&](auto level) {
+    std::vector<std::unique_ptr<Bound>> bound;
+    std::vector<std::unique_ptr<Kept>> kept;
+    for (int l = 0; l < kDepth; ++l) {
+      bound.push_back(std::make_unique<Bound>(layers[l]));
+      kept.push_back(std::make_unique<Kept>(layers[l]));
+      rfn_reversible_block& op = bound[l]->op;
+      kept[l]->give(op, layers[l], level(l));
+      const Bound& first = *bound[0];
+      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1, op.grad_stream2 = first.grad2;
+      op.range_report = first.report;
+      EXPECT_TRUE(Ok(forward(stream, op)));
+    }
+    for (int l = kDepth - 1; l >= 0; --l) EXPECT_TRUE(Ok(backward(stream, bound[l]->op)));
+    const Bound& first = *bound[0];
+    std::vector<std::vector<float>> values = {first.stream1.values(), first.stream2.values(), first.grad1.values(), first.grad2.values()};
+    for (const auto& block : bound) {
+      for (const auto& gradient : block->gradients) values.push_back(gradient.values());
+    }
+    return values;
+  };
+  const auto expected = run([](int) { return Level::kNothing; });
+  EXPECT_TRUE(SameBits(expected[0], layers[0].stream1));
+  for (const int shift : {0, 1, 2}) {
+    const auto found = run([&](int l) { return static_cast<Level>((2 * l + l / 3 + shift) % 3); });
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(SameBits(found[i], expected[i])) << "shift " << shift << ", value " << i;
+  }
+}
+
+// Buckets come from outside: the CPU refuses those that lead out of bounds.
+TEST_F(KeptTensorTest, BucketsOutOfRange_RefusedOnTheCpu) {
+  if (!on_cpu()) GTEST_SKIP() << "clamped on a device";
+  Case c;
+  c.residual = RFN_RESIDUAL_EXACT;
+  const Problem p(c, 31);
+  Bound b(p);
+  Kept kept(p);
+  kept.give(b.op, p, Level::kActivations);
+  ASSERT_TRUE(Ok(forward(stream, b.op)));
+  std::vector<int32_t> buckets = kept.buckets.values();
+  buckets.back() = 1 << 20;
+  kept.buckets.set(buckets);
+  EXPECT_TRUE(Fails(backward(stream, b.op), RFN_INVALID_ARGUMENT, {"reversible_block", "buckets", "1048576"}));
 }
 
 }  // namespace

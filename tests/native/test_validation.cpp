@@ -677,7 +677,9 @@ TEST_F(Validation, FeedForward_WrongArguments_Refused) {
   }
 }
 
-void block(OpCall<rfn_reversible_block>& call, int32_t residual) {
+enum class Kept { kNothing, kStreams, kActivations };
+
+void block(OpCall<rfn_reversible_block>& call, int32_t residual, Kept kept) {
   rfn_reversible_block& op = call.op;
   const int64_t e = 4, f = 5, projected = kHeads * kHeadSize;
   const bool forward = call.pass == RFN_PASS_FORWARD, exact = residual == RFN_RESIDUAL_EXACT;
@@ -693,11 +695,23 @@ void block(OpCall<rfn_reversible_block>& call, int32_t residual) {
     call.output("grad_stream2", op.grad_stream2, {kBatch, kLength, e});
   }
   call.tensor("mask", op.mask, {kBatch, kLength}, Use::kOptionalInput, RFN_U8);
-  if (forward || exact) call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
-  const std::vector<int64_t> buckets = {kBatch, kHeads, kRounds, kLength};
-  if (!exact) call.tensor("buckets", op.buckets, buckets, forward ? Use::kOutput : Use::kInput, RFN_I32);
-  if (exact) call.tensor("buckets", op.buckets, buckets, Use::kOptionalOutput, RFN_I32);
-  if (forward) call.tensor("attention_result", op.attention_result, {kBatch, kLength, projected}, Use::kOptionalOutput);
+  const bool streams = kept != Kept::kNothing, activations = kept == Kept::kActivations, hashes = forward || (exact && !activations);
+  if (hashes) call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
+  call.tensor("buckets", op.buckets, {kBatch, kHeads, kRounds, kLength}, !hashes ? Use::kInput : exact ? Use::kOptionalOutput : Use::kOutput,
+              RFN_I32);
+  // Forward fills any of them; what backward is given of a level has to be all of it.
+  const Use use = forward ? Use::kOptionalOutput : Use::kInput;
+  if (forward || activations) call.tensor("attention_result", op.attention_result, {kBatch, kLength, projected}, use);
+  if (streams) {
+    call.tensor("kept_stream1", op.kept_stream1, {kBatch, kLength, e}, use);
+    call.tensor("kept_stream2", op.kept_stream2, {kBatch, kLength, e}, use);
+  }
+  if (activations) {
+    call.tensor("kept_query", op.kept_query, {kBatch, kLength, projected}, use);
+    call.tensor("kept_value", op.kept_value, {kBatch, kLength, projected}, use);
+    call.tensor("kept_log_sum_exp", op.kept_log_sum_exp, {kBatch, kHeads, kLength}, use);
+    call.tensor("kept_hidden", op.kept_hidden, {kBatch * kLength, f}, use);
+  }
   if (exact) call.output("range_report", op.range_report, {4}, RFN_I64);
   const auto parameters = [&](const std::string& prefix, rfn_block_parameters& p, Use use, Use bias_use) {
     p = make_op<rfn_block_parameters>();
@@ -723,7 +737,7 @@ TEST_F(Validation, ReversibleBlock_WrongArguments_Refused) {
     OpCall<rfn_reversible_block> forward(RFN_FORWARD(reversible_block)), backward(RFN_BACKWARD(reversible_block));
     for (auto* call : {&forward, &backward}) {
       rfn_reversible_block& op = call->op;
-      block(*call, residual);
+      block(*call, residual, Kept::kNothing);
       const Checker check(stream, *call);
       // Everything that is read as well as written (streams, gradients, report) is poison here; the first and last runs of all() work on that.
       check.all();
@@ -748,6 +762,62 @@ TEST_F(Validation, ReversibleBlock_WrongArguments_Refused) {
       check.value("parameters.reserved", [&] { op.parameters.reserved = 1; });
     }
   }
+}
+
+TEST_F(Validation, ReversibleBlock_WrongKeptTensors_Refused) {
+  for (const int32_t residual : {RFN_RESIDUAL_FLOAT, RFN_RESIDUAL_EXACT}) {
+    for (const Kept kept : {Kept::kStreams, Kept::kActivations}) {
+      OpCall<rfn_reversible_block> forward(RFN_FORWARD(reversible_block)), backward(RFN_BACKWARD(reversible_block));
+      for (auto* call : {&forward, &backward}) {
+        block(*call, residual, kept);
+        const Checker check(stream, *call);
+        check.all();
+        check.value("kept_key", [&] { call->op.kept_key = kept == Kept::kStreams ? call->op.kept_stream1 : call->op.kept_query; });
+      }
+      // One of a level stands for all of it.
+      const Checker check(stream, backward);
+      rfn_reversible_block& op = backward.op;
+      if (kept == Kept::kStreams) {
+        check.refused("a value without the rest", "kept_query", false, [&] { op.kept_value = op.stream1; });
+        check.refused("hidden values without the rest", "kept_query", false, [&] { op.kept_hidden = op.stream1; });
+      } else {
+        check.refused("activations without streams", "kept_stream1", false, [&] { op.kept_stream1 = op.kept_stream2 = {}; });
+      }
+    }
+  }
+}
+
+// What a program passes that was compiled before the struct grew.
+TEST_F(Validation, ReversibleBlock_OfAnEarlierMinorVersion_KeepsNothing) {
+  OpCall<rfn_reversible_block> call(RFN_FORWARD(reversible_block));
+  block(call, RFN_RESIDUAL_EXACT, Kept::kStreams);
+  const size_t earlier = offsetof(rfn_reversible_block, kept_stream1);
+  std::vector<uint8_t> bytes(earlier);  // not a byte more: a checker of memory sees reads behind it
+  std::memcpy(bytes.data(), &call.op, earlier);
+  const uint32_t size = static_cast<uint32_t>(earlier);
+  std::memcpy(bytes.data(), &size, sizeof(size));
+  int64_t needed = -1, as_needed = -1;
+  ASSERT_TRUE(Ok(call.query(stream.context(), bytes.data(), RFN_PASS_FORWARD, &needed)));
+  ASSERT_TRUE(Ok(call.query(stream.context(), &call.op, RFN_PASS_FORWARD, &as_needed)));
+  EXPECT_EQ(needed, as_needed);
+  const GuardedMemory scratch(needed, 0);
+  uint32_t* kept = nullptr;
+  for (const auto& a : call.arguments) {
+    if (a.name == "stream1") std::memset(a.memory->data(), 0, static_cast<size_t>(a.memory->bytes()));
+    if (a.name == "kept_stream1") kept = static_cast<uint32_t*>(a.memory->data());
+  }
+  ASSERT_NE(kept, nullptr);
+  ASSERT_TRUE(Ok(call.run(stream, bytes.data(), scratch.data(), needed)));
+  EXPECT_EQ(*kept, kPoison);
+  for (const auto& a : call.arguments) {
+    if (a.name == "stream1") std::memset(a.memory->data(), 0, static_cast<size_t>(a.memory->bytes()));
+  }
+  ASSERT_TRUE(Ok(call.run(stream, &call.op, scratch.data(), needed)));
+  EXPECT_EQ(*kept, 0u);
+  bytes.resize(earlier - 8);
+  const uint32_t wrong = static_cast<uint32_t>(bytes.size());
+  std::memcpy(bytes.data(), &wrong, sizeof(wrong));
+  EXPECT_TRUE(Fails(call.run(stream, bytes.data(), scratch.data(), needed), RFN_INVALID_ARGUMENT, {"reversible_block", "struct_size"}));
 }
 
 void final_norm(OpCall<rfn_final_norm>& call, int32_t combine) {
@@ -1004,7 +1074,7 @@ TEST_F(Validation, AnyOp_RandomWords_RunsOrRefuses) {
   RFN_FUZZ_BOTH(linear, linear(call))
   RFN_FUZZ_BOTH(attention, attention(call))
   RFN_FUZZ_BOTH(feed_forward, feed_forward(call))
-  RFN_FUZZ_BOTH(reversible_block, block(call, RFN_RESIDUAL_EXACT))
+  RFN_FUZZ_BOTH(reversible_block, block(call, RFN_RESIDUAL_EXACT, Kept::kActivations))
   RFN_FUZZ_BOTH(final_norm, final_norm(call, RFN_COMBINE_CONCATENATE))
   RFN_FUZZ_BOTH(head_loss, head(call))
 #undef RFN_FUZZ_BOTH

@@ -34,7 +34,8 @@ internal static class BenchCommand
         attention.SetAction(RunAttention);
         var step = new Command("step", "Time and memory of one training step, and how exactly its backward pass recovers the streams.")
         {
-            Repeat, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Repeat, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads,
+            CommonOptions.Json,
         };
         foreach (Option option in ModelShape.All)
         {
@@ -164,7 +165,8 @@ internal static class BenchCommand
             Schedule = LearningRateSchedule.Constant,
         };
         using ReformerContext context = CommonOptions.Context(parsed);
-        PlannedMemory plan = PlannedMemory.Make(context, () => MemoryPlan.ForTraining(config, context, options));
+        (PlannedMemory plan, options) = PlannedMemory.ForTraining(config, context, options, CommonOptions.MemoryOf(parsed));
+        IReadOnlyList<KeepActivations> kept = plan.Plan.Kept;
         var progress = new ProgressLine();
         progress.Show($"planned {Output.Bytes(plan.TotalBytes)}; making the model");
         using ReformerModel model = ReformerModel.Create(config, context, seed);
@@ -175,7 +177,7 @@ internal static class BenchCommand
         progress.Show("first pass");
         var batch = new TokenBatch(options.BatchSize, length);
         source.Fill(batch, DataSplit.HeldOut, seed, 0);
-        model.ForwardBackward(batch, new RunOptions { Seed = seed, Step = uint.MaxValue, Dropout = true });
+        model.ForwardBackward(batch, new RunOptions { Seed = seed, Step = uint.MaxValue, Dropout = true, Keep = trainer.Kept });
         Reconstruction reconstruction = model.MeasureReconstruction();
         var seconds = new List<double>();
         for (int run = 0; run < repeat; run++)
@@ -186,7 +188,7 @@ internal static class BenchCommand
 
         long peak = new MemoryUse(context).PeakBytes; // before the product below, which needs memory of its own
         double median = Measure.Median(seconds);
-        double flops = Flops.Step(config, length, options.BatchSize);
+        double flops = Flops.Step(config, length, options.BatchSize, kept);
         double? sgemm = Measure.Sgemm(context);
         double tokensPerSecond = (double)length * options.BatchSize / median;
         progress.Clear();
@@ -200,6 +202,7 @@ internal static class BenchCommand
                 ["sgemm_gflops"] = sgemm,
                 ["peak_bytes"] = peak,
                 ["planned_bytes"] = plan.TotalBytes,
+                ["kept"] = Output.Kept(kept),
                 ["reconstruction"] = new JsonObject
                 {
                     ["bit_identical"] = reconstruction.BitIdentical,
@@ -215,6 +218,7 @@ internal static class BenchCommand
             + Measure.Rate(flops, median, sgemm));
         Console.WriteLine($"2048^3 product   {Measure.SgemmLine(context, sgemm)}");
         Console.WriteLine($"peak memory      {Output.Bytes(peak)}, planned {Output.Bytes(plan.TotalBytes)}");
+        Console.WriteLine($"layers keep      {Output.KeptText(kept)}");
         Console.WriteLine($"streams          {recovered} after the backward pass");
         return ExitCode.Done;
     }

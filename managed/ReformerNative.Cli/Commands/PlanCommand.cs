@@ -19,9 +19,11 @@ internal static class PlanCommand
 
     public static Command Create()
     {
-        var command = new Command("plan", "Say what a run will take in memory, buffer by buffer, before anything is allocated.")
+        var command = new Command(
+            "plan", "Say what a run will take in memory, buffer by buffer, before anything is allocated, and what more memory buys in speed.")
         {
-            Config, Preset, OptimizerName, Evaluation, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Config, Preset, OptimizerName, Evaluation, CommonOptions.Memory,
+            CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         foreach (Option option in ModelShape.All)
         {
@@ -48,20 +50,44 @@ internal static class PlanCommand
             Length = length,
             Optimizer = Enum.Parse<OptimizerKind>(parsed.GetValue(OptimizerName) ?? "adamw", ignoreCase: true),
         };
+        MemoryLimit? memory = CommonOptions.MemoryOf(parsed);
+        bool evaluation = parsed.GetValue(Evaluation);
+        if (evaluation && memory is not null)
+        {
+            throw new UsageException("--memory: expected none beside --evaluation, which has no backward pass to keep anything for");
+        }
+
         using ReformerContext context = CommonOptions.Context(parsed);
-        PlannedMemory plan = PlannedMemory.Make(context, () => parsed.GetValue(Evaluation)
-            ? MemoryPlan.ForEvaluation(config, context, batch, length)
-            : MemoryPlan.ForTraining(config, context, options));
+        PlannedMemory plan = evaluation
+            ? PlannedMemory.Make(context, () => MemoryPlan.ForEvaluation(config, context, batch, length))
+            : PlannedMemory.ForTraining(config, context, options, memory).Plan;
+        (string Name, PlannedMemory Plan)[] trade = evaluation ? [] : Trade(config, context, options, plan, memory);
+        double Work(MemoryPlan item) => Flops.Step(config, length, batch, item.Kept);
+        double most = Work(trade.Length > 0 ? trade[0].Plan.Plan : plan.Plan);
         if (parsed.GetValue(CommonOptions.Json))
         {
-            Output.Json(new JsonObject
+            var json = new JsonObject
             {
                 ["planned_bytes"] = plan.TotalBytes,
                 ["buffers"] = new JsonArray([.. plan.Entries.Select(entry => new JsonObject { ["name"] = entry.Name, ["bytes"] = entry.Bytes })]),
                 ["free_bytes"] = context.MemoryInfo.FreeBytes,
                 ["lsh_crossover"] = AttentionCost.Crossover(config),
                 ["layers"] = new JsonArray([.. config.AttnLayers.Select(kind => (JsonNode)Word(AttentionCost.Resolve(config, kind, length)))]),
-            });
+            };
+            if (!evaluation)
+            {
+                json["kept"] = Output.Kept(plan.Plan.Kept);
+                json["trade"] = new JsonArray([.. trade.Select(item => new JsonObject
+                {
+                    ["keep"] = item.Name,
+                    ["planned_bytes"] = item.Plan.TotalBytes,
+                    ["kept"] = Output.Kept(item.Plan.Plan.Kept),
+                    ["flops"] = Work(item.Plan.Plan),
+                    ["relative_flops"] = Work(item.Plan.Plan) / most,
+                })]);
+            }
+
+            Output.Json(json);
             return ExitCode.Done;
         }
 
@@ -80,10 +106,30 @@ internal static class PlanCommand
             }
         }
 
+        if (!evaluation)
+        {
+            Console.WriteLine();
+            Output.Table(["memory for speed: layers keep", "memory", "FLOPs of a step"], trade.Select(item => (string[])
+            [
+                item.Name == "asked" ? $"--memory {memory!.Text}: {Output.KeptText(item.Plan.Plan.Kept)}" : item.Name,
+                Output.Bytes(item.Plan.TotalBytes),
+                Output.Text($"{100 * Work(item.Plan.Plan) / most:F1} %"),
+            ]));
+        }
+
         return ExitCode.Done;
     }
 
     private static string Word(AttentionKind kind) => kind.ToString().ToLowerInvariant();
+
+    /// <summary>What each level costs when all layers have it, and the limit that was asked for.</summary>
+    private static (string Name, PlannedMemory Plan)[] Trade(
+        ReformerConfig config, ReformerContext context, TrainingOptions options, PlannedMemory plan, MemoryLimit? limit) =>
+    [
+        .. Enum.GetValues<KeepActivations>().Select(level =>
+            (level.ToString().ToLowerInvariant(), plan.With(MemoryPlan.ForTraining(config, context, options, level)))),
+        .. limit is null ? Enumerable.Empty<(string, PlannedMemory)>() : [("asked", plan)],
+    ];
 
     private static ReformerConfig ChooseConfig(ParseResult parsed)
     {

@@ -72,7 +72,7 @@ internal static class TrainCommand
         {
             Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule, OptimizerName, Decay, Clip, Symbols,
             EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery, Out, Resume, SampleBytes,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;
@@ -94,13 +94,20 @@ internal static class TrainCommand
         using ReformerContext context = CommonOptions.Context(parsed);
         bool json = parsed.GetValue(CommonOptions.Json);
         ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, "config.json"));
-        PlannedMemory? plan = json ? null : PlannedMemory.Make(context, () => MemoryPlan.ForTraining(planned, context, run.Options)); // for people
+        MemoryLimit? limit = CommonOptions.MemoryOf(parsed);
+        TrainingOptions options = run.Options;
+        PlannedMemory? plan = null;
+        if (!json || limit is not null)
+        {
+            (plan, options) = PlannedMemory.ForTraining(planned, context, options, limit); // without a limit it is for people alone
+        }
+
         using ReformerModel model = config is not null
             ? ReformerModel.Create(config, context, run.Options.Seed)
             : ReformerModel.Load(checkpoint!, context);
         using Trainer trainer = checkpoint is null
-            ? new Trainer(model, source, run.Options)
-            : Trainer.Resume(model, checkpoint, source, run.Options);
+            ? new Trainer(model, source, options)
+            : Trainer.Resume(model, checkpoint, source, options);
         run.Save(run.Options.CheckpointDirectory!);
         var session = new TrainingSession(
             trainer, source, run.Data, plan, checkpoint, parsed.GetValue(LogEvery), json);

@@ -9,7 +9,7 @@ namespace ReformerNative.Interop;
 internal static class NativeConstants
 {
     internal const int RFN_ABI_MAJOR = 1;
-    internal const int RFN_ABI_MINOR = 1;
+    internal const int RFN_ABI_MINOR = 2;
     internal const int RFN_OK = 0;
     internal const int RFN_INVALID_ARGUMENT = 1;
     internal const int RFN_UNSUPPORTED = 2;

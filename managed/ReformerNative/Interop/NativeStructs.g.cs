@@ -301,6 +301,16 @@ internal unsafe struct rfn_block_parameters
 /// Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them; leaves the block's inputs
 /// and the gradients with respect to those; adds to `gradients`.
 /// 
+/// Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present, with what it computes anyway.
+/// What a backward pass is given of them decides how much it computes again:
+/// nothing      all of the block, to subtract it from the streams
+/// streams      kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not repeated
+/// activations  besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden, attention_result and, with
+/// LSH, buckets (all, or none of the kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are
+/// They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
+/// The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the forward pass's own values, where
+/// subtraction gives back rounded ones, so that gradients differ from those of an inverted block by rounding. The workspace does not depend on them.
+/// 
 /// range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the exact range
 /// (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or 2), [3] its flat index.</summary>
 [StructLayout(LayoutKind.Sequential)]
@@ -338,15 +348,31 @@ internal unsafe struct rfn_reversible_block
     internal rfn_tensor mask;
     /// <summary>LSH, as in rfn_attention</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of forward</summary>
+    /// <summary>LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of forward, in for backward
+    /// with kept activations</summary>
     internal rfn_tensor buckets;
-    /// <summary>forward: optional out F32 [B,T,H*D], heads merged, before the output projection</summary>
+    /// <summary>optional out of forward, F32 [B,T,H*D], heads merged, before the output projection; in for backward with kept
+    /// activations</summary>
     internal rfn_tensor attention_result;
     /// <summary>I64 [4]; EXACT: required</summary>
     internal rfn_tensor range_report;
     internal rfn_block_parameters parameters;
     /// <summary>backward</summary>
     internal rfn_block_parameters gradients;
+    /// <summary>F32 [B,T,E]: the streams before the block</summary>
+    internal rfn_tensor kept_stream1;
+    /// <summary>F32 [B,T,E]</summary>
+    internal rfn_tensor kept_stream2;
+    /// <summary>F32 [B,T,H*D], heads side by side</summary>
+    internal rfn_tensor kept_query;
+    /// <summary>F32 [B,T,H*D]; absent when shared</summary>
+    internal rfn_tensor kept_key;
+    /// <summary>F32 [B,T,H*D]</summary>
+    internal rfn_tensor kept_value;
+    /// <summary>F32 [B,H,T], of attention's logits</summary>
+    internal rfn_tensor kept_log_sum_exp;
+    /// <summary>F32 [B*T,F]: the hidden layer before its activation, in the form that this backend's backward pass reads</summary>
+    internal rfn_tensor kept_hidden;
 }
 
 /// <summary>y = dropout(LayerNorm(combine(stream1, stream2))). Backward recomputes the statistics.</summary>

@@ -6,6 +6,11 @@ namespace ReformerNative.Model;
 /// <summary>What fixes the buffers of a pass.</summary>
 internal readonly record struct PassShape(int Batch, int Length, int Rounds, bool FullAttention, bool Backward, bool Inspect);
 
+/// <summary>What one layer keeps of its forward pass; the rest is absent.</summary>
+internal readonly record struct KeptTensors(
+    TensorView Stream1, TensorView Stream2, TensorView Query, TensorView Key, TensorView Value, TensorView LogSumExp, TensorView Hidden,
+    TensorView Result, TensorView Buckets);
+
 /// <summary>Gives a pass its buffers, or only their shapes.</summary>
 internal delegate TensorView PassAllocator(string name, TensorShape shape, DType type);
 
@@ -24,11 +29,20 @@ internal sealed class ModelPass
     private readonly AttentionKind[] _kinds; // none is Auto
     private readonly long _padded;
     private readonly BucketFactors _factors;
+    private readonly KeepActivations[] _keep;
+    private readonly KeptTensors[] _kept;
     private readonly TensorView[] _buckets;
     private readonly Activation _activation;
     private readonly AttentionPreset _lsh;
 
-    public ModelPass(ReformerConfig config, ModelParameters parameters, PassShape shape, PassAllocator allocate)
+    /// <summary>Allocates.</summary>
+    /// <param name="config">The model's.</param>
+    /// <param name="parameters">The model's.</param>
+    /// <param name="shape">What fixes the buffers.</param>
+    /// <param name="keep">With gradients: what each layer keeps; null for nothing.</param>
+    /// <param name="allocate">Gives the buffers.</param>
+    public ModelPass(
+        ReformerConfig config, ModelParameters parameters, PassShape shape, IReadOnlyList<KeepActivations>? keep, PassAllocator allocate)
     {
         _config = config;
         _parameters = parameters;
@@ -54,6 +68,8 @@ internal sealed class ModelPass
             GradStream2 = allocate("stream gradients", new TensorShape(b, t, e), DType.Float32);
         }
 
+        _keep = [.. keep ?? new KeepActivations[config.AttnLayers.Count]];
+        _kept = [.. _keep.Select((level, layer) => Keep(layer, level, allocate))];
         int hashed = Enumerable.Range(0, config.AttnLayers.Count).Count(IsHashed);
         if (hashed > 0)
         {
@@ -162,7 +178,32 @@ internal sealed class ModelPass
     public bool IsHashed(int layer) =>
         _kinds[layer] == AttentionKind.Lsh && !_shape.FullAttention && _padded > _config.LshAttnChunkLength;
 
-    public TensorView Buckets(int layer) => _buckets[layer];
+    /// <summary>Whether the layers keep what is asked for; null asks for nothing.</summary>
+    public bool Keeps(IReadOnlyList<KeepActivations>? keep)
+    {
+        for (int layer = 0; layer < _keep.Length; layer++)
+        {
+            if (_keep[layer] != (keep is null ? KeepActivations.Nothing : keep[layer]))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    /// <summary>What a layer's kept buffers take at a level, in bytes.</summary>
+    public long KeptBytes(int layer, KeepActivations level)
+    {
+        long bytes = 0;
+        Keep(layer, level, (_, shape, type) =>
+        {
+            var view = TensorView.Meta(shape, type);
+            bytes = checked(bytes + view.ByteCount);
+            return view;
+        });
+        return bytes;
+    }
 
     public AttentionOptions Attention(int layer, bool dropout, bool masked)
     {
@@ -216,7 +257,29 @@ internal sealed class ModelPass
         RangeReport = _config.Residual == ResidualMode.Exact ? RangeReport : default,
     };
 
-    public ReversibleBlock Block(int layer, in RunOptions options, bool masked) => new()
+    /// <summary>A layer.</summary>
+    /// <param name="layer">Its index.</param>
+    /// <param name="options">Those of the pass.</param>
+    /// <param name="masked">Whether some token is padding.</param>
+    /// <param name="keep">Whether the layer keeps what this pass has buffers for; only a pass with gradients needs that.</param>
+    public ReversibleBlock Block(int layer, in RunOptions options, bool masked, bool keep)
+    {
+        KeptTensors kept = keep ? _kept[layer] : default;
+        return Block(layer, options, masked) with
+        {
+            Buckets = kept.Buckets.IsAbsent ? _buckets[layer] : kept.Buckets,
+            AttentionResult = kept.Result.IsAbsent ? AttentionResult : kept.Result,
+            KeptStream1 = kept.Stream1,
+            KeptStream2 = kept.Stream2,
+            KeptQuery = kept.Query,
+            KeptKey = kept.Key,
+            KeptValue = kept.Value,
+            KeptLogSumExp = kept.LogSumExp,
+            KeptHidden = kept.Hidden,
+        };
+    }
+
+    private ReversibleBlock Block(int layer, in RunOptions options, bool masked) => new()
     {
         Layer = layer,
         Seed = options.Seed,
@@ -236,8 +299,6 @@ internal sealed class ModelPass
         GradStream2 = GradStream2,
         Mask = masked ? Mask : default,
         Rotations = IsHashed(layer) ? Rotations : default,
-        Buckets = _buckets[layer],
-        AttentionResult = AttentionResult,
         RangeReport = _config.Residual == ResidualMode.Exact ? RangeReport : default,
         Parameters = _parameters.Blocks[layer],
         Gradients = _shape.Backward ? _parameters.BlockGradients[layer] : null,
@@ -335,7 +396,7 @@ internal sealed class ModelPass
         long rows = Hidden.Shape[0];
         for (int layer = 0; layer < _config.AttnLayers.Count; layer++)
         {
-            ReversibleBlock block = Block(layer, options, masked: true);
+            ReversibleBlock block = Block(layer, options, masked: true, keep: _shape.Backward);
             bytes = Math.Max(bytes, block.WorkspaceBytes(context, Pass.Forward));
             bytes = _shape.Backward ? Math.Max(bytes, block.WorkspaceBytes(context, Pass.Backward)) : bytes;
         }
@@ -355,6 +416,48 @@ internal sealed class ModelPass
     }
 
     private static long Gcd(long a, long b) => b == 0 ? a : Gcd(b, a % b);
+
+    /// <summary>
+    /// The buffers of what a layer keeps. With float residuals its hashes are kept anyway, in <see cref="_buckets"/>.
+    /// </summary>
+    private KeptTensors Keep(int layer, KeepActivations level, PassAllocator allocate)
+    {
+        if (level == KeepActivations.Nothing)
+        {
+            return default;
+        }
+
+        long b = _shape.Batch;
+        long t = _shape.Length;
+        long heads = _config.NumAttentionHeads;
+        var stream = new TensorShape(b, t, _config.HiddenSize);
+        KeptTensors kept = new()
+        {
+            Stream1 = allocate("kept streams", stream, DType.Float32),
+            Stream2 = allocate("kept streams", stream, DType.Float32),
+        };
+        if (level == KeepActivations.Streams)
+        {
+            return kept;
+        }
+
+        AttentionOptions attention = Attention(layer, dropout: false, masked: false);
+        var merged = new TensorShape(b, t, heads * _config.AttentionHeadSize);
+        return kept with
+        {
+            Query = Activations(merged),
+            Key = attention.SharedQk ? default : Activations(merged),
+            Value = Activations(merged),
+            LogSumExp = Activations(new TensorShape(b, heads, t)),
+            Hidden = Activations(new TensorShape(b * t, _config.FeedForwardSize)),
+            Result = Activations(merged),
+            Buckets = IsHashed(layer) && _config.Residual == ResidualMode.Exact
+                ? allocate("kept activations", attention.BucketsShape(b, heads, t), DType.Int32)
+                : default,
+        };
+
+        TensorView Activations(TensorShape shape) => allocate("kept activations", shape, DType.Float32);
+    }
 
     /// <summary>
     /// Float residuals: each hashed layer keeps its hashes for the backward pass; without one they share a buffer. Exact residuals hash again.

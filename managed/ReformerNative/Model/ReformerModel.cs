@@ -139,7 +139,7 @@ public sealed class ReformerModel : IDisposable
         ModelPass pass = Prepare(batch, options, backward: false, inspect: false);
         long count = CopyLabels(pass, batch);
         RequireLabels(count);
-        RunForward(pass, batch, options, null);
+        RunForward(pass, batch, options, keep: false, null);
         RunHead(pass, options, count);
         return ReadLoss(pass);
     }
@@ -148,7 +148,7 @@ public sealed class ReformerModel : IDisposable
     /// Computes the loss of a batch and adds the gradients of its mean to the parameters' gradients. Dropout is on if the options say so.
     /// </summary>
     /// <param name="batch">Ids, labels and perhaps a mask.</param>
-    /// <param name="options">Seed, step, rounds, dropout.</param>
+    /// <param name="options">Seed, step, rounds, dropout, what layers keep.</param>
     /// <param name="lossScale">Factor of the gradients; 1/n when n batches make one step.</param>
     /// <returns>The loss, unscaled.</returns>
     /// <exception cref="ArgumentException">The length, an id or a label is impossible for this model, or no label takes part.</exception>
@@ -158,7 +158,7 @@ public sealed class ReformerModel : IDisposable
         ModelPass pass = Prepare(batch, options, backward: true, inspect: false);
         long count = CopyLabels(pass, batch);
         RequireLabels(count);
-        RunForward(pass, batch, options, null);
+        RunForward(pass, batch, options, keep: true, null);
         RunHead(pass, options, count, lossScale);
         RunBackward(pass, options);
         return ReadLoss(pass); // last, since it waits for the device
@@ -195,7 +195,7 @@ public sealed class ReformerModel : IDisposable
         ModelPass pass = Prepare(batch, options, backward, inspect: true);
         var trace = new ModelTrace(Config.AttnLayers.Count);
         long count = CopyLabels(pass, batch);
-        RunForward(pass, batch, options, trace);
+        RunForward(pass, batch, options, backward, trace);
         TraceHead(pass, options, trace);
         if (count > 0)
         {
@@ -251,7 +251,7 @@ public sealed class ReformerModel : IDisposable
         }
 
         ModelPass pass = Prepare(batch, options, backward: false, inspect: false);
-        RunForward(pass, batch, options, null);
+        RunForward(pass, batch, options, keep: false, null);
         for (int b = 0; b < batch.BatchSize; b++)
         {
             pass.FinalNorm(((long)(b + 1) * batch.Length) - 1, 1, 0, options).Forward(_workspace);
@@ -304,9 +304,15 @@ public sealed class ReformerModel : IDisposable
             _parameters.EnsureGradients();
         }
 
+        IReadOnlyList<KeepActivations>? keep = backward ? options.Keep : null;
+        if (keep is not null && keep.Count != Config.AttnLayers.Count)
+        {
+            throw new ArgumentException($"keep: expected one for each of {Config.AttnLayers.Count} layers, found {keep.Count}", nameof(options));
+        }
+
         // Buffers with room for gradients serve evaluation too.
         var shape = new PassShape(batch.BatchSize, batch.Length, rounds, options.FullAttention, backward, inspect);
-        if (_pass is null || (_pass.Shape != shape && (backward || _pass.Shape != shape with { Backward = true })))
+        if (_pass is null || !(_pass.Shape == shape ? _pass.Keeps(keep) : !backward && _pass.Shape == shape with { Backward = true }))
         {
             ReleasePass();
             if (!options.FullAttention)
@@ -315,7 +321,7 @@ public sealed class ReformerModel : IDisposable
                 ReportAutoForm(batch.Length);
             }
 
-            _pass = new ModelPass(Config, _parameters, shape, Allocate);
+            _pass = new ModelPass(Config, _parameters, shape, keep, Allocate);
             _workspace.Reserve(_pass.WorkspaceBytes(Context));
         }
 
@@ -418,7 +424,7 @@ public sealed class ReformerModel : IDisposable
         return count;
     }
 
-    private void RunForward(ModelPass pass, TokenBatch batch, in RunOptions options, ModelTrace? trace)
+    private void RunForward(ModelPass pass, TokenBatch batch, in RunOptions options, bool keep, ModelTrace? trace)
     {
         pass.RangeReport.Zero();
         pass.Embedding(options).Forward(_workspace);
@@ -430,12 +436,13 @@ public sealed class ReformerModel : IDisposable
         for (int layer = 0; layer < Config.AttnLayers.Count; layer++)
         {
             DrawRotations(pass, layer, options);
-            pass.Block(layer, options, _masked).Forward(_workspace);
+            ReversibleBlock block = pass.Block(layer, options, _masked, keep);
+            block.Forward(_workspace);
             trace?.SetLayer(layer, new LayerTrace(
-                pass.AttentionResult.ToArray<float>(),
+                block.AttentionResult.ToArray<float>(),
                 pass.Stream1.ToArray<float>(),
                 pass.Stream2.ToArray<float>(),
-                pass.IsHashed(layer) ? pass.Buckets(layer).ToArray<int>() : null,
+                pass.IsHashed(layer) ? block.Buckets.ToArray<int>() : null,
                 pass.IsHashed(layer) ? pass.Rotations.ToArray<float>() : null));
         }
 
@@ -601,8 +608,13 @@ public sealed class ReformerModel : IDisposable
     {
         for (int layer = Config.AttnLayers.Count - 1; layer >= 0; layer--)
         {
-            DrawRotations(pass, layer, options);
-            pass.Block(layer, options, _masked).Backward(_workspace);
+            ReversibleBlock block = pass.Block(layer, options, _masked, keep: true);
+            if (block.KeptHidden.IsAbsent)
+            {
+                DrawRotations(pass, layer, options); // else nothing is hashed again
+            }
+
+            block.Backward(_workspace);
         }
 
         pass.Embedding(options).Backward(_workspace);

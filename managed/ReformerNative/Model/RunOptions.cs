@@ -23,6 +23,12 @@ public readonly record struct RunOptions
     /// null for layers that do not hash.
     /// </summary>
     public IReadOnlyList<float[]?>? Rotations { get; init; }
+
+    /// <summary>
+    /// What each layer keeps for the backward pass of a pass with gradients; null for nothing. The model holds the buffers from then on, as it
+    /// holds those of its last batch.
+    /// </summary>
+    public IReadOnlyList<KeepActivations>? Keep { get; init; }
 }
 
 /// <summary>Loss of a batch.</summary>

@@ -68,10 +68,11 @@ public readonly struct ReversibleBlock
     public TensorView Rotations { get; init; }
 
     /// <summary>LSH: Int32 [B,H,R,T]. Float residuals need it, written by the forward pass and read by the backward pass; else an optional
-    /// output.</summary>
+    /// output, which a backward pass with kept activations reads.</summary>
     public TensorView Buckets { get; init; }
 
-    /// <summary>Optional output of the forward pass: Float32 [B,T,H*D], the heads side by side before the output projection.</summary>
+    /// <summary>Optional output of the forward pass: Float32 [B,T,H*D], the heads side by side before the output projection. A backward pass
+    /// with kept activations reads it.</summary>
     public TensorView AttentionResult { get; init; }
 
     /// <summary>Int64 [4], zeroed before a step; exact residuals need it. [0] counts stream values that left the exact range; of the first one seen,
@@ -83,6 +84,29 @@ public readonly struct ReversibleBlock
 
     /// <summary>Backward: gradients of the parameters, added to.</summary>
     public BlockParameters? Gradients { get; init; }
+
+    /// <summary>Stream 1 before the block, Float32 [B,T,E]. Like all kept tensors an optional output of the forward pass. A backward pass that is
+    /// given both streams does not subtract; one that is given all kept tensors, <see cref="AttentionResult"/> and (LSH) <see cref="Buckets"/>
+    /// repeats no product, hash or attention.</summary>
+    public TensorView KeptStream1 { get; init; }
+
+    /// <summary>Stream 2 before the block, Float32 [B,T,E].</summary>
+    public TensorView KeptStream2 { get; init; }
+
+    /// <summary>Queries, Float32 [B,T,H*D].</summary>
+    public TensorView KeptQuery { get; init; }
+
+    /// <summary>Keys, Float32 [B,T,H*D]; absent when they are the queries.</summary>
+    public TensorView KeptKey { get; init; }
+
+    /// <summary>Values, Float32 [B,T,H*D].</summary>
+    public TensorView KeptValue { get; init; }
+
+    /// <summary>Logarithms of attention's sums of exponentials, Float32 [B,H,T].</summary>
+    public TensorView KeptLogSumExp { get; init; }
+
+    /// <summary>The hidden layer before its activation, Float32 [B*T,F], in the form that the backend's own backward pass reads.</summary>
+    public TensorView KeptHidden { get; init; }
 
     /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
     /// <param name="context">The context that would run it.</param>
@@ -151,6 +175,13 @@ public readonly struct ReversibleBlock
             range_report = RangeReport.ToNative(context),
             parameters = Parameters.ToNative(context),
             gradients = Gradients?.ToNative(context) ?? default,
+            kept_stream1 = KeptStream1.ToNative(context),
+            kept_stream2 = KeptStream2.ToNative(context),
+            kept_query = KeptQuery.ToNative(context),
+            kept_key = KeptKey.ToNative(context),
+            kept_value = KeptValue.ToNative(context),
+            kept_log_sum_exp = KeptLogSumExp.ToNative(context),
+            kept_hidden = KeptHidden.ToNative(context),
         };
     }
 }

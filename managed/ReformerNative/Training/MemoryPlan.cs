@@ -16,9 +16,10 @@ public readonly record struct MemoryPlanEntry(string Name, long Bytes);
 /// </summary>
 public sealed class MemoryPlan
 {
-    private MemoryPlan(IReadOnlyList<MemoryPlanEntry> entries)
+    private MemoryPlan(IReadOnlyList<MemoryPlanEntry> entries, IReadOnlyList<KeepActivations> kept)
     {
         Entries = entries;
+        Kept = kept;
         TotalBytes = entries.Sum(entry => entry.Bytes);
     }
 
@@ -28,19 +29,32 @@ public sealed class MemoryPlan
     /// <summary>All of them.</summary>
     public long TotalBytes { get; }
 
-    /// <summary>Plans a training run.</summary>
+    /// <summary>What each layer keeps for the backward pass.</summary>
+    public IReadOnlyList<KeepActivations> Kept { get; }
+
+    /// <summary>Plans a training run within its memory budget.</summary>
     /// <param name="config">The model.</param>
     /// <param name="context">Where it would run; scratch depends on the device and its threads.</param>
-    /// <param name="options">Batch, length, optimizer.</param>
+    /// <param name="options">Batch, length, optimizer, memory budget.</param>
     /// <returns>The plan.</returns>
+    /// <exception cref="ArgumentException">The budget is less than what a run takes that keeps nothing.</exception>
     public static MemoryPlan ForTraining(ReformerConfig config, ReformerContext context, TrainingOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        options.Validate();
-        config = Resolve(config, options.Length);
-        var shape = new PassShape(options.BatchSize, options.Length, config.NumHashes, options.FullAttention, Backward: true, Inspect: false);
-        return Make(
-            config, context, shape, Optimizer.StateBytes(config, options.Optimizer), Optimizer.WorkspaceBytes(config, context, options));
+        return ForTraining(config, context, options, (pass, least) =>
+            options.MemoryBudget is long budget ? MemoryBudget.Spend(budget, least, config.AttnLayers.Count, pass.KeptBytes) : null);
+    }
+
+    /// <summary>Plans a training run that keeps the same of every layer, whatever its memory budget.</summary>
+    /// <param name="config">The model.</param>
+    /// <param name="context">Where it would run; scratch depends on the device and its threads.</param>
+    /// <param name="options">Batch, length, optimizer.</param>
+    /// <param name="keep">What each layer keeps.</param>
+    /// <returns>The plan.</returns>
+    public static MemoryPlan ForTraining(ReformerConfig config, ReformerContext context, TrainingOptions options, KeepActivations keep)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        return ForTraining(config, context, options, (_, _) => [.. config.AttnLayers.Select(_ => keep)]);
     }
 
     /// <summary>Plans evaluation or generation.</summary>
@@ -56,7 +70,7 @@ public sealed class MemoryPlan
         ArgumentOutOfRangeException.ThrowIfLessThan(length, 1);
         config = Resolve(config, length);
         var shape = new PassShape(batchSize, length, rounds ?? config.NumHashes, FullAttention: false, Backward: false, Inspect: false);
-        return Make(config, context, shape, 0, 0);
+        return Make(config, context, shape, 0, 0, (_, _) => null);
     }
 
     /// <summary>A table of the entries.</summary>
@@ -72,6 +86,16 @@ public sealed class MemoryPlan
         return text.ToString();
     }
 
+    private static MemoryPlan ForTraining(
+        ReformerConfig config, ReformerContext context, TrainingOptions options, Func<ModelPass, long, IReadOnlyList<KeepActivations>?> keep)
+    {
+        options.Validate();
+        config = Resolve(config, options.Length);
+        var shape = new PassShape(options.BatchSize, options.Length, config.NumHashes, options.FullAttention, Backward: true, Inspect: false);
+        return Make(
+            config, context, shape, Optimizer.StateBytes(config, options.Optimizer), Optimizer.WorkspaceBytes(config, context, options), keep);
+    }
+
     private static ReformerConfig Resolve(ReformerConfig config, int length)
     {
         ArgumentNullException.ThrowIfNull(config);
@@ -79,7 +103,10 @@ public sealed class MemoryPlan
         return ReformerModel.WithBuckets(config, length);
     }
 
-    private static MemoryPlan Make(ReformerConfig config, ReformerContext context, PassShape shape, long optimizerBytes, long optimizerScratch)
+    /// <summary>Plans; <paramref name="keep"/> decides, from the pass that keeps nothing and what it takes in all, what layers keep.</summary>
+    private static MemoryPlan Make(
+        ReformerConfig config, ReformerContext context, PassShape shape, long optimizerBytes, long optimizerScratch,
+        Func<ModelPass, long, IReadOnlyList<KeepActivations>?> keep)
     {
         ArgumentNullException.ThrowIfNull(context);
         var entries = new List<MemoryPlanEntry>();
@@ -105,13 +132,23 @@ public sealed class MemoryPlan
             Add("optimizer", optimizerBytes);
         }
 
-        var pass = new ModelPass(config, parameters, shape, (name, size, type) =>
+        ModelPass Pass(IReadOnlyList<KeepActivations>? kept) => new(config, parameters, shape, kept, (name, size, type) =>
         {
             var view = TensorView.Meta(size, type);
             Add(name, view.ByteCount);
             return view;
         });
-        Add("workspace", Math.Max(pass.WorkspaceBytes(context), optimizerScratch));
-        return new MemoryPlan(entries);
+        int before = entries.Count;
+        ModelPass pass = Pass(null);
+        long scratch = Math.Max(pass.WorkspaceBytes(context), optimizerScratch);
+        IReadOnlyList<KeepActivations>? kept = keep(pass, checked(entries.Sum(entry => entry.Bytes) + scratch));
+        if (kept is not null)
+        {
+            entries.RemoveRange(before, entries.Count - before);
+            scratch = Math.Max(Pass(kept).WorkspaceBytes(context), optimizerScratch);
+        }
+
+        Add("workspace", scratch);
+        return new MemoryPlan(entries, kept ?? new KeepActivations[config.AttnLayers.Count]);
     }
 }

@@ -27,7 +27,9 @@ public sealed class Trainer : IDisposable
     /// <param name="source">The data.</param>
     /// <param name="options">The options.</param>
     /// <param name="logger">Takes messages; null for none.</param>
-    /// <exception cref="ArgumentException">An option is impossible, or the data has more ids than the model.</exception>
+    /// <exception cref="ArgumentException">
+    /// An option is impossible, the data has more ids than the model, or the memory budget is less than training takes at least.
+    /// </exception>
     /// <exception cref="InvalidOperationException">The checkpoint directory already has checkpoints.</exception>
     public Trainer(ReformerModel model, IBatchSource source, TrainingOptions options, ILogger? logger = null)
         : this(model, source, options, logger, resuming: false)
@@ -57,6 +59,7 @@ public sealed class Trainer : IDisposable
         _source = source;
         _logger = logger ?? NullLogger.Instance;
         model.ResolveBuckets(options.Length);
+        Kept = options.MemoryBudget is null ? null : MemoryPlan.ForTraining(model.Config, model.Context, options).Kept;
         _batch = new TokenBatch(options.BatchSize, options.Length);
         _optimizer = new Optimizer(model, options);
     }
@@ -67,6 +70,9 @@ public sealed class Trainer : IDisposable
     /// <summary>The options.</summary>
     public TrainingOptions Options { get; }
 
+    /// <summary>What each layer keeps within the memory budget; null without one, for nothing.</summary>
+    public IReadOnlyList<KeepActivations>? Kept { get; }
+
     /// <summary>Steps done, over all resumptions.</summary>
     public long Step { get; private set; }
 
@@ -75,7 +81,7 @@ public sealed class Trainer : IDisposable
     /// <param name="checkpoint">Directory of the checkpoint.</param>
     /// <param name="source">The data of the run.</param>
     /// <param name="options">
-    /// The options of the run; null for those in the checkpoint. Steps, intervals and directory may differ, nothing else.
+    /// The options of the run; null for those in the checkpoint. Steps, intervals, memory budget and directory may differ, nothing else.
     /// </param>
     /// <param name="logger">Takes messages; null for none.</param>
     /// <returns>A trainer that the caller disposes.</returns>
@@ -132,7 +138,10 @@ public sealed class Trainer : IDisposable
         {
             long index = ((step - 1) * Options.AccumulationSteps) + part;
             _source.Fill(_batch, DataSplit.Train, Options.Seed, index);
-            var run = new RunOptions { Seed = Options.Seed, Step = (ulong)index, Dropout = true, FullAttention = Options.FullAttention };
+            var run = new RunOptions
+            {
+                Seed = Options.Seed, Step = (ulong)index, Dropout = true, FullAttention = Options.FullAttention, Keep = Kept,
+            };
             loss = loss.Add(Model.ForwardBackward(_batch, run, 1f / Options.AccumulationSteps));
         }
 

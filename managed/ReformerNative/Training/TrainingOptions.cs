@@ -103,6 +103,13 @@ public sealed record TrainingOptions
     /// <summary>Checkpoints that stay, the newest; 0 for all.</summary>
     public int KeepCheckpoints { get; init; } = 2;
 
+    /// <summary>
+    /// Bytes that the buffers of <see cref="MemoryPlan"/> may take: what is left over is used to keep activations, layer by layer, which makes
+    /// steps faster. Null keeps nothing, the least memory. It changes no bit of a run with exact residuals, and is no part of a checkpoint.
+    /// </summary>
+    [JsonIgnore]
+    public long? MemoryBudget { get; init; }
+
     /// <summary>Where checkpoints go; null for none.</summary>
     [JsonIgnore]
     public string? CheckpointDirectory { get; init; }
@@ -144,6 +151,7 @@ public sealed record TrainingOptions
         Rule(EvaluationRounds is null or >= 1, nameof(EvaluationRounds), "an integer from 1 up", EvaluationRounds ?? 0);
         Rule(CheckpointEvery >= 0, nameof(CheckpointEvery), "an integer from 0 up", CheckpointEvery);
         Rule(KeepCheckpoints >= 0, nameof(KeepCheckpoints), "an integer from 0 up", KeepCheckpoints);
+        Rule(MemoryBudget is null or >= 0, nameof(MemoryBudget), "bytes from 0 up", MemoryBudget ?? 0);
         if (problems.Count > 0)
         {
             throw new ArgumentException(string.Join("; ", problems));
@@ -171,7 +179,7 @@ public sealed record TrainingOptions
         };
     }
 
-    /// <summary>These options with the other ones' length and intervals, which a resumed run may change.</summary>
+    /// <summary>These options with the other ones' length, intervals and memory, which a resumed run may change.</summary>
     internal TrainingOptions WithIntervalsOf(TrainingOptions other) => this with
     {
         Steps = other.Steps,
@@ -180,6 +188,7 @@ public sealed record TrainingOptions
         EvaluationRounds = other.EvaluationRounds,
         CheckpointEvery = other.CheckpointEvery,
         KeepCheckpoints = other.KeepCheckpoints,
+        MemoryBudget = other.MemoryBudget,
         CheckpointDirectory = other.CheckpointDirectory,
     };
 }

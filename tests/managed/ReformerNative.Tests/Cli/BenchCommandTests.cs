@@ -44,8 +44,9 @@ public sealed class BenchCommandTests
             Assert.That(result.ExitCode, Is.Zero, result.Errors);
             JsonElement item = result.Lines.Single();
             Assert.That(CliInputs.Names(item), Is.EqualTo((string[])[
-                "seconds", "tokens_per_second", "flops", "sgemm_gflops", "peak_bytes", "planned_bytes", "reconstruction",
+                "seconds", "tokens_per_second", "flops", "sgemm_gflops", "peak_bytes", "planned_bytes", "kept", "reconstruction",
             ]));
+            Assert.That(Kept(item), Is.EqualTo((layers, 0, 0)));
             Assert.That(item.GetProperty("reconstruction").GetProperty("bit_identical").GetBoolean(), Is.True);
             Assert.That(item.GetProperty("reconstruction").GetProperty("max_abs").GetDouble(), Is.Zero);
             peaks[i] = item.GetProperty("peak_bytes").GetInt64();
@@ -65,6 +66,58 @@ public sealed class BenchCommandTests
         Assert.That((double)(peaks[1] - peaks[0]), Is.EqualTo(16.0 * parameters).Within(0.05 * peaks[0]));
     }
 
+    /// <summary>More memory than without, as the plan says, fewer operations, the same streams.</summary>
+    [Test]
+    public void BenchStep_WithMemory_KeepsActivationsWithinIt()
+    {
+        string[] sizes =
+        [
+            "--layers", "4", "--width", $"{Width}", "--feed-forward", $"{FeedForward}", "--heads", "4", "--head-size", "64",
+            "--length", "4096", "--chunk", "64", "--rounds", "2", "--vocabulary", "258", "--dropout", "0.1",
+        ];
+        ReformerResult result = ReformerProcess.Run(["plan", .. sizes, "--memory", "1.5 GiB", "--json"]);
+        Assert.That(result.ExitCode, Is.Zero, result.Errors);
+        JsonElement plan = result.Lines.Single();
+        JsonElement[] trade = [.. plan.GetProperty("trade").EnumerateArray()];
+        Assert.That(trade.Select(item => item.GetProperty("keep").GetString()), Is.EqualTo((string[])["nothing", "streams", "all", "asked"]));
+        Assert.That(trade.Select(Kept), Is.EqualTo(((int, int, int)[])[(4, 0, 0), (0, 4, 0), (0, 0, 4), (0, 0, 4)]));
+        Assert.That(trade.Select(item => item.GetProperty("planned_bytes").GetInt64()), Is.Ordered);
+        Assert.That(trade[3].GetProperty("planned_bytes").GetInt64(), Is.EqualTo(plan.GetProperty("planned_bytes").GetInt64()));
+
+        // A token's products of a layer, in multiplications and additions: q, v (and k), W1; the output and W2. Attention: 2 pairs of 2 D.
+        const double inner = 256, head = 3 * 2 * 4096.0 * 2 * Width * 258;
+        const double first = 4096 * 2.0 * Width * ((2 * 2 * inner) + (2 * 3 * inner) + (4 * FeedForward));
+        const double second = 4096 * 2.0 * Width * 4 * (inner + FeedForward);
+        const double attention = 4 * inner * 4096 * 2 * ((2 * 128) + 128);
+        double[] flops = [.. trade.Select(item => item.GetProperty("flops").GetDouble())];
+        Assert.That(flops[0], Is.EqualTo(head + (4 * (first + second)) + (4.5 * attention)));
+        Assert.That(flops[1], Is.EqualTo(flops[0] - second));
+        Assert.That(flops[2], Is.EqualTo(flops[1] - first - attention));
+        Assert.That(trade[2].GetProperty("relative_flops").GetDouble(), Is.EqualTo(flops[2] / flops[0]));
+
+        // Between the streams and everything.
+        long limit = (trade[1].GetProperty("planned_bytes").GetInt64() + trade[2].GetProperty("planned_bytes").GetInt64()) / 2;
+        result = ReformerProcess.Run(["bench", "step", .. sizes, "--repeat", "1", "--memory", $"{limit}B", "--json"]);
+        Assert.That(result.ExitCode, Is.Zero, result.Errors);
+        JsonElement found = result.Lines.Single();
+        Assert.That(Kept(found).Nothing, Is.Zero);
+        Assert.That(Kept(found).Streams, Is.Positive);
+        Assert.That(Kept(found).All, Is.Positive);
+        Assert.That(found.GetProperty("flops").GetDouble(), Is.GreaterThan(flops[2]).And.LessThan(flops[1]));
+        Assert.That(found.GetProperty("reconstruction").GetProperty("bit_identical").GetBoolean(), Is.True);
+        long planned = found.GetProperty("planned_bytes").GetInt64();
+        Assert.That(planned, Is.LessThanOrEqualTo(limit));
+        Assert.That(found.GetProperty("peak_bytes").GetInt64(), Is.EqualTo(planned).Within(10).Percent);
+    }
+
+    [Test]
+    public void Plan_WithWhatIsFree_LeavesAMargin()
+    {
+        ReformerResult result = ReformerProcess.Run("plan", "--layers", "2", "--length", "512", "--width", "64", "--memory", "free");
+        Assert.That(result.ExitCode, Is.Zero, result.Errors);
+        Assert.That(result.Output, Does.Contain("--memory free: all of 2").And.Contain("kept activations"));
+    }
+
     [Test]
     public void BenchStep_FloatResidual_ReportsItsDrift()
     {
@@ -75,6 +128,12 @@ public sealed class BenchCommandTests
         JsonElement reconstruction = result.Lines.Single().GetProperty("reconstruction");
         Assert.That(reconstruction.GetProperty("bit_identical").GetBoolean(), Is.False);
         Assert.That(reconstruction.GetProperty("max_abs").GetDouble(), Is.InRange(1e-9, 1e-4));
+    }
+
+    private static (int Nothing, int Streams, int All) Kept(JsonElement item)
+    {
+        JsonElement kept = item.GetProperty("kept");
+        return (kept.GetProperty("nothing").GetInt32(), kept.GetProperty("streams").GetInt32(), kept.GetProperty("all").GetInt32());
     }
 
     [Test]

@@ -48,6 +48,26 @@ public sealed class TrainCommandTests
         }
     }
 
+    /// <summary>Memory is a matter of the machine at hand: no part of the run, and without a trace in its bits.</summary>
+    [Test]
+    public void Train_ResumedWithOtherMemory_HasTheBitsOfAnUninterruptedRun()
+    {
+        using var directory = new TemporaryDirectory();
+        ReformerResult whole = Train(directory, "whole", "--steps", "4", "--schedule", "constant", "--warmup", "1", "--memory", "free");
+        ReformerResult half = Train(directory, "half", "--steps", "2", "--schedule", "constant", "--warmup", "1");
+        ReformerResult rest = ReformerProcess.Run(
+            "train", "--resume", directory.File("half"), "--steps", "4", "--threads", "2", "--sample", "0", "--memory", "4GB");
+        Assert.That((whole.ExitCode, half.ExitCode, rest.ExitCode), Is.EqualTo((0, 0, 0)), whole.Errors + half.Errors + rest.Errors);
+        Assert.That(whole.Output, Does.Contain("layers keep all of"));
+        Assert.That(half.Output, Does.Not.Contain("layers keep"));
+        foreach (string file in (string[])["model.safetensors", "optimizer.safetensors", "trainer.json"])
+        {
+            byte[] expected = File.ReadAllBytes(Path.Combine(directory.File("whole"), "step-00000004", file));
+            byte[] found = File.ReadAllBytes(Path.Combine(directory.File("half"), "step-00000004", file));
+            Assert.That(found.AsSpan().SequenceEqual(expected), Is.True, file);
+        }
+    }
+
     [TestCase("INT")]
     [TestCase("TERM")]
     public void Train_Signalled_SavesAndStops(string signal)

@@ -25,6 +25,13 @@ public sealed class UsageTests
         ["bench", "step", "--pattern", "lsh,global"],
         ["bench", "step", "--dropout", "1.5"],
         ["plan", "--preset", "text", "--layers", "3"],
+        ["plan", "--memory", "6"],
+        ["plan", "--memory", "lots"],
+        ["plan", "--memory", "-1GiB"],
+        ["plan", "--memory", "1MiB"],
+        ["plan", "--memory", "1GiB", "--evaluation"],
+        ["bench", "step", "--memory", "1KB"],
+        ["train", "--task", "duplicate", "--length", "128", "--memory", "1KB", "--out", "never-made"],
         ["experiment", "duplicate", "--stages", "1024"],
         ["evaluate"],
     ];
