@@ -23,14 +23,15 @@ internal static class Flops
 
     /// <summary>
     /// A training step as it is done: forward, what backward computes again of each layer, backward; the head is computed once and differentiated.
+    /// Without <paramref name="kept"/>, layers keep nothing.
     /// </summary>
-    public static double Step(ReformerConfig config, long length, long batch, IReadOnlyList<KeepActivations> kept)
+    public static double Step(ReformerConfig config, long length, long batch, IReadOnlyList<KeepActivations>? kept = null)
     {
         double tokens = (double)length * batch;
         double e = config.HiddenSize;
         double inner = (double)config.NumAttentionHeads * config.AttentionHeadSize;
         double sum = 3 * 2 * tokens * config.FinalWidth * config.VocabSize;
-        foreach ((AttentionKind kind, KeepActivations keep) in config.AttnLayers.Zip(kept))
+        foreach ((AttentionKind kind, KeepActivations keep) in config.AttnLayers.Zip(kept ?? new KeepActivations[config.AttnLayers.Count]))
         {
             int projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 2 : 3; // queries and keys are one for LSH
             double first = 2 * tokens * e * ((projections * inner) + config.FeedForwardSize);
