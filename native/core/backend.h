@@ -37,9 +37,9 @@ struct rfn_event {
 // Ops with NAME_workspace, NAME_forward and NAME_backward.
 #define RFN_OPS_WITH_BACKWARD(X) X(embedding) X(layer_norm) X(linear) X(attention) X(feed_forward) X(reversible_block) X(final_norm) X(head_loss)
 // Ops with NAME_workspace and NAME_forward.
-#define RFN_OPS_FORWARD_ONLY(X) X(global_norm) X(adafactor) X(sample)
+#define RFN_OPS_FORWARD_ONLY(X) X(global_norm) X(adafactor) X(sample) X(reversible_block_decode)
 // Ops with NAME_forward and no workspace.
-#define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal) X(adamw)
+#define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal) X(adamw) X(bucket_rings)
 // Stages of LSH attention; they take rfn_attention and the workspace of attention's forward or backward pass.
 #define RFN_LSH_STAGES(X) X(lsh_hash) X(lsh_sort) X(lsh_attend) X(lsh_combine) X(lsh_combine_backward) X(lsh_attend_backward)
 

@@ -37,6 +37,9 @@ namespace {
     F(attention_output_dropout) F(feed_forward_dropout) F(residual) F(grid_exponent) F(reserved) F(feed_forward_chunk) F(head_group) F(stream1) \
     F(stream2) F(grad_stream1) F(grad_stream2) F(mask) F(rotations) F(buckets) F(attention_result) F(range_report) F(parameters) F(gradients)   \
     F(kept_stream1) F(kept_stream2) F(kept_query) F(kept_key) F(kept_value) F(kept_log_sum_exp) F(kept_hidden))                                 \
+  S(rfn_reversible_block_decode, F(struct_size) F(layer) F(attention) F(heads) F(activation) F(layer_norm_epsilon) F(residual) F(grid_exponent)  \
+    F(reserved) F(position) F(stream1) F(stream2) F(keys) F(values) F(rotations) F(rings) F(counts) F(range_report) F(parameters))              \
+  S(rfn_bucket_rings, F(struct_size) F(reserved) F(first) F(buckets) F(rings) F(counts))                                                        \
   S(rfn_final_norm, F(struct_size) F(combine) F(epsilon) F(dropout) F(seed) F(step) F(stream1) F(stream2) F(weight) F(bias) F(y) F(grad_y)      \
     F(grad_stream1) F(grad_stream2) F(grad_weight) F(grad_bias))                                                                                \
   S(rfn_head_loss, F(struct_size) F(ignore_index) F(label_smoothing) F(loss_scale) F(normalizer) F(chunk) F(x) F(weight) F(bias) F(labels)      \

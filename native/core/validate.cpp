@@ -1,5 +1,6 @@
 #include "core/validate.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cinttypes>
@@ -793,6 +794,72 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
       check_block(c, "gradients", op.gradients, sizes, shared, output_bias, &Checks::output);
     }
   }
+  return c.finish();
+}
+
+// ---- cached decoding ----
+
+rfn_status validate(const rfn_reversible_block_decode& op, int32_t pass, Call call, const Workspace& workspace) {
+  Checks c("reversible_block_decode", call, workspace);
+  check_forward(c, pass);
+  c.integer("layer", op.layer, 0, kLastLayer);
+  c.integer("heads", op.heads, 1, INT32_MAX);
+  check_activation(c, op.activation);
+  c.more_than("layer_norm_epsilon", op.layer_norm_epsilon, 0);
+  c.integer("residual", op.residual, RFN_RESIDUAL_FLOAT, RFN_RESIDUAL_EXACT);
+  const bool exact = op.residual == RFN_RESIDUAL_EXACT;
+  if (exact) check_grid(c, op.grid_exponent);
+  c.integer("reserved", op.reserved, 0, 0);
+  c.integer("position", op.position, 0, kLargestSize - 1);
+
+  const int64_t b = op.stream1.shape[0], e = op.stream1.shape[2], h = op.heads, rows = op.keys.shape[1];
+  const BlockSizes sizes{e, op.parameters.query.shape[0], op.parameters.w1.shape[0]};
+  if (call == Call::kQuery) c.shape("stream1", op.stream1, RFN_F32, "[B,1,E]", {b, 1, e});
+  c.output("stream1", op.stream1, RFN_F32, "[B,1,E]", {b, 1, e});
+  c.output("stream2", op.stream2, RFN_F32, "[B,1,E]", {b, 1, e});
+  c.anchor("parameters.query", op.parameters.query, RFN_F32, "[H*D,E]", {sizes.projected, e});
+  c.anchor("parameters.w1", op.parameters.w1, RFN_F32, "[F,E]", {sizes.f, e});
+  if (c.ok() && sizes.projected % h != 0) {
+    c.failed("parameters.query: expected rows that are a multiple of heads = %" PRId64 ", got %" PRId64, h, sizes.projected);
+  }
+  if (!c.ok()) return c.finish();
+  c.largest("B * F", {b, sizes.f}, kMostElements);
+  const rfn_attention_options& options = op.attention;
+  c.integer("options.padded_length", options.padded_length, 0, 0);
+  check_options(c, options, b, op.position + 1, h);
+  c.integer("options.causal", options.causal, 1, 1);
+  if (options.dropout != 0) c.failed("options.dropout: expected 0, got %g", static_cast<double>(options.dropout));
+  if (!c.ok()) return c.finish();
+
+  check_block(c, "parameters", op.parameters, sizes, options.shared_qk == 1, !all_zero(op.parameters.output_bias), &Checks::input);
+  if (call == Call::kQuery) c.shape("keys", op.keys, RFN_F32, "[B,S,H*D]", {b, rows, sizes.projected});
+  c.output("keys", op.keys, RFN_F32, "[B,S,H*D]", {b, rows, sizes.projected});
+  c.output("values", op.values, RFN_F32, "[B,S,H*D]", {b, rows, sizes.projected});
+  int64_t least = op.position + 1;
+  if (options.kind == RFN_ATTENTION_LOCAL) least = std::min(least, (1 + int64_t{options.chunks_before}) * options.chunk_length);
+  if (c.ok() && rows < least) c.failed("keys: expected S of at least %" PRId64 " rows, got %" PRId64, least, rows);
+  if (c.ok() && options.kind == RFN_ATTENTION_LSH) {
+    int64_t buckets = 1;
+    for (int32_t i = 0; i < options.factor_count; ++i) buckets *= options.factors[i];
+    const int64_t ring = std::max<int64_t>(1, options.chunks_before * options.chunk_length);
+    check_rotations(c, op.rotations, options, b, h, sizes.projected / h);
+    c.output("rings", op.rings, RFN_I32, "[B*H,R,buckets,W]", {b * h, options.rounds, buckets, ring});
+    c.output("counts", op.counts, RFN_I32, "[B*H,R,buckets]", {b * h, options.rounds, buckets});
+  }
+  if (exact) check_range_report(c, op.range_report, true);
+  return c.finish();
+}
+
+rfn_status validate(const rfn_bucket_rings& op, int32_t, Call call, const Workspace& workspace) {
+  Checks c("bucket_rings", call, workspace);
+  c.integer("reserved", op.reserved, 0, 0);
+  const int64_t b = op.buckets.shape[0], h = op.buckets.shape[1], r = op.buckets.shape[2], t = op.buckets.shape[3];
+  const int64_t buckets = op.rings.shape[2], ring = op.rings.shape[3];
+  c.input("buckets", op.buckets, RFN_I32, "[B,H,R,T]", {b, h, r, t});
+  if (!c.ok()) return c.finish();
+  c.integer("first", op.first, 0, kLargestSize - t);
+  c.output("rings", op.rings, RFN_I32, "[B*H,R,buckets,W]", {b * h, r, buckets, ring});
+  c.output("counts", op.counts, RFN_I32, "[B*H,R,buckets]", {b * h, r, buckets});
   return c.finish();
 }
 

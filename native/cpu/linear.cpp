@@ -6,6 +6,7 @@
 #include "core/workspace_size.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
+#include "cpu/row_product.h"
 #include "cpu/vector_math.h"
 
 namespace rfn::cpu {
@@ -17,17 +18,22 @@ constexpr int64_t kChunkBytes = int64_t{32} << 20;  // pre-activations that back
 // y = x W^T + b for a tile.
 void tile(const rfn_linear& op, int64_t row, int64_t rows, int64_t column, int64_t columns, float* y, int64_t ldy) {
   const int64_t k = op.x.shape[1];
-  gemm(Transpose::kNo, Transpose::kYes, rows, columns, k, f32(op.x) + row * k, k, f32(op.weight) + column * k, k, 0.0f, y, ldy);
+  const float *const x = f32(op.x) + row * k, *const w = f32(op.weight) + column * k;
+  if (op.x.shape[0] <= kFewRows) {
+    row_products(rows, columns, k, x, k, w, k, y, ldy);
+  } else {
+    gemm(Transpose::kNo, Transpose::kYes, rows, columns, k, x, k, w, k, 0.0f, y, ldy);
+  }
   if (!present(op.bias)) return;
   for (int64_t r = 0; r < rows; ++r) add(y + r * ldy, f32(op.bias) + column, columns);
 }
 
 template <class Body>
-void for_tiles(int32_t threads, int64_t rows, int64_t columns, const Body& body) {
-  const int64_t across = div_up(columns, kTileColumns);
+void for_tiles(int32_t threads, int64_t rows, int64_t columns, int64_t depth, const Body& body) {
+  const int64_t width = rows <= kFewRows ? row_product_columns(depth) : kTileColumns, across = div_up(columns, width);
   parallel_for(threads, div_up(rows, kTileRows) * across, [&](int64_t item, int32_t) {
-    const int64_t row = item / across * kTileRows, column = item % across * kTileColumns;
-    body(row, std::min(kTileRows, rows - row), column, std::min(kTileColumns, columns - column));
+    const int64_t row = item / across * kTileRows, column = item % across * width;
+    body(row, std::min(kTileRows, rows - row), column, std::min(width, columns - column));
   });
 }
 
@@ -52,7 +58,7 @@ rfn_status linear_workspace(const rfn_context&, const rfn_linear& op, int32_t pa
 
 rfn_status linear_forward(rfn_stream& stream, const rfn_linear& op, void*, int64_t) {
   const int64_t m = op.weight.shape[0];
-  for_tiles(stream.context->threads, op.x.shape[0], m, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  for_tiles(stream.context->threads, op.x.shape[0], m, op.x.shape[1], [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
     float* const y = f32(op.y) + row * m + column;
     tile(op, row, rows, column, columns, y, m);
     for (int64_t r = 0; r < rows && op.activation != RFN_ACTIVATION_NONE; ++r) activation_forward(op.activation, y + r * m, y + r * m, columns);
@@ -69,7 +75,7 @@ rfn_status linear_backward(rfn_stream& stream, const rfn_linear& op, void* works
     const int64_t count = std::min(chunk, rows - first);
     const float *dz = f32(op.grad_y) + first * m, *const x = f32(op.x) + first * k;
     if (gradient != nullptr) {
-      for_tiles(threads, count, m, [&](int64_t row, int64_t tile_rows, int64_t column, int64_t columns) {
+      for_tiles(threads, count, m, k, [&](int64_t row, int64_t tile_rows, int64_t column, int64_t columns) {
         float* const z = gradient + row * m + column;
         tile(op, first + row, tile_rows, column, columns, z, m);
         for (int64_t r = 0; r < tile_rows; ++r) activation_backward(op.activation, z + r * m, dz + (row + r) * m + column, z + r * m, columns);

@@ -3,7 +3,10 @@
 #pragma once
 #include <omp.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <thread>
 
 namespace rfn::cpu {
 
@@ -16,6 +19,48 @@ void parallel_for(int32_t threads, int64_t items, const Body& body) {
   }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int64_t item = 0; item < items; ++item) body(item, omp_get_thread_num());
+}
+
+// Phases of one parallel region: a phase's items begin when those of the phase before have ended. Waiting is a short spin, since a region of its own
+// for every phase would cost more than the phases of a single token; a thread that comes late holds nobody up.
+template <int kPhases>
+class Phases {
+ public:
+  // Called by every thread of the region for every phase in turn: prepare() once if this thread has any item, then body(item) for its items.
+  template <class Prepare, class Body>
+  void run(int phase, int64_t items, const Prepare& prepare, const Body& body) {
+    Counters& c = counters_[phase];
+    int64_t done = 0;
+    for (int64_t item; (item = c.next.fetch_add(1, std::memory_order_relaxed)) < items; ++done) {
+      if (done == 0) prepare();
+      body(item);
+    }
+    c.done.fetch_add(done, std::memory_order_acq_rel);
+    for (int waited = 0; c.done.load(std::memory_order_acquire) < items; ++waited) pause(waited);
+  }
+
+ private:
+  // Tens of microseconds of spinning, then room for the threads that are waited for.
+  static void pause(int waited) {
+    constexpr int kSpins = 2048, kYields = 64;
+    if (waited >= kSpins + kYields) return std::this_thread::sleep_for(std::chrono::microseconds(50));
+    if (waited >= kSpins) return std::this_thread::yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  struct alignas(64) Counters {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  Counters counters_[kPhases];
+};
+
+// Calls body(thread) once on each of `threads` threads, fewer if there are not as many.
+template <class Body>
+void parallel_region(int32_t threads, const Body& body) {
+  if (threads <= 1) return body(0);
+#pragma omp parallel num_threads(threads)
+  body(omp_get_thread_num());
 }
 
 }  // namespace rfn::cpu

@@ -468,6 +468,58 @@ RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context *context, co
 RFN_API rfn_status rfn_reversible_block_forward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);
 RFN_API rfn_status rfn_reversible_block_backward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);
 
+/* ---- cached decoding --------------------------------------------------------------------------------------------------------------- */
+
+/* One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the streams:
+ *   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1))
+ * What it attends to, of the `position` tokens before it: FULL all; LOCAL those of its chunk and of the chunks_before chunks ahead of it; LSH in each
+ * round the last chunks_before*C ones of its bucket, whatever `window` says; itself by the same rules as in attention. For FULL, LSH
+ * with RFN_WINDOW_STRICT, and LOCAL whose window neither wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last
+ * of position + 1 tokens without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a later
+ * token changes what an earlier one sees, so no cache can repeat them.
+ * The time of a call does not depend on position, but for FULL.
+ *
+ * The cache of a block: keys and values are the rows of the projections, key before its norm (shared QK: the one projection). Position p is in row
+ * p mod S. LOCAL needs S >= min(position + 1, (chunks_before + 1) * C), FULL and LSH S > position. Rings: the last W = max(1, chunks_before*C)
+ * positions of each bucket of (example, head, round), position number i of a bucket in place i mod W; counts: how many there were. The call
+ * reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all else is as it was. */
+typedef struct rfn_reversible_block_decode {
+  uint32_t struct_size;
+  int32_t layer; /* reports name it */
+  rfn_attention_options attention; /* causal 1, dropout and padded_length 0 */
+  int32_t heads;
+  int32_t activation;
+  float layer_norm_epsilon;
+  int32_t residual;      /* RFN_RESIDUAL_* */
+  int32_t grid_exponent; /* EXACT, as in rfn_reversible_block */
+  int32_t reserved;
+  int64_t position;      /* of the token: tokens before it */
+  rfn_tensor stream1;    /* in/out F32 [B,1,E] */
+  rfn_tensor stream2;    /* in/out F32 [B,1,E] */
+  rfn_tensor keys;       /* in/out F32 [B,S,H*D] */
+  rfn_tensor values;     /* in/out F32 [B,S,H*D] */
+  rfn_tensor rotations;  /* LSH, as in rfn_attention */
+  rfn_tensor rings;      /* LSH: in/out I32 [B*H,R,buckets,W]; a position that is not before this one is refused on the CPU */
+  rfn_tensor counts;     /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
+  rfn_tensor range_report; /* I64 [4]; EXACT: required. A flat index is that in [B,1,E] */
+  rfn_block_parameters parameters;
+} rfn_reversible_block_decode;
+RFN_API rfn_status rfn_reversible_block_decode_workspace(const rfn_context *context, const rfn_reversible_block_decode *op, int32_t pass,
+                                                         int64_t *bytes);
+RFN_API rfn_status rfn_reversible_block_decode_forward(rfn_stream *stream, const rfn_reversible_block_decode *op, void *workspace,
+                                                       int64_t workspace_bytes);
+
+/* Adds positions first .. first + T - 1, whose buckets a block's forward pass gave, to the rings of a cache. Zero counts before the first call. */
+typedef struct rfn_bucket_rings {
+  uint32_t struct_size;
+  int32_t reserved;
+  int64_t first;
+  rfn_tensor buckets; /* I32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU */
+  rfn_tensor rings;   /* in/out I32 [B*H,R,buckets,W] */
+  rfn_tensor counts;  /* in/out I32 [B*H,R,buckets], 0 .. first */
+} rfn_bucket_rings;
+RFN_API rfn_status rfn_bucket_rings_forward(rfn_stream *stream, const rfn_bucket_rings *op);
+
 /* ---- final norm -------------------------------------------------------------------------------------------------------------------- */
 
 #define RFN_COMBINE_CONCATENATE 0 /* [stream1, stream2], width 2E (Trax language model, Hugging Face) */

@@ -679,9 +679,28 @@ TEST_F(Validation, FeedForward_WrongArguments_Refused) {
 
 enum class Kept { kNothing, kStreams, kActivations };
 
+constexpr int64_t kWidth = 4, kHidden = 5;
+
+void block_parameters(Call& call, const std::string& prefix, rfn_block_parameters& p, Use use, Use bias_use) {
+  const int64_t e = kWidth, f = kHidden, projected = kHeads * kHeadSize;
+  p = make_op<rfn_block_parameters>();
+  call.tensor(prefix + ".attention_norm_weight", p.attention_norm_weight, {e}, use);
+  call.tensor(prefix + ".attention_norm_bias", p.attention_norm_bias, {e}, use);
+  call.tensor(prefix + ".query", p.query, {projected, e}, use);
+  call.tensor(prefix + ".value", p.value, {projected, e}, use);
+  call.tensor(prefix + ".output", p.output, {e, projected}, use);
+  call.tensor(prefix + ".output_bias", p.output_bias, {e}, bias_use);
+  call.tensor(prefix + ".feed_forward_norm_weight", p.feed_forward_norm_weight, {e}, use);
+  call.tensor(prefix + ".feed_forward_norm_bias", p.feed_forward_norm_bias, {e}, use);
+  call.tensor(prefix + ".w1", p.w1, {f, e}, use);
+  call.tensor(prefix + ".b1", p.b1, {f}, use);
+  call.tensor(prefix + ".w2", p.w2, {e, f}, use);
+  call.tensor(prefix + ".b2", p.b2, {e}, use);
+}
+
 void block(OpCall<rfn_reversible_block>& call, int32_t residual, Kept kept) {
   rfn_reversible_block& op = call.op;
-  const int64_t e = 4, f = 5, projected = kHeads * kHeadSize;
+  const int64_t e = kWidth, projected = kHeads * kHeadSize;
   const bool forward = call.pass == RFN_PASS_FORWARD, exact = residual == RFN_RESIDUAL_EXACT;
   op.attention = lsh_options();
   op.heads = kHeads;
@@ -710,26 +729,11 @@ void block(OpCall<rfn_reversible_block>& call, int32_t residual, Kept kept) {
     call.tensor("kept_query", op.kept_query, {kBatch, kLength, projected}, use);
     call.tensor("kept_value", op.kept_value, {kBatch, kLength, projected}, use);
     call.tensor("kept_log_sum_exp", op.kept_log_sum_exp, {kBatch, kHeads, kLength}, use);
-    call.tensor("kept_hidden", op.kept_hidden, {kBatch * kLength, f}, use);
+    call.tensor("kept_hidden", op.kept_hidden, {kBatch * kLength, kHidden}, use);
   }
   if (exact) call.output("range_report", op.range_report, {4}, RFN_I64);
-  const auto parameters = [&](const std::string& prefix, rfn_block_parameters& p, Use use, Use bias_use) {
-    p = make_op<rfn_block_parameters>();
-    call.tensor(prefix + ".attention_norm_weight", p.attention_norm_weight, {e}, use);
-    call.tensor(prefix + ".attention_norm_bias", p.attention_norm_bias, {e}, use);
-    call.tensor(prefix + ".query", p.query, {projected, e}, use);
-    call.tensor(prefix + ".value", p.value, {projected, e}, use);
-    call.tensor(prefix + ".output", p.output, {e, projected}, use);
-    call.tensor(prefix + ".output_bias", p.output_bias, {e}, bias_use);
-    call.tensor(prefix + ".feed_forward_norm_weight", p.feed_forward_norm_weight, {e}, use);
-    call.tensor(prefix + ".feed_forward_norm_bias", p.feed_forward_norm_bias, {e}, use);
-    call.tensor(prefix + ".w1", p.w1, {f, e}, use);
-    call.tensor(prefix + ".b1", p.b1, {f}, use);
-    call.tensor(prefix + ".w2", p.w2, {e, f}, use);
-    call.tensor(prefix + ".b2", p.b2, {e}, use);
-  };
-  parameters("parameters", op.parameters, Use::kInput, Use::kOptionalInput);
-  if (!forward) parameters("gradients", op.gradients, Use::kOutput, Use::kOutput);
+  block_parameters(call, "parameters", op.parameters, Use::kInput, Use::kOptionalInput);
+  if (!forward) block_parameters(call, "gradients", op.gradients, Use::kOutput, Use::kOutput);
 }
 
 TEST_F(Validation, ReversibleBlock_WrongArguments_Refused) {
@@ -818,6 +822,83 @@ TEST_F(Validation, ReversibleBlock_OfAnEarlierMinorVersion_KeepsNothing) {
   const uint32_t wrong = static_cast<uint32_t>(bytes.size());
   std::memcpy(bytes.data(), &wrong, sizeof(wrong));
   EXPECT_TRUE(Fails(call.run(stream, bytes.data(), scratch.data(), needed), RFN_INVALID_ARGUMENT, {"reversible_block", "struct_size"}));
+}
+
+// Every run adds the same token to the rings: without chunks before, a query looks at none of their positions, and counts stay below this one.
+constexpr int64_t kPosition = 1000;
+
+void decode(OpCall<rfn_reversible_block_decode>& call, int32_t residual) {
+  rfn_reversible_block_decode& op = call.op;
+  op.attention = lsh_options();
+  op.attention.chunks_before = 0;
+  op.attention.padded_length = 0;
+  op.heads = kHeads;
+  op.layer_norm_epsilon = 1e-5f;
+  op.residual = residual;
+  op.grid_exponent = -16;
+  op.position = kPosition;
+  call.output("stream1", op.stream1, {kBatch, 1, kWidth});
+  call.output("stream2", op.stream2, {kBatch, 1, kWidth});
+  call.output("keys", op.keys, {kBatch, kPosition + 1, kHeads * kHeadSize});
+  call.output("values", op.values, {kBatch, kPosition + 1, kHeads * kHeadSize});
+  call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
+  call.output("rings", op.rings, {kBatch * kHeads, kRounds, 8, 1}, RFN_I32);
+  call.input("counts", op.counts, {kBatch * kHeads, kRounds, 8}, RFN_I32);  // written too, but poison would be refused
+  if (residual == RFN_RESIDUAL_EXACT) call.output("range_report", op.range_report, {4}, RFN_I64);
+  block_parameters(call, "parameters", op.parameters, Use::kInput, Use::kOptionalInput);
+}
+
+TEST_F(Validation, Decode_WrongArguments_Refused) {
+  for (const int32_t residual : {RFN_RESIDUAL_FLOAT, RFN_RESIDUAL_EXACT}) {
+    OpCall<rfn_reversible_block_decode> call(RFN_FORWARD(reversible_block_decode));
+    rfn_reversible_block_decode& op = call.op;
+    decode(call, residual);
+    const Checker check(stream, call);
+    check.all();
+    options(check, op.attention);
+    check.value("causal", [&] { op.attention.causal = 0; });
+    check.value("dropout", [&] { op.attention.dropout = 0.5f; });
+    check.value("padded_length", [&] { op.attention.padded_length = 1004; });
+    for (const int64_t position : {int64_t{-1}, int64_t{INT32_MAX}, INT64_MAX}) check.value("position", [&] { op.position = position; });
+    check.value("keys", [&] { op.position = kPosition + 1; });
+    const auto local = [&](int32_t before, int64_t chunk) {
+      op.attention.kind = RFN_ATTENTION_LOCAL, op.attention.chunks_before = before, op.attention.chunk_length = chunk;
+    };
+    check.value("keys", [&] { local(1, 501), op.position = 1001; });
+    check.value("keys", [&] { local(2, 501), op.position = 1001; });
+    for (const int32_t heads : {-1, 0, 4}) check.value(heads == 4 ? "parameters.query" : "heads", [&] { op.heads = heads; });
+    for (const int32_t activation : {-1, 6}) check.value("activation", [&] { op.activation = activation; });
+    for (const float epsilon : {0.0f, kNaN}) check.value("layer_norm_epsilon", [&] { op.layer_norm_epsilon = epsilon; });
+    for (const int32_t value : {-1, 2}) check.value("residual", [&] { op.residual = value; });
+    if (residual == RFN_RESIDUAL_EXACT) {
+      for (const int32_t value : {-25, -3}) check.value("grid_exponent", [&] { op.grid_exponent = value; });
+    }
+    check.value("layer", [&] { op.layer = -1; });
+    check.value("reserved", [&] { op.reserved = 1; });
+    check.value("parameters.key", [&] { op.parameters.key = op.parameters.value; });
+    check.value("parameters.struct_size", [&] { op.parameters.struct_size = 8; });
+  }
+}
+
+TEST_F(Validation, BucketRings_WrongArguments_Refused) {
+  OpCall<rfn_bucket_rings> call("bucket_rings", RFN_PASS_FORWARD, nullptr,
+                                [](rfn_stream* s, const rfn_bucket_rings* op, void*, int64_t) { return rfn_bucket_rings_forward(s, op); });
+  rfn_bucket_rings& op = call.op;
+  op.first = kPosition;
+  call.input("buckets", op.buckets, {kBatch, kHeads, kRounds, 3}, RFN_I32);
+  call.output("rings", op.rings, {kBatch * kHeads, kRounds, 8, 5}, RFN_I32);
+  call.input("counts", op.counts, {kBatch * kHeads, kRounds, 8}, RFN_I32);  // written too, but poison would be refused
+  const Checker check(stream, call);
+  EXPECT_TRUE(Ok(check.run()));
+  check.tensors();
+  check.overlaps();
+  check.struct_size();
+  check.pointers();
+  for (const int64_t first : {int64_t{-1}, int64_t{INT32_MAX} - 2, INT64_MAX}) check.value("first", [&] { op.first = first; });
+  check.value("reserved", [&] { op.reserved = 1; });
+  for (const int i : {0, 1}) check.value("rings", [&] { op.rings.shape[i] -= 1; });
+  check.value("counts", [&] { op.rings.shape[2] -= 1; });
+  EXPECT_TRUE(Ok(check.run()));
 }
 
 void final_norm(OpCall<rfn_final_norm>& call, int32_t combine) {
@@ -1075,6 +1156,7 @@ TEST_F(Validation, AnyOp_RandomWords_RunsOrRefuses) {
   RFN_FUZZ_BOTH(attention, attention(call))
   RFN_FUZZ_BOTH(feed_forward, feed_forward(call))
   RFN_FUZZ_BOTH(reversible_block, block(call, RFN_RESIDUAL_EXACT, Kept::kActivations))
+  RFN_FUZZ(reversible_block_decode, RFN_FORWARD, decode(call, RFN_RESIDUAL_EXACT))
   RFN_FUZZ_BOTH(final_norm, final_norm(call, RFN_COMBINE_CONCATENATE))
   RFN_FUZZ_BOTH(head_loss, head(call))
 #undef RFN_FUZZ_BOTH
