@@ -189,6 +189,15 @@ internal static unsafe partial class NativeMethods
     internal static partial int rfn_reversible_block_backward(StreamHandle stream, in rfn_reversible_block op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_decode_workspace(ContextHandle context, in rfn_reversible_block_decode op, int pass, long* bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_decode_forward(StreamHandle stream, in rfn_reversible_block_decode op, nint workspace, long workspace_bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_bucket_rings_forward(StreamHandle stream, in rfn_bucket_rings op);
+
+    [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_final_norm_workspace(ContextHandle context, in rfn_final_norm op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]

@@ -375,6 +375,71 @@ internal unsafe struct rfn_reversible_block
     internal rfn_tensor kept_hidden;
 }
 
+/// <summary>One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the streams:
+/// stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1))
+/// What it attends to, of the `position` tokens before it: FULL all; LOCAL those of its chunk and of the chunks_before chunks ahead of it; LSH in each
+/// round the last chunks_before*C ones of its bucket, whatever `window` says; itself by the same rules as in attention. For FULL, LSH
+/// with RFN_WINDOW_STRICT, and LOCAL whose window neither wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last
+/// of position + 1 tokens without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a later
+/// token changes what an earlier one sees, so no cache can repeat them.
+/// The time of a call does not depend on position, but for FULL.
+/// 
+/// The cache of a block: keys and values are the rows of the projections, key before its norm (shared QK: the one projection). Position p is in row
+/// p mod S. LOCAL needs S &gt;= min(position + 1, (chunks_before + 1) * C), FULL and LSH S &gt; position. Rings: the last W = max(1, chunks_before*C)
+/// positions of each bucket of (example, head, round), position number i of a bucket in place i mod W; counts: how many there were. The call
+/// reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all else is as it was.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct rfn_reversible_block_decode
+{
+    internal uint struct_size;
+    /// <summary>reports name it</summary>
+    internal int layer;
+    /// <summary>causal 1, dropout and padded_length 0</summary>
+    internal rfn_attention_options attention;
+    internal int heads;
+    internal int activation;
+    internal float layer_norm_epsilon;
+    /// <summary>RFN_RESIDUAL_*</summary>
+    internal int residual;
+    /// <summary>EXACT, as in rfn_reversible_block</summary>
+    internal int grid_exponent;
+    internal int reserved;
+    /// <summary>of the token: tokens before it</summary>
+    internal long position;
+    /// <summary>in/out F32 [B,1,E]</summary>
+    internal rfn_tensor stream1;
+    /// <summary>in/out F32 [B,1,E]</summary>
+    internal rfn_tensor stream2;
+    /// <summary>in/out F32 [B,S,H*D]</summary>
+    internal rfn_tensor keys;
+    /// <summary>in/out F32 [B,S,H*D]</summary>
+    internal rfn_tensor values;
+    /// <summary>LSH, as in rfn_attention</summary>
+    internal rfn_tensor rotations;
+    /// <summary>LSH: in/out I32 [B*H,R,buckets,W]; a position that is not before this one is refused on the CPU</summary>
+    internal rfn_tensor rings;
+    /// <summary>LSH: in/out I32 [B*H,R,buckets], 0 .. position</summary>
+    internal rfn_tensor counts;
+    /// <summary>I64 [4]; EXACT: required. A flat index is that in [B,1,E]</summary>
+    internal rfn_tensor range_report;
+    internal rfn_block_parameters parameters;
+}
+
+/// <summary>Adds positions first .. first + T - 1, whose buckets a block's forward pass gave, to the rings of a cache. Zero counts before the first call.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct rfn_bucket_rings
+{
+    internal uint struct_size;
+    internal int reserved;
+    internal long first;
+    /// <summary>I32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU</summary>
+    internal rfn_tensor buckets;
+    /// <summary>in/out I32 [B*H,R,buckets,W]</summary>
+    internal rfn_tensor rings;
+    /// <summary>in/out I32 [B*H,R,buckets], 0 .. first</summary>
+    internal rfn_tensor counts;
+}
+
 /// <summary>y = dropout(LayerNorm(combine(stream1, stream2))). Backward recomputes the statistics.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_final_norm

@@ -1,8 +1,24 @@
+using System.Runtime.InteropServices;
 using ReformerNative.Data;
 using ReformerNative.Ops;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Model;
+
+/// <summary>Whether generation keeps what layers computed of earlier tokens.</summary>
+public enum CacheUse
+{
+    /// <summary>
+    /// Where that changes nothing but the rounding of sums: on the CPU, while all layers are <see cref="AttentionOptions.IsPrefixCausal"/>.
+    /// </summary>
+    Auto,
+
+    /// <summary>Always. Layers whose attention is not so are continued by the nearest rule that is: LSH by the strict window.</summary>
+    On,
+
+    /// <summary>Never: a forward pass over all tokens for every new one.</summary>
+    Off,
+}
 
 /// <summary>How tokens are drawn.</summary>
 public sealed record GenerationOptions
@@ -30,11 +46,15 @@ public sealed record GenerationOptions
 
     /// <summary>The model sees at most so many of the last tokens; null for as many as it has positions.</summary>
     public int? Context { get; init; }
+
+    /// <summary>Whether earlier tokens are kept instead of computed again for each new one.</summary>
+    public CacheUse Cache { get; init; }
 }
 
 /// <summary>
-/// Continues sequences with a causal language model. It keeps nothing between tokens: each is computed from all before it. The caller
-/// disposes it; the model stays.
+/// Continues sequences with a causal language model. With a cache (<see cref="GenerationOptions.Cache"/>) a prompt is one forward pass and each
+/// further token costs the reading of the weights, whatever its position; without one, or once the sequence is longer than the model may
+/// see, each token is a forward pass. The caller disposes it; the model stays.
 /// </summary>
 public sealed class Generator : IDisposable
 {
@@ -62,6 +82,7 @@ public sealed class Generator : IDisposable
     /// <param name="cancellation">Ends the sequence early.</param>
     /// <returns>The new ids, as they are drawn.</returns>
     /// <exception cref="ArgumentException">The prompt is empty or an option is impossible.</exception>
+    /// <exception cref="NotSupportedException">A cache is asked for on a GPU.</exception>
     public IEnumerable<int> Generate(IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(prompt);
@@ -70,6 +91,11 @@ public sealed class Generator : IDisposable
         if (options.Context is int limit)
         {
             ArgumentOutOfRangeException.ThrowIfLessThan(limit, 1, nameof(options));
+        }
+
+        if (options.Cache == CacheUse.On && _model.Context.Device.Type != DeviceType.Cpu)
+        {
+            throw new NotSupportedException($"cache: expected the CPU, which alone has cached generation, found {_model.Context.Device}");
         }
 
         return prompt.Count > 0
@@ -86,18 +112,33 @@ public sealed class Generator : IDisposable
         int window = (int)Math.Min(_model.Config.PositionLimit ?? int.MaxValue, options.Context ?? int.MaxValue);
         var batch = new TokenBatch(1, 1);
         var run = new RunOptions { Seed = options.Seed, Rounds = options.Rounds };
+        using TokenCache? cache = options.Cache == CacheUse.Off || _model.Context.Device.Type != DeviceType.Cpu
+            ? null
+            : new TokenCache(_model, run, Math.Min(window, (long)prompt.Count + options.Count));
         for (int made = 0; made < options.Count && !cancellation.IsCancellationRequested; made++)
         {
-            int length = Math.Min(ids.Count, window);
-            batch.Reshape(1, length);
-            System.Runtime.InteropServices.CollectionsMarshal.AsSpan(ids)[^length..].CopyTo(batch.Ids);
-            int id = Draw(_model.NextTokenLogits(batch, run), options, made);
+            int id = Draw(NextTokenLogits(ids), options, made);
             ids.Add(id);
             yield return id;
             if (id == options.EndToken)
             {
                 yield break;
             }
+        }
+
+        TensorView NextTokenLogits(List<int> all)
+        {
+            Span<int> seen = CollectionsMarshal.AsSpan(all)[^Math.Min(all.Count, window)..];
+
+            // A window that has begun to move gives every token another position.
+            if (cache is not null && all.Count <= window && (options.Cache == CacheUse.On || cache.IsExact(all.Count)))
+            {
+                return cache.NextTokenLogits(seen);
+            }
+
+            batch.Reshape(1, seen.Length);
+            seen.CopyTo(batch.Ids);
+            return _model.NextTokenLogits(batch, run);
         }
     }
 

@@ -54,6 +54,8 @@ public sealed class ReformerModel : IDisposable
 
     internal Workspace Workspace => _workspace;
 
+    internal ModelParameters ModelParameters => _parameters;
+
     internal TensorView[] Gradients => _parameters.Gradients;
 
     /// <summary>Makes a model with random parameters: normal with the configuration's standard deviations, norms 1, biases 0.</summary>
@@ -243,7 +245,11 @@ public sealed class ReformerModel : IDisposable
         return config with { NumBuckets = factors.ToArray() };
     }
 
-    internal TensorView NextTokenLogits(TokenBatch batch, in RunOptions options)
+    /// <summary>Outputs of the head after the last tokens, [B, V], valid until the next pass.</summary>
+    /// <param name="batch">Ids.</param>
+    /// <param name="options">Seed, rounds.</param>
+    /// <param name="run">Runs a block in another way than by its forward pass alone; null for that.</param>
+    internal TensorView NextTokenLogits(TokenBatch batch, in RunOptions options, Action<ModelPass, int, ReversibleBlock>? run = null)
     {
         if (Config.Task == ReformerTask.SequenceClassification)
         {
@@ -251,7 +257,7 @@ public sealed class ReformerModel : IDisposable
         }
 
         ModelPass pass = Prepare(batch, options, backward: false, inspect: false);
-        RunForward(pass, batch, options, keep: false, null);
+        RunForward(pass, batch, options, keep: false, null, run);
         for (int b = 0; b < batch.BatchSize; b++)
         {
             pass.FinalNorm(((long)(b + 1) * batch.Length) - 1, 1, 0, options).Forward(_workspace);
@@ -259,6 +265,27 @@ public sealed class ReformerModel : IDisposable
         }
 
         return pass.Logits;
+    }
+
+    /// <summary>Throws if a pass reported a value out of the exact range.</summary>
+    /// <param name="report">The report.</param>
+    /// <param name="first">Position of the first token of the pass.</param>
+    /// <param name="length">Tokens of each example in the pass.</param>
+    internal void CheckRange(TensorView report, long first, long length)
+    {
+        if (Config.Residual != ResidualMode.Exact)
+        {
+            return;
+        }
+
+        report.CopyTo<long>(_rangeReport);
+        if (_rangeReport[0] > 0)
+        {
+            (long row, long channel) = Math.DivRem(_rangeReport[3], Config.HiddenSize);
+            throw new ResidualRangeException(
+                (int)_rangeReport[1] - 1, (int)_rangeReport[2], row / length, first + (row % length), channel, _rangeReport[0],
+                Config.ResidualGridExponent);
+        }
     }
 
     private static ReformerModel Make(ReformerConfig config, ReformerContext context, ILogger? logger, Action<ModelParameters> fill)
@@ -424,7 +451,8 @@ public sealed class ReformerModel : IDisposable
         return count;
     }
 
-    private void RunForward(ModelPass pass, TokenBatch batch, in RunOptions options, bool keep, ModelTrace? trace)
+    private void RunForward(
+        ModelPass pass, TokenBatch batch, in RunOptions options, bool keep, ModelTrace? trace, Action<ModelPass, int, ReversibleBlock>? run = null)
     {
         pass.RangeReport.Zero();
         pass.Embedding(options).Forward(_workspace);
@@ -437,7 +465,15 @@ public sealed class ReformerModel : IDisposable
         {
             DrawRotations(pass, layer, options);
             ReversibleBlock block = pass.Block(layer, options, _masked, keep);
-            block.Forward(_workspace);
+            if (run is null)
+            {
+                block.Forward(_workspace);
+            }
+            else
+            {
+                run(pass, layer, block);
+            }
+
             trace?.SetLayer(layer, new LayerTrace(
                 block.AttentionResult.ToArray<float>(),
                 pass.Stream1.ToArray<float>(),
@@ -446,7 +482,7 @@ public sealed class ReformerModel : IDisposable
                 pass.IsHashed(layer) ? pass.Rotations.ToArray<float>() : null));
         }
 
-        CheckRange(pass, batch);
+        CheckRange(pass.RangeReport, 0, batch.Length);
     }
 
     /// <summary>Rotations are a function of seed, step and layer, so the backward pass draws the same again.</summary>
@@ -474,23 +510,6 @@ public sealed class ReformerModel : IDisposable
             StandardDeviation = 1,
             Destination = pass.Rotations,
         }.Run(Context);
-    }
-
-    private void CheckRange(ModelPass pass, TokenBatch batch)
-    {
-        if (Config.Residual != ResidualMode.Exact)
-        {
-            return;
-        }
-
-        pass.RangeReport.CopyTo<long>(_rangeReport);
-        if (_rangeReport[0] > 0)
-        {
-            (long row, long channel) = Math.DivRem(_rangeReport[3], Config.HiddenSize);
-            throw new ResidualRangeException(
-                (int)_rangeReport[1] - 1, (int)_rangeReport[2], row / batch.Length, row % batch.Length, channel, _rangeReport[0],
-                Config.ResidualGridExponent);
-        }
     }
 
     /// <summary>Final norm and loss, a stretch of rows at a time; with a scale, the gradients of the streams too.</summary>

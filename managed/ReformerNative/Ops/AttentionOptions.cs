@@ -137,6 +137,28 @@ public readonly record struct AttentionOptions
     /// <returns>[batch, heads, rounds, length].</returns>
     public TensorShape BucketsShape(long batch, long heads, long length) => new(batch, heads, Rounds, length);
 
+    /// <summary>Whether a token sees what it would see without the tokens after it, so that its result can be kept while more are added. LSH is so
+    /// with the strict window alone; local attention unless its chunks form a ring that leads forwards or meets a chunk twice.</summary>
+    public bool IsPrefixCausal => Causal && Kind switch
+    {
+        AttentionKind.Lsh => Window == AttentionWindow.Strict,
+        AttentionKind.Local => !Wrap || (ChunksAfter == 0 && (ChunksBefore < 2 || !RepeatChunks)),
+        _ => true,
+    };
+
+    /// <summary>Shape of the rings of an LSH cache: the last positions of every bucket.</summary>
+    /// <param name="batch">Sequences.</param>
+    /// <param name="heads">Heads.</param>
+    /// <returns>[batch times heads, rounds, buckets, chunks before times chunk length or 1].</returns>
+    public TensorShape RingsShape(long batch, long heads) =>
+        new(checked(batch * heads), Rounds, Factors.Buckets, Math.Max(1, checked(ChunksBefore * ChunkLength)));
+
+    /// <summary>Shape of the counts of an LSH cache: how many tokens every bucket had.</summary>
+    /// <param name="batch">Sequences.</param>
+    /// <param name="heads">Heads.</param>
+    /// <returns>[batch times heads, rounds, buckets].</returns>
+    public TensorShape CountsShape(long batch, long heads) => new(checked(batch * heads), Rounds, Factors.Buckets);
+
     internal rfn_attention_options ToNative() => new()
     {
         struct_size = (uint)Unsafe.SizeOf<rfn_attention_options>(),
