@@ -52,9 +52,12 @@ internal static class ModelShape
     }
 
     /// <summary>The configuration that the options describe: causal, with axial positions for exactly enough tokens.</summary>
-    public static ReformerConfig Config(ParseResult parsed)
+    /// <param name="parsed">The options.</param>
+    /// <param name="more">Tokens beyond --length.</param>
+    /// <param name="form">Form of LSH attention where --attention is not given.</param>
+    public static ReformerConfig Config(ParseResult parsed, int more = 0, string form = "trax")
     {
-        int length = parsed.GetValue(Length);
+        int length = checked(parsed.GetValue(Length) + more);
         int width = parsed.GetValue(Width);
         int chunk = parsed.GetValue(Chunk);
         double dropout = parsed.GetValue(Dropout);
@@ -76,7 +79,7 @@ internal static class ModelShape
             LocalAttnChunkLength = chunk,
             LshAttentionProbsDropoutProb = dropout,
             LshAttnChunkLength = chunk,
-            LshPreset = AttentionPreset.FromName(parsed.GetValue(Attention) ?? "trax"),
+            LshPreset = AttentionPreset.FromName(parsed.GetValue(Attention) ?? form),
             MaxPositionEmbeddings = length,
             NumAttentionHeads = parsed.GetValue(Heads),
             NumHashes = parsed.GetValue(Rounds),

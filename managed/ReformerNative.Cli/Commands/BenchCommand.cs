@@ -22,7 +22,10 @@ internal static class BenchCommand
     private static readonly Option<string?> Form = CommonOptions.Word(
         "--attention", "Form of LSH attention [default: trax]", [.. AttentionPreset.All.Select(preset => preset.Name)]);
 
+    private static readonly Option<int> Tokens = CommonOptions.Number("--tokens", "Tokens to generate after each prompt", 64, 1);
     private static readonly Option<int> Repeat = CommonOptions.Number("--repeat", "Runs, of which the median is reported", 5, 1);
+
+    private const int ShortPrompt = 1024;
 
     public static Command Create()
     {
@@ -43,7 +46,18 @@ internal static class BenchCommand
         }
 
         step.SetAction(RunStep);
-        return new Command("bench", "Measure one op or one training step.") { attention, step, Report.ReportCommand.Create() };
+        var generate = new Command(
+            "generate", "Time of a prompt of --length tokens and of tokens generated after it and after a short one; LSH is strict by default.")
+        {
+            Tokens, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
+        };
+        foreach (Option option in ModelShape.All.Where(option => option != ModelShape.Batch))
+        {
+            generate.Add(option);
+        }
+
+        generate.SetAction(RunGenerate);
+        return new Command("bench", "Measure one op, one training step or generation.") { attention, step, generate, Report.ReportCommand.Create() };
     }
 
     private static int RunAttention(ParseResult parsed)
@@ -221,5 +235,74 @@ internal static class BenchCommand
         Console.WriteLine($"layers keep      {Output.KeptText(kept)}");
         Console.WriteLine($"streams          {recovered} after the backward pass");
         return ExitCode.Done;
+    }
+
+    private static int RunGenerate(ParseResult parsed)
+    {
+        int length = parsed.GetValue(ModelShape.Length);
+        int tokens = parsed.GetValue(Tokens);
+        ulong seed = CommonOptions.SeedOf(parsed);
+        ReformerConfig config = ModelShape.Config(parsed, tokens, "strict");
+        using ReformerContext context = CommonOptions.Context(parsed);
+        var progress = new ProgressLine();
+        progress.Show("making the model");
+        using ReformerModel model = ReformerModel.Create(config, context, seed);
+        model.ResolveBuckets(length);
+        using var generator = new Generator(model);
+        var options = new GenerationOptions { Count = tokens, Temperature = 0, Seed = seed, Cache = CacheUse.On };
+        var batch = new TokenBatch(1, length);
+        new RandomTokens(config.VocabSize).Fill(batch, DataSplit.HeldOut, seed, 0);
+        int[] prompt = batch.Ids.ToArray();
+        var weights = new WeightReading(model);
+        int early = Math.Min(length, ShortPrompt);
+        Generated(early); // not timed: makes buffers
+        (double _, double earlySeconds) = Generated(early);
+        (double prefill, double lateSeconds) = Generated(length);
+        long peak = new MemoryUse(context).PeakBytes;
+        progress.Clear();
+        double reading = Measure.Median(weights.Seconds);
+        double share = reading / lateSeconds;
+        if (parsed.GetValue(CommonOptions.Json))
+        {
+            Output.Json(new JsonObject
+            {
+                ["prefill_tokens_per_second"] = length / prefill,
+                ["early_position"] = early,
+                ["early_seconds_per_token"] = earlySeconds,
+                ["late_position"] = length,
+                ["late_seconds_per_token"] = lateSeconds,
+                ["tokens_per_second"] = 1 / lateSeconds,
+                ["weight_bytes"] = weights.Bytes,
+                ["read_bytes_per_second"] = weights.Bytes / reading,
+                ["read_share"] = share,
+                ["peak_bytes"] = peak,
+            });
+            return ExitCode.Done;
+        }
+
+        Console.WriteLine(Output.Text($"parameters       {model.ParameterCount:N0}, {Output.Bytes(weights.Bytes)}"));
+        Console.WriteLine(Output.Text($"prompt           {prefill:F3} s, {length / prefill:N0} tokens/s"));
+        Console.WriteLine(Output.Text($"token {early + 1,-10} {1000 * earlySeconds:F3} ms"));
+        Console.WriteLine(Output.Text($"token {length + 1,-10} {1000 * lateSeconds:F3} ms, {1 / lateSeconds:N0} tokens/s, ")
+            + Output.Text($"{100 * share:F1} % of the rate at which the weights can be read"));
+        Console.WriteLine(Output.Text($"reading          {1000 * reading:F3} ms, {weights.Bytes / reading / 1e9:F1} GB/s"));
+        Console.WriteLine($"peak memory      {Output.Bytes(peak)}");
+        return ExitCode.Done;
+
+        // Seconds of the prompt with the first token, and the median of those of the others, each beside one reading of the weights.
+        (double First, double Next) Generated(int count)
+        {
+            progress.Show(Output.Text($"prompt of {count} tokens, then {tokens} more"));
+            var seconds = new List<double>();
+            using IEnumerator<int> ids = generator.Generate(prompt[..count], options).GetEnumerator();
+            double first = Measure.Seconds(context, () => ids.MoveNext());
+            for (int i = 1; i < tokens; i++)
+            {
+                seconds.Add(Measure.Seconds(context, () => ids.MoveNext()));
+                weights.Read();
+            }
+
+            return (first, seconds.Count > 0 ? Measure.Median(seconds) : first);
+        }
     }
 }

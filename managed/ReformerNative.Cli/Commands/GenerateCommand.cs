@@ -27,11 +27,14 @@ internal static class GenerateCommand
     private static readonly Option<int?> Rounds = CommonOptions.Maybe("--rounds", "Hash rounds [default: those of the model]", 1);
     private static readonly Option<int?> Window = CommonOptions.Maybe("--context", "Tokens that the model sees at most [default: its positions]", 1);
 
+    private static readonly Option<string?> Cache = CommonOptions.Word(
+        "--cache", "Keep what earlier tokens gave: where it is exact, always, never [default: auto]", "auto", "on", "off");
+
     public static Command Create()
     {
         var command = new Command("generate", "Continue a text with a trained model.")
         {
-            Checkpoint, Prompt, PromptFile, Ids, Count, Temperature, TopK, TopP, Rounds, Window,
+            Checkpoint, Prompt, PromptFile, Ids, Count, Temperature, TopK, TopP, Rounds, Window, Cache,
             CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
@@ -55,6 +58,7 @@ internal static class GenerateCommand
             Seed = CommonOptions.SeedOf(parsed),
             Rounds = parsed.GetValue(Rounds),
             Context = parsed.GetValue(Window),
+            Cache = Enum.Parse<CacheUse>(parsed.GetValue(Cache) ?? "auto", ignoreCase: true),
         };
         string checkpoint = CheckpointStore.Resolve(parsed.GetRequiredValue(Checkpoint));
         using ReformerContext context = CommonOptions.Context(parsed);

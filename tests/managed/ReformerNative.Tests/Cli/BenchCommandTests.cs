@@ -28,6 +28,30 @@ public sealed class BenchCommandTests
         Assert.That(item.GetProperty("sgemm_gflops").GetDouble(), Is.Positive);
     }
 
+    [Test]
+    public void BenchGenerate_Json_HasTheContractsFields()
+    {
+        ReformerResult result = ReformerProcess.Run(
+            "bench", "generate", "--layers", "2", "--width", "64", "--feed-forward", "96", "--heads", "2", "--head-size", "16", "--chunk", "16",
+            "--rounds", "2", "--length", "100", "--tokens", "5", "--json");
+        Assert.That(result.ExitCode, Is.Zero, result.Errors);
+        JsonElement item = result.Lines.Single();
+        Assert.That(CliInputs.Names(item), Is.EqualTo((string[])[
+            "prefill_tokens_per_second", "early_position", "early_seconds_per_token", "late_position", "late_seconds_per_token", "tokens_per_second",
+            "weight_bytes", "read_bytes_per_second", "read_share", "peak_bytes",
+        ]));
+        double Value(string name) => item.GetProperty(name).GetDouble();
+        Assert.That((Value("early_position"), Value("late_position")), Is.EqualTo((100, 100)), "a prompt shorter than the short one is that one");
+
+        // Layers: norms 4·64, LSH 3·32·64 or local 4·32·64, feed-forward 2·64·96 + 64 + 96; head 2·128, 258·129; embeddings 258·64, 11·16, 10·48.
+        long parameters = (2 * ((4 * 64) + (2 * 64 * 96) + 64 + 96)) + (7 * 32 * 64) + 256 + (258 * 129) + (258 * 64) + (11 * 16) + (10 * 48);
+        Assert.That(Value("weight_bytes"), Is.EqualTo(4 * parameters));
+        Assert.That(Value("tokens_per_second"), Is.EqualTo(1 / Value("late_seconds_per_token")).Within(1e-9).Percent);
+        double reading = Value("weight_bytes") / Value("read_bytes_per_second");
+        Assert.That(Value("read_share"), Is.EqualTo(reading / Value("late_seconds_per_token")).Within(1e-9).Percent);
+        Assert.That(Value("prefill_tokens_per_second"), Is.Positive);
+    }
+
     /// <summary>Memory grows with depth by parameters, gradients and optimizer alone, and the plan says so beforehand.</summary>
     [Test]
     public void BenchStep_TwoAndTwelveLayers_TakeWhatThePlanSays()

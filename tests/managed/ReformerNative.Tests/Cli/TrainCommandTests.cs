@@ -120,6 +120,12 @@ public sealed class TrainCommandTests
         string ids = generated.Lines.Single().GetProperty("ids").ToString();
         Assert.That(generated.Lines.Single().GetProperty("ids").GetArrayLength(), Is.EqualTo(5));
         Assert.That(ReformerProcess.Run(generate).Lines.Single().GetProperty("ids").ToString(), Is.EqualTo(ids), "the seed decides");
+        foreach (string cache in (string[])["auto", "on", "off"])
+        {
+            ReformerResult again = ReformerProcess.Run([.. generate, "--cache", cache]);
+            Assert.That(again.Lines.Single().GetProperty("ids").ToString(), Is.EqualTo(ids), $"a strict model with --cache {cache}");
+        }
+
 
         string converted = directory.File("converted");
         Assert.That(ReformerProcess.Run("convert", directory.File("run"), converted, "--residual", "float").ExitCode, Is.Zero);

@@ -22,6 +22,8 @@ public sealed class UsageTests
         ["verify", Repository.PathOf("tests", "vectors"), "--write", "x"],
         ["bench"],
         ["bench", "step", "--layers", "0"],
+        ["bench", "generate", "--tokens", "0"],
+        ["generate", "run", "--prompt", "x", "--cache", "maybe"],
         ["bench", "step", "--pattern", "lsh,global"],
         ["bench", "step", "--dropout", "1.5"],
         ["plan", "--preset", "text", "--layers", "3"],
@@ -81,7 +83,8 @@ public sealed class UsageTests
     {
         string[][] commands =
         [
-            [], ["train"], ["generate"], ["evaluate"], ["verify"], ["bench"], ["bench", "attention"], ["bench", "step"], ["experiment", "duplicate"],
+            [], ["train"], ["generate"], ["evaluate"], ["verify"], ["bench"], ["bench", "attention"], ["bench", "step"], ["bench", "generate"],
+            ["experiment", "duplicate"],
             ["plan"], ["info"], ["convert"],
         ];
         foreach (string[] command in commands)
