@@ -20,7 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace rfn::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kAhead = 8;            // rows fetched before they are needed: they lie anywhere in the cache of all tokens
+constexpr int64_t kAhead = 24;            // rows fetched before they are needed: they lie anywhere in the cache of all tokens
 constexpr int64_t kLine = 64 / sizeof(float);
 constexpr int kVectors = 4;              // of the output at a time
 
