@@ -118,7 +118,9 @@ internal sealed class TokenCache : IDisposable
             last++;
         }
 
-        return last > largest ? int.MaxValue : last;
+        last = last > largest ? int.MaxValue : last;
+        long? crossover = config.AttnLayers.Contains(AttentionKind.Auto) ? AttentionCost.Crossover(config) : null;
+        return length < crossover ? (int)Math.Min(last, crossover.Value - 1) : last;
     }
 
     private ModelPass MakePass(int length, bool fullAttention, PassAllocator allocate) => new(

@@ -27,6 +27,7 @@ public sealed class GenerationTests
             FinalCombine = StreamCombination.Mean, AttnLayers = [AttentionKind.Full, AttentionKind.Lsh, AttentionKind.Local],
             Positions = PositionEncoding.Learned,
         },
+        ["auto"] = ModelTests.Small with { AttnLayers = [AttentionKind.Auto, AttentionKind.Local] },
         ["wide local"] = ModelTests.Small with { AttnLayers = [AttentionKind.Local], LocalNumChunksBefore = 3, LocalWrap = false },
         ["every key once a round"] = ModelTests.Small with
         {
@@ -43,7 +44,7 @@ public sealed class GenerationTests
 
     [Test]
     public void Logits_OfEveryToken_AreThoseOfTheWholePass(
-        [Values("text", "other chunks", "floats, no positions", "mean, full", "wide local", "every key once a round")] string name,
+        [Values("text", "other chunks", "floats, no positions", "mean, full", "auto", "wide local", "every key once a round")] string name,
         [Values(1, 7, 8, 9, 50)] int prompt)
     {
         const int Last = 80;
