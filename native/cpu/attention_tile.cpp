@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/simd.h"
 #include "reformer_native.h"
@@ -223,7 +224,7 @@ template <class M>
 struct LaneQueries {
   VecI32 position, slot, bucket, span;
 
-  HWY_INLINE LaneQueries(const TileMask& mask, const TileQueries& queries, int64_t lane) {
+  HWY_INLINE void load(const TileMask& mask, const TileQueries& queries, int64_t lane) {
     const I32 n;
     position = hn::Load(n, queries.position + lane);
     slot = hn::Load(n, queries.slot + lane);
@@ -249,16 +250,18 @@ struct LaneQueries {
   }
 };
 
-// body(block, j, row of scores) for every key of the step.
+// Calls body(lane, group) for all lanes, as many vectors at a time as the registers hold beside what is known of one key.
 template <class Body>
-HWY_INLINE void for_keys(const TileKeys* keys, int64_t blocks, const Body& body) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const KeyBlock& block = *keys[b].block;
-    for (int64_t j = 0; j < block.count; ++j) body(block, j, keys[b].row + j);
-  }
+HWY_INLINE void for_lanes(int64_t used, const Body& body) {
+#if HWY_TARGET == HWY_AVX3
+  constexpr int kGroup = 4;
+#else
+  constexpr int kGroup = 2;
+#endif
+  int64_t lane = 0;
+  for (; lane + kGroup * lanes() <= used; lane += kGroup * lanes()) body(lane, std::integral_constant<int, kGroup>());
+  for (; lane < used; lane += lanes()) body(lane, std::integral_constant<int, 1>());
 }
-
-HWY_INLINE int64_t key_count(const TileKeys* keys, int64_t blocks) { return keys[blocks - 1].row + keys[blocks - 1].block->count; }
 
 // x = operation(x, y) for rows of scores.
 template <class Operation>
@@ -280,57 +283,94 @@ void multiply_rows(float* x, const float* y, int64_t rows, int64_t used) {
   combine_rows(x, y, rows, used, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Mul(a, b); });
 }
 
+// scores: -inf where the query may not attend; queries.maximum: that of the scores too.
 template <class M>
-HWY_INLINE void softmax_step(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t,
-                             float* HWY_RESTRICT rescale) {
+HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const KeyBlock& block, int64_t used, float* HWY_RESTRICT scores) {
   const F32 f;
   const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
-  if (t.log_count != nullptr) subtract_rows(t.scores, t.log_count, key_count(keys, blocks), used_lanes(queries));
-  for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
-    const LaneQueries<M> lane_queries(mask, queries, lane);
-    const VecF32 before = first ? forbidden : hn::Load(f, queries.maximum + lane);
-    VecF32 maximum = before;
-    for_keys(keys, blocks, [&](const KeyBlock& block, int64_t j, int64_t row) HWY_ATTR {
-      float* const at = t.scores + row * kTileQueries + lane;
-      const VecF32 score = lane_queries.select(block, j, hn::Load(f, at), forbidden);
-      hn::Store(score, f, at);
-      maximum = hn::Max(maximum, score);
-    });
-    // A query without any key so far keeps -inf; 0 stands in for it so that no exponent is (-inf) - (-inf).
-    const VecF32 reference = hn::IfThenElse(hn::Eq(maximum, forbidden), hn::Zero(f), maximum);
-    const VecF32 shrink = exp_of_negative(hn::Sub(before, reference));
-    VecF32 total = first ? hn::Zero(f) : hn::Mul(hn::Load(f, queries.sum + lane), shrink);
-    for (int64_t row = 0; row < key_count(keys, blocks); ++row) {
-      float* const at = t.scores + row * kTileQueries + lane;
-      const VecF32 p = exp_of_negative(hn::Sub(hn::Load(f, at), reference));
-      total = hn::Add(total, p);
-      hn::Store(p, f, at);
+  for_lanes(used, [&](int64_t lane, auto group) HWY_ATTR {
+    constexpr int n = decltype(group)::value;
+    LaneQueries<M> lane_queries[n];
+    VecF32 maximum[n];
+    for (int i = 0; i < n; ++i) {
+      lane_queries[i].load(mask, queries, lane + i * lanes());
+      maximum[i] = hn::Load(f, queries.maximum + lane + i * lanes());
     }
-    hn::Store(maximum, f, queries.maximum + lane);
-    hn::Store(total, f, queries.sum + lane);
-    hn::Store(shrink, f, rescale + lane);
-  }
+    for (int64_t j = 0; j < block.count; ++j) {
+      float* const row = scores + j * kTileQueries + lane;
+      for (int i = 0; i < n; ++i) {
+        const VecF32 score = lane_queries[i].select(block, j, hn::Load(f, row + i * lanes()), forbidden);
+        hn::Store(score, f, row + i * lanes());
+        maximum[i] = hn::Max(maximum[i], score);
+      }
+    }
+    for (int i = 0; i < n; ++i) hn::Store(maximum[i], f, queries.maximum + lane + i * lanes());
+  });
+}
+
+// scores: exp(score - reference); queries.sum: those added.
+HWY_INLINE void exponentials(TileQueries& queries, const float* reference, int64_t count, int64_t used, float* HWY_RESTRICT scores) {
+  const F32 f;
+  for_lanes(used, [&](int64_t lane, auto group) HWY_ATTR {
+    constexpr int n = decltype(group)::value;
+    VecF32 from[n], total[n];
+    for (int i = 0; i < n; ++i) {
+      from[i] = hn::Load(f, reference + lane + i * lanes());
+      total[i] = hn::Load(f, queries.sum + lane + i * lanes());
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      float* const row = scores + j * kTileQueries + lane;
+      for (int i = 0; i < n; ++i) {
+        const VecF32 p = exp_of_negative(hn::Sub(hn::Load(f, row + i * lanes()), from[i]));
+        total[i] = hn::Add(total[i], p);
+        hn::Store(p, f, row + i * lanes());
+      }
+    }
+    for (int i = 0; i < n; ++i) hn::Store(total[i], f, queries.sum + lane + i * lanes());
+  });
+}
+
+// A row without any allowed score so far has -inf; 0 stands in for it so that no exponent is (-inf) - (-inf).
+HWY_INLINE VecF32 finite_reference(VecF32 maximum) {
+  const F32 f;
+  return hn::IfThenElse(hn::Eq(maximum, hn::Set(f, kNegativeInfinity)), hn::Zero(f), maximum);
 }
 
 void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
   const F32 f;
   const int64_t used = used_lanes(queries);
-  for (int64_t b = 0; b < blocks; ++b) {
-    product<false>(keys[b].block->count, used, t.head_size, keys[b].block->k, t.wide, 1, t.q_transposed, kTileQueries,
-                   t.scores + keys[b].row * kTileQueries, kTileQueries, t.ahead);
+  HWY_ALIGN float before[kTileQueries], reference[kTileQueries], rescale[kTileQueries];
+  if (first) {
+    std::fill_n(queries.maximum, used, kNegativeInfinity);
+    std::fill_n(queries.sum, used, 0.0f);
   }
-  HWY_ALIGN float rescale[kTileQueries];
-  for_mask(mask, [&](auto m) HWY_ATTR { softmax_step<decltype(m)>(mask, queries, keys, blocks, first, t, rescale); });
-  if (t.dropout != nullptr) multiply_rows(t.scores, t.dropout, key_count(keys, blocks), used);
+  std::copy_n(queries.maximum, used, before);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const KeyBlock& block = *keys[b].block;
+    float* const scores = t.scores + keys[b].row * kTileQueries;
+    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, scores, kTileQueries, t.ahead);
+    if (t.log_count != nullptr) subtract_rows(scores, t.log_count + keys[b].row * kTileQueries, block.count, used);
+    for_mask(mask, [&](auto m) HWY_ATTR { mask_scores<decltype(m)>(mask, queries, block, used, scores); });
+  }
+  for (int64_t lane = 0; lane < used; lane += lanes()) {
+    const VecF32 now = finite_reference(hn::Load(f, queries.maximum + lane));
+    const VecF32 shrink = exp_of_negative(hn::Sub(hn::Load(f, before + lane), now));
+    hn::Store(hn::Mul(hn::Load(f, queries.sum + lane), shrink), f, queries.sum + lane);
+    hn::Store(shrink, f, rescale + lane);
+    hn::Store(now, f, reference + lane);
+  }
   for (int64_t i = 0; !first && i < queries.count; ++i) {
     if (rescale[i] == 1.0f) continue;
     const VecF32 factor = hn::Set(f, rescale[i]);
     for (int64_t d = 0; d < t.wide; d += lanes()) hn::Store(hn::Mul(hn::Load(f, t.out + i * t.wide + d), factor), f, t.out + i * t.wide + d);
   }
   for (int64_t b = 0; b < blocks; ++b) {
+    const KeyBlock& block = *keys[b].block;
+    float* const scores = t.scores + keys[b].row * kTileQueries;
+    exponentials(queries, reference, block.count, used, scores);
+    if (t.dropout != nullptr) multiply_rows(scores, t.dropout + keys[b].row * kTileQueries, block.count, used);
     const auto add = [&](auto kernel) HWY_ATTR {
-      kernel(queries.count, t.wide, keys[b].block->count, t.scores + keys[b].row * kTileQueries, int64_t{1}, kTileQueries, keys[b].block->v, t.wide,
-             t.out, t.wide, t.ahead);
+      kernel(queries.count, t.wide, block.count, scores, int64_t{1}, kTileQueries, block.v, t.wide, t.out, t.wide, t.ahead);
     };
     if (first && b == 0) {
       add(product<false>);
@@ -354,7 +394,7 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
   std::fill(total + queries.count, total + used_lanes(queries), 0.0f);
   for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
     const VecF32 old = hn::Load(f, highest + lane), tile = hn::Load(f, queries.maximum + lane), both = hn::Max(old, tile);
-    const VecF32 reference = hn::IfThenElse(hn::Eq(both, hn::Set(f, kNegativeInfinity)), hn::Zero(f), both);
+    const VecF32 reference = finite_reference(both);
     const VecF32 a = exp_of_negative(hn::Sub(old, reference)), b = exp_of_negative(hn::Sub(tile, reference));
     const VecF32 sum = hn::MulAdd(hn::Load(f, total + lane), a, hn::Mul(hn::Load(f, queries.sum + lane), b));
     hn::Store(both, f, highest + lane);
@@ -381,51 +421,51 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
   }
 }
 
-// scores: the probabilities P; grad_scores: dS = P (dP - delta), of dP = dO . v (times dropout).
+// scores: the probabilities P (times dropout); grad_scores: dS = P (dP - delta), of dP = dO . v (times dropout).
 template <class M>
-HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, const TileBuffers& t) {
+HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const KeyBlock& block, int64_t used,
+                                 const float* HWY_RESTRICT dropout, float* HWY_RESTRICT scores, float* HWY_RESTRICT grad_scores) {
   const F32 f;
-  if (t.log_count != nullptr) subtract_rows(t.scores, t.log_count, key_count(keys, blocks), used_lanes(queries));
-  for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
-    const LaneQueries<M> lane_queries(mask, queries, lane);
-    // lse = -inf: no key in any round, and no score here is allowed; 0 stands in.
-    const VecF32 lse = hn::Load(f, queries.maximum + lane);
-    const VecF32 reference = hn::IfThenElse(hn::Eq(lse, hn::Set(f, kNegativeInfinity)), hn::Zero(f), lse);
-    const VecF32 delta = hn::Load(f, queries.delta + lane);
-    for_keys(keys, blocks, [&](const KeyBlock& block, int64_t j, int64_t row) HWY_ATTR {
-      const int64_t at = row * kTileQueries + lane;
-      const VecF32 score = hn::Sub(hn::Load(f, t.scores + at), reference);
-      const VecF32 p = exp_of_negative(lane_queries.select(block, j, score, hn::Set(f, kNegativeInfinity)));
-      VecF32 gradient = hn::Load(f, t.grad_scores + at);
-      VecF32 dropped = p;
-      if (t.dropout != nullptr) {
-        const VecF32 factor = hn::Load(f, t.dropout + at);
-        gradient = hn::Mul(gradient, factor);
-        dropped = hn::Mul(dropped, factor);
+  const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
+  for_lanes(used, [&](int64_t lane, auto group) HWY_ATTR {
+    constexpr int n = decltype(group)::value;
+    LaneQueries<M> lane_queries[n];
+    VecF32 reference[n], delta[n];
+    for (int i = 0; i < n; ++i) {
+      lane_queries[i].load(mask, queries, lane + i * lanes());
+      reference[i] = finite_reference(hn::Load(f, queries.maximum + lane + i * lanes()));
+      delta[i] = hn::Load(f, queries.delta + lane + i * lanes());
+    }
+    for (int64_t j = 0; j < block.count; ++j) {
+      for (int i = 0; i < n; ++i) {
+        const int64_t at = j * kTileQueries + lane + i * lanes();
+        const VecF32 score = hn::Sub(hn::Load(f, scores + at), reference[i]);
+        VecF32 p = exp_of_negative(lane_queries[i].select(block, j, score, forbidden));
+        VecF32 gradient = hn::Load(f, grad_scores + at);
+        if (dropout != nullptr) gradient = hn::Mul(gradient, hn::Load(f, dropout + at));
+        hn::Store(hn::Mul(p, hn::Sub(gradient, delta[i])), f, grad_scores + at);
+        if (dropout != nullptr) p = hn::Mul(p, hn::Load(f, dropout + at));
+        hn::Store(p, f, scores + at);
       }
-      hn::Store(hn::Mul(p, hn::Sub(gradient, delta)), f, t.grad_scores + at);
-      hn::Store(dropped, f, t.scores + at);
-    });
-  }
+    }
+  });
 }
 
 void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
   const int64_t used = used_lanes(queries);
   for (int64_t b = 0; b < blocks; ++b) {
-    const KeyBlock& block = *keys[b].block;
-    const int64_t at = keys[b].row * kTileQueries;
-    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, t.scores + at, kTileQueries, t.ahead);
-    product<false>(block.count, used, t.head_size, block.v, t.wide, 1, t.grad_out_transposed, kTileQueries, t.grad_scores + at, kTileQueries,
-                   t.ahead);
-  }
-  for_mask(mask, [&](auto m) HWY_ATTR { softmax_backward<decltype(m)>(mask, queries, keys, blocks, t); });
-  for (int64_t b = 0; b < blocks; ++b) {
     KeyBlock& block = *keys[b].block;
     const int64_t at = keys[b].row * kTileQueries;
-    const auto key_products = [&](auto kernel) {
-      kernel(block.count, t.wide, queries.count, t.scores + at, kTileQueries, int64_t{1}, t.grad_out, t.wide, block.grad_v, t.wide, t.ahead);
-      kernel(block.count, t.wide, queries.count, t.grad_scores + at, kTileQueries, int64_t{1}, t.q, t.wide, block.grad_k, t.wide,
-             t.ahead);
+    float *const scores = t.scores + at, *const grad_scores = t.grad_scores + at;
+    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, scores, kTileQueries, t.ahead);
+    product<false>(block.count, used, t.head_size, block.v, t.wide, 1, t.grad_out_transposed, kTileQueries, grad_scores, kTileQueries, t.ahead);
+    if (t.log_count != nullptr) subtract_rows(scores, t.log_count + at, block.count, used);
+    for_mask(mask, [&](auto m) HWY_ATTR {
+      softmax_backward<decltype(m)>(mask, queries, block, used, t.dropout == nullptr ? nullptr : t.dropout + at, scores, grad_scores);
+    });
+    const auto key_products = [&](auto kernel) HWY_ATTR {
+      kernel(block.count, t.wide, queries.count, scores, kTileQueries, int64_t{1}, t.grad_out, t.wide, block.grad_v, t.wide, t.ahead);
+      kernel(block.count, t.wide, queries.count, grad_scores, kTileQueries, int64_t{1}, t.q, t.wide, block.grad_k, t.wide, t.ahead);
     };
     if (block.has_gradient) {
       key_products(product<true>);
@@ -433,9 +473,8 @@ void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* 
       key_products(product<false>);
     }
     block.has_gradient = true;
-    const auto query_product = [&](auto kernel) {
-      kernel(queries.count, t.wide, block.count, t.grad_scores + at, int64_t{1}, kTileQueries, block.k, t.wide, t.grad_q, t.wide,
-             t.ahead);
+    const auto query_product = [&](auto kernel) HWY_ATTR {
+      kernel(queries.count, t.wide, block.count, grad_scores, int64_t{1}, kTileQueries, block.k, t.wide, t.grad_q, t.wide, t.ahead);
     };
     if (first && b == 0) {
       query_product(product<false>);

@@ -63,7 +63,7 @@ struct RowsAhead {
   void fetch(int64_t some) {
     constexpr int64_t kLine = 64 / sizeof(float);
     for (const int64_t end = next + some < count ? next + some : count; next < end; ++next) {
-      for (int64_t d = 0; d < row_size; d += kLine) __builtin_prefetch(rows[next] + d, 0, 2);
+      for (int64_t d = 0; d < row_size; d += kLine) __builtin_prefetch(rows[next] + d, 0, 3);
     }
   }
 };
