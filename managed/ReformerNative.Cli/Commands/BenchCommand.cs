@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Text.Json.Nodes;
+using ReformerNative.Cli.Report;
 using ReformerNative.Data;
 using ReformerNative.Model;
 using ReformerNative.Ops;
@@ -57,7 +58,7 @@ internal static class BenchCommand
         }
 
         generate.SetAction(RunGenerate);
-        return new Command("bench", "Measure one op, one training step or generation.") { attention, step, generate, Report.ReportCommand.Create() };
+        return new Command("bench", "Measure one op, one training step or generation.") { attention, step, generate, ReportCommand.Create() };
     }
 
     private static int RunAttention(ParseResult parsed)
@@ -70,60 +71,11 @@ internal static class BenchCommand
         bool dense = parsed.GetValue(Dense);
         using ReformerContext context = CommonOptions.Context(parsed);
         AttentionOptions options = Failure.Usage(() => Options(parsed, length, dense));
-        var shape = new TensorShape(batch, length, heads, headSize);
-        using var q = new Tensor(context, shape);
-        using Tensor? k = dense ? new Tensor(context, shape) : null;
-        using var v = new Tensor(context, shape);
-        using Tensor? rotations = dense ? null : new Tensor(context, options.RotationsShape(RotationScope.PerHead, batch, heads, headSize));
-        using var output = new Tensor(context, shape);
-        using var lse = new Tensor(context, new TensorShape(batch, heads, length));
-        using var gradOut = new Tensor(context, shape);
-        using var gradQ = new Tensor(context, shape);
-        using Tensor? gradK = dense ? new Tensor(context, shape) : null;
-        using var gradV = new Tensor(context, shape);
-        using var workspace = new Workspace(context);
-        foreach ((Tensor? tensor, int i) in new[] { q, k, v, rotations, gradOut }.Select((tensor, i) => (tensor, i)))
-        {
-            if (tensor is not null)
-            {
-                Measure.Normal(context, tensor, seed + (ulong)i);
-            }
-        }
-
-        var attention = new Attention
-        {
-            Options = options,
-            Q = q,
-            K = k,
-            V = v,
-            Rotations = rotations,
-            Out = output,
-            Lse = lse,
-            GradOut = gradOut,
-            GradQ = gradQ,
-            GradK = gradK,
-            GradV = gradV,
-        };
-        var forward = new List<double>();
-        var both = new List<double>();
-        int repeat = parsed.GetValue(Repeat);
-        for (int run = -1; run < repeat; run++)
-        {
-            double first = Measure.Seconds(context, () => attention.Forward(workspace));
-            double second = Measure.Seconds(context, () => attention.Backward(workspace));
-            if (run >= 0)
-            {
-                forward.Add(first);
-                both.Add(first + second);
-            }
-        }
-
+        using var run = new AttentionRun(context, options, length, batch, heads, headSize, seed);
+        (double forwardSeconds, double bothSeconds) = run.Time(context, parsed.GetValue(Repeat));
         long peak = new MemoryUse(context).PeakBytes; // before the product below, which needs memory of its own
-        double flopsForward = Flops.AttentionForward(options, length, batch, heads, headSize);
-        double flopsBackward = Flops.AttentionBackward(options, length, batch, heads, headSize);
+        double flopsForward = run.FlopsForward, flopsBackward = run.FlopsBackward;
         double? sgemm = Measure.Sgemm(context);
-        double forwardSeconds = Measure.Median(forward);
-        double bothSeconds = Measure.Median(both);
         if (parsed.GetValue(CommonOptions.Json))
         {
             Output.Json(new JsonObject
@@ -154,11 +106,8 @@ internal static class BenchCommand
             return AttentionOptions.Full(causal);
         }
 
-        AttentionPreset preset = AttentionPreset.FromName(parsed.GetValue(Form) ?? "trax");
-        long chunk = parsed.GetValue(Chunk);
-        long padded = (length + chunk - 1) / chunk * chunk;
-        return AttentionOptions.Lsh(
-            preset, causal, chunk, parsed.GetValue(Rounds), BucketFactors.Automatic(preset.Buckets, padded, chunk, padded));
+        return AttentionRun.Lsh(
+            AttentionPreset.FromName(parsed.GetValue(Form) ?? "trax"), causal, length, parsed.GetValue(Chunk), parsed.GetValue(Rounds));
     }
 
     private static int RunStep(ParseResult parsed)

@@ -3,35 +3,31 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli.Report;
 
-/// <summary>One causal attention on random numbers, dense (0 rounds) or LSH in the form trax.</summary>
+/// <summary>One attention on random numbers. Backward takes the buckets that forward found, as a training step that stores them does.</summary>
 internal sealed class AttentionRun : IDisposable
 {
     private readonly List<Tensor> _tensors = [];
     private readonly Workspace _workspace;
     private readonly Attention _op;
 
-    public AttentionRun(ReformerContext context, int rounds, int length, int batch, int heads, int headSize, int chunk)
+    public AttentionRun(ReformerContext context, AttentionOptions options, long length, long batch, long heads, long headSize, ulong seed)
     {
-        bool dense = rounds == 0;
-        long padded = (length + (long)chunk - 1) / chunk * chunk;
-        AttentionPreset trax = AttentionPreset.Trax;
-        AttentionOptions options = dense
-            ? AttentionOptions.Full(causal: true)
-            : AttentionOptions.Lsh(trax, causal: true, chunk, rounds, BucketFactors.Automatic(trax.Buckets, padded, chunk, padded));
+        bool lsh = options.Kind == AttentionKind.Lsh;
         var shape = new TensorShape(batch, length, heads, headSize);
         _workspace = new Workspace(context);
         _op = new Attention
         {
             Options = options,
-            Q = Normal(context, shape),
-            K = dense ? Normal(context, shape) : default,
-            V = Normal(context, shape),
-            Rotations = dense ? default : Normal(context, options.RotationsShape(RotationScope.PerHead, batch, heads, headSize)),
+            Q = Normal(context, shape, seed),
+            K = options.SharedQk ? default : Normal(context, shape, seed),
+            V = Normal(context, shape, seed),
+            Rotations = lsh ? Normal(context, options.RotationsShape(RotationScope.PerHead, batch, heads, headSize), seed) : default,
+            Buckets = lsh ? Empty(context, new TensorShape(batch, heads, options.Rounds, length), DType.Int32) : default,
             Out = Empty(context, shape),
             Lse = Empty(context, new TensorShape(batch, heads, length)),
-            GradOut = Normal(context, shape),
+            GradOut = Normal(context, shape, seed),
             GradQ = Empty(context, shape),
-            GradK = dense ? Empty(context, shape) : default,
+            GradK = options.SharedQk ? default : Empty(context, shape),
             GradV = Empty(context, shape),
         };
         FlopsForward = Flops.AttentionForward(options, length, batch, heads, headSize);
@@ -67,17 +63,24 @@ internal sealed class AttentionRun : IDisposable
         _workspace.Dispose();
     }
 
-    private Tensor Empty(ReformerContext context, TensorShape shape)
+    /// <summary>Options of a named form, with the buckets that its rule chooses for the length.</summary>
+    public static AttentionOptions Lsh(AttentionPreset preset, bool causal, long length, long chunk, int rounds)
     {
-        var tensor = new Tensor(context, shape);
+        long padded = (length + chunk - 1) / chunk * chunk;
+        return AttentionOptions.Lsh(preset, causal, chunk, rounds, BucketFactors.Automatic(preset.Buckets, padded, chunk, padded));
+    }
+
+    private Tensor Empty(ReformerContext context, TensorShape shape, DType type = DType.Float32)
+    {
+        var tensor = new Tensor(context, shape, type);
         _tensors.Add(tensor);
         return tensor;
     }
 
-    private Tensor Normal(ReformerContext context, TensorShape shape)
+    private Tensor Normal(ReformerContext context, TensorShape shape, ulong seed)
     {
         Tensor tensor = Empty(context, shape);
-        Measure.Normal(context, tensor, (ulong)_tensors.Count);
+        Measure.Normal(context, tensor, seed + (ulong)_tensors.Count);
         return tensor;
     }
 }

@@ -77,6 +77,11 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
         };
     }
 
+    /// <summary>Causal attention, dense (0 rounds) or LSH in the form trax.</summary>
+    private static AttentionOptions Options(int rounds, long length) => rounds == 0
+        ? AttentionOptions.Full(causal: true)
+        : AttentionRun.Lsh(AttentionPreset.Trax, causal: true, length, Chunk, rounds);
+
     public static string SeriesName(int rounds) => rounds switch
     {
         0 => "dense",
@@ -96,7 +101,7 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
             {
                 Say($"{SeriesName(rounds)}, {length} tokens, {batch} in a batch");
                 double? sgemm = Measure.Sgemm(context);
-                using var run = new AttentionRun(context, rounds, length, batch, Heads, HeadSize, Chunk);
+                using var run = new AttentionRun(context, Options(rounds, length), length, batch, Heads, HeadSize, seed: 0);
                 (double forward, double both) = run.Time(context, plan.Repeat);
                 points.Add(new TimePoint(SeriesName(rounds), length, batch, forward, both, run.FlopsForward, run.FlopsBackward, sgemm));
                 progress.Keep(Output.Text($"{length,7} tokens   {SeriesName(rounds),-13} forward {forward:F4} s   forward + backward {both:F4} s"));
@@ -204,7 +209,7 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
 
         void AddAttention(int rounds)
         {
-            using var run = new AttentionRun(context, rounds, plan.ShareLength, 1, Heads, HeadSize, Chunk);
+            using var run = new AttentionRun(context, Options(rounds, plan.ShareLength), plan.ShareLength, 1, Heads, HeadSize, seed: 0);
             Add(run.FlopsForward + run.FlopsBackward, () => run.Time(context, plan.Repeat).Both);
         }
 
