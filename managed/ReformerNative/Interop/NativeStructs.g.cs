@@ -309,7 +309,8 @@ internal unsafe struct rfn_block_parameters
 /// LSH, buckets (all, or none of the kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are
 /// They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
 /// The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the forward pass's own values, where
-/// subtraction gives back rounded ones, so that gradients differ from those of an inverted block by rounding. The workspace does not depend on them.
+/// subtraction gives back rounded ones, so that gradients differ from those of an inverted block by rounding. The workspace has the same
+/// size at every level.
 /// 
 /// range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the exact range
 /// (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or 2), [3] its flat index.</summary>

@@ -8,8 +8,8 @@ namespace ReformerNative.Model;
 /// </summary>
 public static class AttentionCost
 {
-    // Time of one multiply-add of each part, relative to one of dense attention, from the shares of the ceiling in docs/performance.md: LSH gathers its
-    // rows and merges its rounds besides.
+    // Time of one multiply-add of each part, relative to one of dense attention, from the shares of the ceiling in docs/performance.md: LSH
+    // gathers its rows and merges its rounds besides.
     private const double TimeOfDense = 1;
     private const double TimeOfLsh = 1.25;
     private const double TimeOfHashing = 1;
