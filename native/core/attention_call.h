@@ -1,6 +1,7 @@
 // One call of attention as both backends see it: sizes, options and row pointers of a range of heads. Filled from rfn_attention, or by the
 // reversible block.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -54,8 +55,14 @@ inline int64_t rotation_columns(const rfn_attention_options& options) {
   return n;
 }
 
-inline float logit_scale(const Attention& a) {
-  return a.options.logit_scale != 0.0f ? a.options.logit_scale : 1.0f / std::sqrt(static_cast<float>(a.head_size));
+inline float logit_scale(const rfn_attention_options& options, int64_t head_size) {
+  return options.logit_scale != 0.0f ? options.logit_scale : 1.0f / std::sqrt(static_cast<float>(head_size));
+}
+inline float logit_scale(const Attention& a) { return logit_scale(a.options, a.head_size); }
+// 1 / norm of a key (RFN_KEY_NORM_*) from the sum of its squares.
+inline float key_scale(float squares, int64_t head_size, int32_t key_norm) {
+  if (key_norm == RFN_KEY_NORM_NONE) return 1.0f;
+  return key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(squares / static_cast<float>(head_size) + 1e-6f) : 1.0f / std::max(std::sqrt(squares), 1e-12f);
 }
 inline bool corrects_duplicates(const Attention& a) { return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT; }
 

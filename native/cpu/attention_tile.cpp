@@ -1,11 +1,10 @@
 #include "cpu/attention_tile.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 #include <type_traits>
 
+#include "core/attention_call.h"
 #include "cpu/simd.h"
 #include "reformer_native.h"
 
@@ -179,9 +178,7 @@ void key_scales(const float* keys, int64_t stride, int64_t first, int64_t last, 
       const VecF32 x = load(keys + i * stride);
       squares = hn::MulAdd(x, x, squares);
     });
-    const float total = sum(f, squares);
-    scales[i] = key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(total / static_cast<float>(head_size) + 1e-6f)
-                                             : 1.0f / std::max(std::sqrt(total), 1e-12f);
+    scales[i] = key_scale(sum(f, squares), head_size, key_norm);
   }
 }
 

@@ -214,7 +214,7 @@ struct Decoder {
       RowAttention a{};
       a.head_size = s.head_size;
       a.query = query() + example * query_stride() + head * s.head_size;
-      a.scale = op.attention.logit_scale != 0.0f ? op.attention.logit_scale : 1.0f / std::sqrt(static_cast<float>(s.head_size));
+      a.scale = logit_scale(op.attention, s.head_size);
       a.keys = f32(op.keys) + offset;
       a.values = f32(op.values) + offset;
       a.stride = s.projected;

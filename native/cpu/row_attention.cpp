@@ -1,9 +1,9 @@
 #include "cpu/row_attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
+#include "core/attention_call.h"
 #include "cpu/simd.h"
 #include "reformer_native.h"
 
@@ -37,11 +37,7 @@ HWY_INLINE float score(const RowAttention& a, const float* key) {
     product = hn::MulAdd(load(a.query), k, product);
     squares = hn::MulAdd(k, k, squares);
   });
-  const float dot = sum(f, product);
-  if (a.key_norm == RFN_KEY_NORM_NONE) return dot;
-  const float length = sum(f, squares);
-  return dot * (a.key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(length / static_cast<float>(a.head_size) + 1e-6f)
-                                               : 1.0f / std::max(std::sqrt(length), 1e-12f));
+  return sum(f, product) * key_scale(sum(f, squares), a.head_size, a.key_norm);
 }
 
 // `vectors` vectors of the output from d on.
