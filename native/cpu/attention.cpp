@@ -98,6 +98,12 @@ TileMask tile_mask(const Attention& a) {
   return m;
 }
 
+// Within a chunk any order of slots will do when nothing but the chunk decides what a query sees. Ascending positions then turn a causal mask into a
+// staircase, and what lies behind it is never computed.
+bool orders_chunks(const Attention& a) {
+  return a.lsh() && a.options.causal != 0 && a.options.window == RFN_WINDOW_SLOTS && a.options.dropout == 0.0f;  // dropout counts by slots
+}
+
 // Blocks of keys to hold: those of one window, if they are not too many.
 int64_t packed_blocks(const Attention& a) {
   if (a.options.kind == RFN_ATTENTION_FULL) return kPackedBlocks;
@@ -233,7 +239,7 @@ class Walker {
   bool load_chunk_queries(int64_t chunk, int64_t first) {
     const int64_t window = c.length * (1 + c.before + c.after), padded = a.padded();
     queries.count = 0;
-    last_position = -1;
+    any_query = false;
     for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
       const int64_t slot = chunk * c.length + x;
       const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
@@ -246,7 +252,7 @@ class Walker {
 
   bool load_full_queries(int64_t first, int64_t last) {
     queries.count = 0;
-    last_position = -1;
+    any_query = false;
     for (int64_t position = first; position < last; ++position) {
       add_query(position, position, 0, real(a, p, position), (p.global * a.length + position) * a.length);
     }
@@ -259,7 +265,7 @@ class Walker {
     queries.slot[i] = static_cast<int32_t>(slot);
     queries.bucket[i] = bucket;
     dropout_row[i] = element;
-    if (there) last_position = std::max(last_position, static_cast<int32_t>(position));
+    any_query |= there;
   }
 
   // Lanes behind the last query of a partial tile are absent ones.
@@ -269,7 +275,7 @@ class Walker {
       queries.slot[i] = 0;
       queries.bucket[i] = 0;
     }
-    return last_position >= 0;
+    return any_query;
   }
 
   // ---- keys ----
@@ -341,8 +347,7 @@ class Walker {
       kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride, t, packed[i]);
     }
     KeyBlock& block = packed[i];
-    // Blocks that no query of the tile may see are left out.
-    if (block.count == 0 || (mask.causal && *std::min_element(block.position, block.position + block.count) > last_position)) return;
+    if (block.count == 0) return;
     if (blocks == kTileBlocks || key_count + block.count > kTileKeys) run(step);
     keys[blocks++] = {&block, key_count, first_column};
     key_count += block.count;
@@ -509,7 +514,7 @@ class Walker {
   int32_t* const duplicate_terms;
 
   TileQueries queries;
-  int32_t last_position = -1;         // largest query position of the tile
+  bool any_query = false;
   int64_t dropout_row[kTileQueries];  // element index of (query, column 0)
 
   RowsAhead ahead;
@@ -694,7 +699,8 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
       s.duplicate_terms_per_thread = 2 * rounds * (kTileQueries + kTileKeys);
       s.duplicate_terms = arena.take<int32_t>(threads * s.duplicate_terms_per_thread);
     }
-    s.counts_per_thread = round_up(sort_counts(bucket_product(a.options) + 1, a.length), 64);
+    s.counts_per_thread = round_up(
+        std::max(sort_counts(bucket_product(a.options) + 1, a.length), orders_chunks(a) ? chunk_order_counts(a.padded(), a.options.chunk_length) : 0), 64);
     s.counts = arena.take<int32_t>(threads * s.counts_per_thread);
   }
   if (a.options.key_norm != RFN_KEY_NORM_NONE) s.key_scale = arena.take<float>(pairs * a.length);
@@ -739,7 +745,9 @@ void attention_hash(int32_t threads, const Attention& a, const AttentionScratch&
   });
 }
 
-void attention_sort(int32_t threads, const Attention& a, const AttentionScratch& s) {
+namespace {
+
+void sort_by_bucket(int32_t threads, const Attention& a, const AttentionScratch& s) {
   const int64_t rounds = a.rounds(), padded = a.padded(), buckets = bucket_product(a.options) + 1;
   parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
     const Pair p = pair_of(a, s, item / rounds);
@@ -748,16 +756,25 @@ void attention_sort(int32_t threads, const Attention& a, const AttentionScratch&
     counting_sort(p.buckets + round * a.length, a.length, buckets, sorted, s.counts + thread * s.counts_per_thread);
     for (int64_t slot = a.length; slot < padded; ++slot) sorted[slot] = static_cast<int32_t>(slot);
   });
-  attention_index_slots(threads, a, s);
 }
 
-void attention_index_slots(int32_t threads, const Attention& a, const AttentionScratch& s) {
-  if (s.slot_of == nullptr) return;
+}  // namespace
+
+void attention_sort(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  sort_by_bucket(threads, a, s);
+  attention_arrange_slots(threads, a, s);
+}
+
+void attention_arrange_slots(int32_t threads, const Attention& a, const AttentionScratch& s) {
+  const bool order = orders_chunks(a);
+  if (!order && s.slot_of == nullptr) return;
   const int64_t rounds = a.rounds(), padded = a.padded();
-  parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t) {
+  parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
+    int32_t* const sorted = s.sorted + item * padded;
+    if (order) order_chunks(sorted, padded, a.options.chunk_length, s.counts + thread * s.counts_per_thread);
+    if (s.slot_of == nullptr) return;
     for (int64_t slot = 0; slot < padded; ++slot) {
-      const int32_t position = s.sorted[item * padded + slot];
-      if (position < a.length) s.slot_of[item * a.length + position] = static_cast<int32_t>(slot);
+      if (sorted[slot] < a.length) s.slot_of[item * a.length + sorted[slot]] = static_cast<int32_t>(slot);
     }
   });
 }
@@ -860,7 +877,7 @@ rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace
 rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   RFN_TRY(check_indices(op.buckets, bucket_product(op.options) + 1, "lsh_sort: buckets"));
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
-    attention_sort(stream.context->threads, a, s);
+    sort_by_bucket(stream.context->threads, a, s);
     copy_sorted(a, s, i32(op.sorted), false);
   });
   return RFN_OK;
@@ -871,7 +888,7 @@ rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspa
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
     copy_sorted(a, s, i32(op.sorted), true);
-    attention_index_slots(threads, a, s);
+    attention_arrange_slots(threads, a, s);
     for (int64_t r = 0; r < a.rounds(); ++r) attention_forward_rounds(threads, round_view(a, op, r), s, r, r + 1);
   });
   return RFN_OK;
@@ -882,7 +899,7 @@ rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
     copy_sorted(a, s, i32(op.sorted), true);
-    attention_index_slots(threads, a, s);
+    attention_arrange_slots(threads, a, s);
     for (int64_t r = 0; r < a.rounds(); ++r) attention_backward_rounds(threads, round_view(a, op, r), s, r, r + 1, r == 0);
   });
   return RFN_OK;

@@ -18,7 +18,7 @@ struct AttentionScratch {
   float* maximum = nullptr;    // forward [pairs, T]
   float* sum = nullptr;        // forward [pairs, T]
   float* delta = nullptr;      // backward [pairs, T]
-  int32_t* counts = nullptr;   // [threads, ...] of the counting sort
+  int32_t* counts = nullptr;   // [threads, ...] of the sorts
   int64_t counts_per_thread = 0;
   int32_t* duplicate_terms = nullptr;  // [threads, ...]
   int64_t duplicate_terms_per_thread = 0;
@@ -30,10 +30,10 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
 
 // buckets: a.buckets when given, else the scratch's.
 void attention_hash(int32_t threads, const Attention& a, const AttentionScratch& scratch);
-// sorted (and slot_of) from buckets.
+// sorted (and slot_of) from buckets, arranged.
 void attention_sort(int32_t threads, const Attention& a, const AttentionScratch& scratch);
-// Inverse of `sorted`, where the permutation itself was given.
-void attention_index_slots(int32_t threads, const Attention& a, const AttentionScratch& scratch);
+// Makes of a permutation that was sorted by bucket the one that is walked, and its inverse.
+void attention_arrange_slots(int32_t threads, const Attention& a, const AttentionScratch& scratch);
 // out and lse over rounds [first, last).
 void attention_forward_rounds(int32_t threads, const Attention& a, const AttentionScratch& scratch, int64_t first, int64_t last);
 // grad_q, grad_k, grad_v over rounds [first, last); overwritten when `overwrite`, else added to.
@@ -42,6 +42,10 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
 // Stable sort of positions [0, length) by bucket: sorted[slot] = position. counts has sort_counts(buckets, length) entries.
 int64_t sort_counts(int64_t bucket_count, int64_t length);
 void counting_sort(const int32_t* buckets, int64_t length, int64_t bucket_count, int32_t* sorted, int32_t* counts);
+
+// Sorts the positions of each chunk of a permutation of [0, padded), in O(padded). counts has chunk_order_counts(padded, chunk_length) entries.
+int64_t chunk_order_counts(int64_t padded, int64_t chunk_length);
+void order_chunks(int32_t* sorted, int64_t padded, int64_t chunk_length, int32_t* counts);
 
 // RFN_OK when every element of an I32 tensor is in [0, limit); else a message that names `what`. Contents that come from the caller become indices.
 rfn_status check_indices(const rfn_tensor& tensor, int64_t limit, const char* what);

@@ -28,11 +28,14 @@ HWY_INLINE int64_t lanes() { return static_cast<int64_t>(hn::Lanes(F32())); }
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-// Accumulator block of the product kernel: rows x vectors that fit the register file (32 registers with AVX-512, 16 elsewhere).
+// Accumulator blocks of the product kernel, in vectors: as wide as kVectors, and as many rows as the register file holds (32 registers with AVX-512,
+// 16 elsewhere).
 #if HWY_TARGET == HWY_AVX3
-constexpr int kRows = 6, kVectors = 4;
+constexpr int kVectors = 4;
+constexpr int block_rows(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
 #else
-constexpr int kRows = 6, kVectors = 2;
+constexpr int kVectors = 2;
+constexpr int block_rows(int vectors) { return vectors == 2 ? 6 : 12; }
 #endif
 
 // C[rows, vectors] (+)= A B for one accumulator block; A(i, k) = a[i * row_step + k * column_step].
@@ -60,25 +63,26 @@ HWY_INLINE void product_block(int64_t depth, const float* HWY_RESTRICT a, int64_
 // Rows fetched ahead after each accumulator block.
 constexpr int64_t kRowsAhead = 5;
 
+// The last m < rows of them.
+template <int rows, int vectors, bool add>
+HWY_INLINE void product_tail(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb, float* c,
+                             int64_t ldc) {
+  if constexpr (rows > 1) {
+    if (m == rows - 1) return product_block<rows - 1, vectors, add>(depth, a, row_step, column_step, b, ldb, c, ldc);
+    product_tail<rows - 1, vectors, add>(m, depth, a, row_step, column_step, b, ldb, c, ldc);
+  }
+}
+
 template <int vectors, bool add>
 HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb, float* c,
                               int64_t ldc, RowsAhead* ahead) {
+  constexpr int rows = block_rows(vectors);
   int64_t i = 0;
-  for (; i + kRows <= m; i += kRows) {
-    product_block<kRows, vectors, add>(depth, a + i * row_step, row_step, column_step, b, ldb, c + i * ldc, ldc);
+  for (; i + rows <= m; i += rows) {
+    product_block<rows, vectors, add>(depth, a + i * row_step, row_step, column_step, b, ldb, c + i * ldc, ldc);
     if (ahead != nullptr) ahead->fetch(kRowsAhead);
   }
-  const float* const tail = a + i * row_step;
-  float* const tail_c = c + i * ldc;
-  switch (m - i) {
-    case 5: product_block<5, vectors, add>(depth, tail, row_step, column_step, b, ldb, tail_c, ldc); break;
-    case 4: product_block<4, vectors, add>(depth, tail, row_step, column_step, b, ldb, tail_c, ldc); break;
-    case 3: product_block<3, vectors, add>(depth, tail, row_step, column_step, b, ldb, tail_c, ldc); break;
-    case 2: product_block<2, vectors, add>(depth, tail, row_step, column_step, b, ldb, tail_c, ldc); break;
-    case 1: product_block<1, vectors, add>(depth, tail, row_step, column_step, b, ldb, tail_c, ldc); break;
-    default: break;
-  }
-  static_assert(kRows == 6, "the tail cases above");
+  product_tail<rows, vectors, add>(m - i, depth, a + i * row_step, row_step, column_step, b, ldb, c + i * ldc, ldc);
 }
 
 // C[m, n] (+)= A[m, depth] B[depth, n]; n is a multiple of kLanePad, b and c rows are aligned and padded.
@@ -90,12 +94,10 @@ HWY_NOINLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, i
     product_panel<kVectors, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
   }
 #if HWY_TARGET == HWY_AVX3
-  if (j + 2 * lanes() <= n) {
-    product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
-    j += 2 * lanes();
-  }
+  if (j + 3 * lanes() <= n) return product_panel<3, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
+  if (j + 2 * lanes() <= n) return product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
 #endif
-  for (; j < n; j += lanes()) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
+  if (j < n) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
 }
 
 // transposed[j * kTileQueries + i] = rows[i * columns + j], in squares of four that one 128-bit vector per row holds.
@@ -247,45 +249,147 @@ struct LaneQueries {
   }
 };
 
-// Calls body(lane, group) for all lanes, as many vectors at a time as the registers hold beside what is known of one key.
+// ---- what of a tile is computed ----
+
+// Keys [first_key, last_key) x query lanes [first_lane, last_lane) of a tile, multiples of kLanePad.
+struct Rectangle {
+  int64_t first_key, last_key, first_lane, last_lane;
+};
+
+// What the mask leaves of the scores of a tile and a block of keys, by position, bucket and slot alone: a whole block in general, a staircase where
+// positions or buckets of queries and keys ascend.
+class Visible {
+ public:
+  template <class M>
+  HWY_INLINE void find(const TileMask& mask, const TileQueries& queries, const KeyBlock& keys) {
+    uint64_t cuts = 0;  // a bit for each key where a range begins or has ended
+    groups_ = (queries.count + kLanePad - 1) / kLanePad;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const uint64_t seen = seen_by_any<M>(mask, queries, g * kLanePad, keys);
+      first_key_[g] = seen == 0 ? 0 : __builtin_ctzll(seen);
+      last_key_[g] = seen == 0 ? 0 : kBlockKeys - __builtin_clzll(seen);
+      if (seen != 0) cuts |= uint64_t{1} << first_key_[g];
+      if (seen != 0 && last_key_[g] < kBlockKeys) cuts |= uint64_t{1} << last_key_[g];
+    }
+    count_ = 0;
+    while (cuts != 0) {
+      const int64_t key = __builtin_ctzll(cuts);
+      cuts &= cuts - 1;
+      int64_t first = groups_, last = 0;
+      for (int64_t g = 0; g < groups_; ++g) {
+        if (key < first_key_[g] || key >= last_key_[g]) continue;
+        first = std::min(first, g);
+        last = g + 1;
+      }
+      if (last > 0) rectangles_[count_++] = {key, cuts == 0 ? kBlockKeys : __builtin_ctzll(cuts), first * kLanePad, last * kLanePad};
+    }
+  }
+
+  bool none() const { return count_ == 0; }
+
+  // Rectangles in the order of their keys, without a key in two of them. All that is visible lies in one.
+  const Rectangle* begin() const { return rectangles_; }
+  const Rectangle* end() const { return rectangles_ + count_; }
+
+  // body(first query, last query, first key, last key) for all queries of the tile in order: what they see lies in that range of keys, maybe empty, and
+  // that in the rectangles.
+  template <class Body>
+  HWY_INLINE void for_queries(int64_t queries, const Body& body) const {
+    for (int64_t g = 0; g < groups_;) {
+      int64_t end = g + 1;
+      while (end < groups_ && first_key_[end] == first_key_[g] && last_key_[end] == last_key_[g]) ++end;
+      body(g * kLanePad, std::min(queries, end * kLanePad), first_key_[g], last_key_[g]);
+      g = end;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLaneGroups = kTileQueries / kLanePad;
+  static_assert(kBlockKeys == 64, "a bit for each key");
+
+  // A bit for each key that some query of the kLanePad ones from `lane` on may see.
+  template <class M>
+  static HWY_INLINE uint64_t seen_by_any(const TileMask& mask, const TileQueries& queries, int64_t lane, const KeyBlock& keys) {
+    const I32 n;
+    constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+    int32_t last_position = -1, first_bucket = kMost, last_bucket = -kMost, first_slot = kMost, last_slot = -1;
+    for (int64_t i = lane; i < lane + kLanePad; ++i) {
+      if (queries.position[i] < 0) continue;
+      last_position = std::max(last_position, queries.position[i]);
+      first_bucket = std::min(first_bucket, queries.bucket[i]);
+      last_bucket = std::max(last_bucket, queries.bucket[i]);
+      first_slot = std::min(first_slot, queries.slot[i]);
+      last_slot = std::max(last_slot, queries.slot[i]);
+    }
+    if (last_position < 0) return 0;
+    uint64_t seen = 0;
+    for (int64_t j = 0; j < keys.count; j += lanes()) {
+      auto hidden = hn::FirstN(n, 0);
+      if (M::causal) hidden = hn::Gt(hn::Load(n, keys.position + j), hn::Set(n, last_position));
+      if (M::window != Window::kAll) {
+        const VecI32 bucket = hn::Load(n, keys.bucket + j);
+        hidden = hn::Or(hidden, hn::Or(hn::Gt(hn::Set(n, first_bucket), bucket), hn::Gt(bucket, hn::Set(n, last_bucket))));
+      }
+      if (M::window == Window::kStrict) {
+        const VecI32 slot = hn::Load(n, keys.slot + j);
+        hidden = hn::Or(hidden, hn::Or(hn::Gt(slot, hn::Set(n, last_slot - 1)), hn::Gt(hn::Set(n, first_slot - mask.span), slot)));
+      }
+      uint64_t bits = 0;
+      hn::StoreMaskBits(n, hn::Not(hidden), reinterpret_cast<uint8_t*>(&bits));
+      seen |= bits << j;
+    }
+    return keys.count < kBlockKeys ? seen & ((uint64_t{1} << keys.count) - 1) : seen;
+  }
+
+  int64_t groups_, count_;
+  int64_t first_key_[kLaneGroups], last_key_[kLaneGroups];
+  Rectangle rectangles_[2 * kLaneGroups];
+};
+
+// Calls body(lane, group) for the lanes of a rectangle, as many vectors at a time as the registers hold beside what is known of one key.
 template <class Body>
-HWY_INLINE void for_lanes(int64_t used, const Body& body) {
+HWY_INLINE void for_lanes(const Rectangle& part, const Body& body) {
 #if HWY_TARGET == HWY_AVX3
   constexpr int kGroup = 4;
 #else
   constexpr int kGroup = 2;
 #endif
-  int64_t lane = 0;
-  for (; lane + kGroup * lanes() <= used; lane += kGroup * lanes()) body(lane, std::integral_constant<int, kGroup>());
-  for (; lane < used; lane += lanes()) body(lane, std::integral_constant<int, 1>());
+  int64_t lane = part.first_lane;
+  for (; lane + kGroup * lanes() <= part.last_lane; lane += kGroup * lanes()) body(lane, std::integral_constant<int, kGroup>());
+  if (kGroup > 2 && lane + 2 * lanes() <= part.last_lane) {
+    body(lane, std::integral_constant<int, 2>());
+    lane += 2 * lanes();
+  }
+  for (; lane < part.last_lane; lane += lanes()) body(lane, std::integral_constant<int, 1>());
 }
 
-// x = operation(x, y) for rows of scores.
+// x = operation(x, y) for scores.
 template <class Operation>
-HWY_INLINE void combine_rows(float* x, const float* y, int64_t rows, int64_t used, const Operation& operation) {
+HWY_INLINE void combine_scores(float* x, const float* y, const Rectangle& part, const Operation& operation) {
   const F32 f;
-  for (int64_t j = 0; j < rows; ++j) {
-    for (int64_t lane = 0; lane < used; lane += lanes()) {
+  for (int64_t j = part.first_key; j < part.last_key; ++j) {
+    for (int64_t lane = part.first_lane; lane < part.last_lane; lane += lanes()) {
       const int64_t at = j * kTileQueries + lane;
       hn::Store(operation(hn::Load(f, x + at), hn::Load(f, y + at)), f, x + at);
     }
   }
 }
 
-void subtract_rows(float* x, const float* y, int64_t rows, int64_t used) {
-  combine_rows(x, y, rows, used, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Sub(a, b); });
+void subtract_scores(float* x, const float* y, const Rectangle& part) {
+  combine_scores(x, y, part, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Sub(a, b); });
 }
 
-void multiply_rows(float* x, const float* y, int64_t rows, int64_t used) {
-  combine_rows(x, y, rows, used, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Mul(a, b); });
+void multiply_scores(float* x, const float* y, const Rectangle& part) {
+  combine_scores(x, y, part, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Mul(a, b); });
 }
 
 // scores: -inf where the query may not attend; queries.maximum: that of the scores too.
 template <class M>
-HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const KeyBlock& block, int64_t used, float* HWY_RESTRICT scores) {
+HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const KeyBlock& block, const Rectangle& part,
+                            float* HWY_RESTRICT scores) {
   const F32 f;
   const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
-  for_lanes(used, [&](int64_t lane, auto group) HWY_ATTR {
+  for_lanes(part, [&](int64_t lane, auto group) HWY_ATTR {
     constexpr int n = decltype(group)::value;
     LaneQueries<M> lane_queries[n];
     VecF32 maximum[n];
@@ -293,7 +397,7 @@ HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const Ke
       lane_queries[i].load(mask, queries, lane + i * lanes());
       maximum[i] = hn::Load(f, queries.maximum + lane + i * lanes());
     }
-    for (int64_t j = 0; j < block.count; ++j) {
+    for (int64_t j = part.first_key; j < part.last_key; ++j) {
       float* const row = scores + j * kTileQueries + lane;
       for (int i = 0; i < n; ++i) {
         const VecF32 score = lane_queries[i].select(block, j, hn::Load(f, row + i * lanes()), forbidden);
@@ -306,16 +410,16 @@ HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const Ke
 }
 
 // scores: exp(score - reference); queries.sum: those added.
-HWY_INLINE void exponentials(TileQueries& queries, const float* reference, int64_t count, int64_t used, float* HWY_RESTRICT scores) {
+HWY_INLINE void exponentials(TileQueries& queries, const float* reference, const Rectangle& part, float* HWY_RESTRICT scores) {
   const F32 f;
-  for_lanes(used, [&](int64_t lane, auto group) HWY_ATTR {
+  for_lanes(part, [&](int64_t lane, auto group) HWY_ATTR {
     constexpr int n = decltype(group)::value;
     VecF32 from[n], total[n];
     for (int i = 0; i < n; ++i) {
       from[i] = hn::Load(f, reference + lane + i * lanes());
       total[i] = hn::Load(f, queries.sum + lane + i * lanes());
     }
-    for (int64_t j = 0; j < count; ++j) {
+    for (int64_t j = part.first_key; j < part.last_key; ++j) {
       float* const row = scores + j * kTileQueries + lane;
       for (int i = 0; i < n; ++i) {
         const VecF32 p = exp_of_negative(hn::Sub(hn::Load(f, row + i * lanes()), from[i]));
@@ -333,22 +437,50 @@ HWY_INLINE VecF32 finite_reference(VecF32 maximum) {
   return hn::IfThenElse(hn::Eq(maximum, hn::Set(f, kNegativeInfinity)), hn::Zero(f), maximum);
 }
 
+// C (+)= A B for a part of the scores: rows of `keys`, times columns of the transposed queries.
+HWY_INLINE void score_product(const float* keys, const float* transposed, const Rectangle& part, const TileBuffers& t, float* scores) {
+  product<false>(part.last_key - part.first_key, part.last_lane - part.first_lane, t.head_size, keys + part.first_key * t.wide, t.wide, 1,
+                 transposed + part.first_lane, kTileQueries, scores + part.first_key * kTileQueries + part.first_lane, kTileQueries, t.ahead);
+}
+
+// rows [queries, wide] = or += sum over the keys that each sees of scores [keys, lanes] times key_rows [keys, wide].
+HWY_INLINE void query_product(bool set, const Visible& visible, int64_t queries, const float* scores, const float* key_rows, const TileBuffers& t,
+                              float* rows) {
+  visible.for_queries(queries, [&](int64_t first, int64_t last, int64_t first_key, int64_t last_key) HWY_ATTR {
+    const auto run = [&](auto kernel) HWY_ATTR {
+      kernel(last - first, t.wide, last_key - first_key, scores + first_key * kTileQueries + first, int64_t{1}, kTileQueries,
+             key_rows + first_key * t.wide, t.wide, rows + first * t.wide, t.wide, t.ahead);
+    };
+    if (set) {
+      run(product<false>);  // no keys: zeros
+    } else if (first_key < last_key) {
+      run(product<true>);
+    }
+  });
+}
+
 void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
   const F32 f;
   const int64_t used = used_lanes(queries);
   HWY_ALIGN float before[kTileQueries], reference[kTileQueries], rescale[kTileQueries];
+  Visible visible[kTileBlocks];
   if (first) {
     std::fill_n(queries.maximum, used, kNegativeInfinity);
     std::fill_n(queries.sum, used, 0.0f);
   }
   std::copy_n(queries.maximum, used, before);
-  for (int64_t b = 0; b < blocks; ++b) {
-    const KeyBlock& block = *keys[b].block;
-    float* const scores = t.scores + keys[b].row * kTileQueries;
-    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, scores, kTileQueries, t.ahead);
-    if (t.log_count != nullptr) subtract_rows(scores, t.log_count + keys[b].row * kTileQueries, block.count, used);
-    for_mask(mask, [&](auto m) HWY_ATTR { mask_scores<decltype(m)>(mask, queries, block, used, scores); });
-  }
+  for_mask(mask, [&](auto m) HWY_ATTR {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const KeyBlock& block = *keys[b].block;
+      float* const scores = t.scores + keys[b].row * kTileQueries;
+      visible[b].template find<decltype(m)>(mask, queries, block);
+      for (const Rectangle& part : visible[b]) {
+        score_product(block.k, t.q_transposed, part, t, scores);
+        if (t.log_count != nullptr) subtract_scores(scores, t.log_count + keys[b].row * kTileQueries, part);
+        mask_scores<decltype(m)>(mask, queries, block, part, scores);
+      }
+    }
+  });
   for (int64_t lane = 0; lane < used; lane += lanes()) {
     const VecF32 now = finite_reference(hn::Load(f, queries.maximum + lane));
     const VecF32 shrink = exp_of_negative(hn::Sub(hn::Load(f, before + lane), now));
@@ -362,18 +494,12 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
     for (int64_t d = 0; d < t.wide; d += lanes()) hn::Store(hn::Mul(hn::Load(f, t.out + i * t.wide + d), factor), f, t.out + i * t.wide + d);
   }
   for (int64_t b = 0; b < blocks; ++b) {
-    const KeyBlock& block = *keys[b].block;
     float* const scores = t.scores + keys[b].row * kTileQueries;
-    exponentials(queries, reference, block.count, used, scores);
-    if (t.dropout != nullptr) multiply_rows(scores, t.dropout + keys[b].row * kTileQueries, block.count, used);
-    const auto add = [&](auto kernel) HWY_ATTR {
-      kernel(queries.count, t.wide, block.count, scores, int64_t{1}, kTileQueries, block.v, t.wide, t.out, t.wide, t.ahead);
-    };
-    if (first && b == 0) {
-      add(product<false>);
-    } else {
-      add(product<true>);
+    for (const Rectangle& part : visible[b]) {
+      exponentials(queries, reference, part, scores);
+      if (t.dropout != nullptr) multiply_scores(scores, t.dropout + keys[b].row * kTileQueries, part);
     }
+    query_product(first && b == 0, visible[b], queries.count, scores, keys[b].block->v, t, t.out);
   }
 }
 
@@ -420,11 +546,11 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
 
 // scores: the probabilities P (times dropout); grad_scores: dS = P (dP - delta), of dP = dO . v (times dropout).
 template <class M>
-HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const KeyBlock& block, int64_t used,
+HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const KeyBlock& block, const Rectangle& part,
                                  const float* HWY_RESTRICT dropout, float* HWY_RESTRICT scores, float* HWY_RESTRICT grad_scores) {
   const F32 f;
   const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
-  for_lanes(used, [&](int64_t lane, auto group) HWY_ATTR {
+  for_lanes(part, [&](int64_t lane, auto group) HWY_ATTR {
     constexpr int n = decltype(group)::value;
     LaneQueries<M> lane_queries[n];
     VecF32 reference[n], delta[n];
@@ -433,7 +559,7 @@ HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& querie
       reference[i] = finite_reference(hn::Load(f, queries.maximum + lane + i * lanes()));
       delta[i] = hn::Load(f, queries.delta + lane + i * lanes());
     }
-    for (int64_t j = 0; j < block.count; ++j) {
+    for (int64_t j = part.first_key; j < part.last_key; ++j) {
       for (int i = 0; i < n; ++i) {
         const int64_t at = j * kTileQueries + lane + i * lanes();
         const VecF32 score = hn::Sub(hn::Load(f, scores + at), reference[i]);
@@ -448,36 +574,40 @@ HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& querie
   });
 }
 
+// gradient [keys, wide] += scores [keys, lanes] times the queries' rows [lanes, wide].
+HWY_INLINE void key_product(const Rectangle& part, int64_t queries, const float* scores, const float* query_rows, const TileBuffers& t,
+                            float* gradient) {
+  product<true>(part.last_key - part.first_key, t.wide, std::min(queries, part.last_lane) - part.first_lane,
+                scores + part.first_key * kTileQueries + part.first_lane, kTileQueries, 1, query_rows + part.first_lane * t.wide, t.wide,
+                gradient + part.first_key * t.wide, t.wide, t.ahead);
+}
+
 void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
-  const int64_t used = used_lanes(queries);
+  Visible visible;
   for (int64_t b = 0; b < blocks; ++b) {
     KeyBlock& block = *keys[b].block;
     const int64_t at = keys[b].row * kTileQueries;
     float *const scores = t.scores + at, *const grad_scores = t.grad_scores + at;
-    product<false>(block.count, used, t.head_size, block.k, t.wide, 1, t.q_transposed, kTileQueries, scores, kTileQueries, t.ahead);
-    product<false>(block.count, used, t.head_size, block.v, t.wide, 1, t.grad_out_transposed, kTileQueries, grad_scores, kTileQueries, t.ahead);
-    if (t.log_count != nullptr) subtract_rows(scores, t.log_count + at, block.count, used);
     for_mask(mask, [&](auto m) HWY_ATTR {
-      softmax_backward<decltype(m)>(mask, queries, block, used, t.dropout == nullptr ? nullptr : t.dropout + at, scores, grad_scores);
+      visible.template find<decltype(m)>(mask, queries, block);
+      for (const Rectangle& part : visible) {
+        score_product(block.k, t.q_transposed, part, t, scores);
+        score_product(block.v, t.grad_out_transposed, part, t, grad_scores);
+        if (t.log_count != nullptr) subtract_scores(scores, t.log_count + at, part);
+        softmax_backward<decltype(m)>(mask, queries, block, part, t.dropout == nullptr ? nullptr : t.dropout + at, scores, grad_scores);
+      }
     });
-    const auto key_products = [&](auto kernel) HWY_ATTR {
-      kernel(block.count, t.wide, queries.count, scores, kTileQueries, int64_t{1}, t.grad_out, t.wide, block.grad_v, t.wide, t.ahead);
-      kernel(block.count, t.wide, queries.count, grad_scores, kTileQueries, int64_t{1}, t.q, t.wide, block.grad_k, t.wide, t.ahead);
-    };
-    if (block.has_gradient) {
-      key_products(product<true>);
-    } else {
-      key_products(product<false>);
+    if (!block.has_gradient && !visible.none()) {
+      // Keys outside of all rectangles keep these zeros.
+      std::fill_n(block.grad_k, block.count * t.wide, 0.0f);
+      std::fill_n(block.grad_v, block.count * t.wide, 0.0f);
+      block.has_gradient = true;
     }
-    block.has_gradient = true;
-    const auto query_product = [&](auto kernel) HWY_ATTR {
-      kernel(queries.count, t.wide, block.count, grad_scores, int64_t{1}, kTileQueries, block.k, t.wide, t.grad_q, t.wide, t.ahead);
-    };
-    if (first && b == 0) {
-      query_product(product<false>);
-    } else {
-      query_product(product<true>);
+    for (const Rectangle& part : visible) {
+      key_product(part, queries.count, scores, t.grad_out, t, block.grad_v);
+      key_product(part, queries.count, grad_scores, t.q, t, block.grad_k);
     }
+    query_product(first && b == 0, visible, queries.count, grad_scores, block.k, t, t.grad_q);
   }
 }
 

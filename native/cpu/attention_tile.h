@@ -34,9 +34,9 @@ struct TileQueries {
 // Keys that are there, of one chunk, packed once and used by all tiles whose windows hold them.
 struct KeyBlock {
   int64_t count = 0;
-  int32_t position[kBlockKeys];
-  int32_t slot[kBlockKeys];
-  int32_t bucket[kBlockKeys];
+  alignas(64) int32_t position[kBlockKeys];
+  alignas(64) int32_t slot[kBlockKeys];
+  alignas(64) int32_t bucket[kBlockKeys];
   float scale[kBlockKeys];  // 1 / norm
   float* k = nullptr;       // [kBlockKeys, wide], normalised
   float* v = nullptr;       // [kBlockKeys, wide]
