@@ -639,22 +639,48 @@ void backward_full(int32_t threads, const Attention& a, const AttentionScratch& 
   }
 }
 
-void forward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t round, bool fresh, bool last) {
+// Calls body(first pair, pairs) for all (example, head) pairs, a few at a time that then go through all rounds, so that their rows stay in a cache from
+// round to round: as many as give every thread something to do.
+template <class Body>
+void for_pair_groups(const Attention& a, int64_t group, const Body& body) {
+  for (int64_t pair = 0; pair < a.pairs(); pair += group) body(pair, std::min(group, a.pairs() - pair));
+}
+
+// Work items of one pair and round, about kItemRows queries each.
+int64_t forward_chunks_per_item(const Chunks& c) { return std::max<int64_t>(1, kItemRows / c.length); }
+
+void forward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_pair, int64_t pairs, int64_t round, bool fresh,
+                   bool last) {
   const Chunks c = chunks_of(a);
-  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item);
-  parallel_for(threads, a.pairs() * items, [&](int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, item / items), round);
+  const int64_t per_item = forward_chunks_per_item(c), items = div_up(c.per_round, per_item);
+  parallel_for(threads, pairs * items, [&](int64_t item, int32_t thread) {
+    Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, first_pair + item / items), round);
     const int64_t first = item % items * per_item;
     for (int64_t chunk = first; chunk < std::min(c.per_round, first + per_item); ++chunk) w.forward_chunk(chunk, fresh, last);
   });
 }
 
-void backward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t round) {
+void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
   const Chunks c = chunks_of(a);
-  const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}});
-  const int64_t items = std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
+  const int64_t items = div_up(c.per_round, forward_chunks_per_item(c));
+  for_pair_groups(a, div_up(4 * threads, items), [&](int64_t pair, int64_t pairs) {
+    for (int64_t round = first_round; round < last_round; ++round) {
+      forward_round(threads, a, s, pair, pairs, round, round == first_round, round == last_round - 1);
+    }
+  });
+}
+
+int64_t backward_items(const Chunks& c, int64_t per_item) {
+  return std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
+}
+
+int64_t backward_chunks_per_item(const Chunks& c) { return std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}); }
+
+void backward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_pair, int64_t pairs, int64_t round) {
+  const Chunks c = chunks_of(a);
+  const int64_t per_item = backward_chunks_per_item(c), items = backward_items(c, per_item);
   const auto run = [&](int64_t pair, int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, pair), round);
+    Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, first_pair + pair), round);
     const int64_t first = item * per_item, last = item == items - 1 ? c.per_round : first + per_item;
     for (int64_t chunk = first; chunk < last; ++chunk) w.backward_chunk(chunk);
     w.give_up_keys();
@@ -662,10 +688,18 @@ void backward_round(int32_t threads, const Attention& a, const AttentionScratch&
   const int64_t inner = std::max<int64_t>(0, items - 2);  // items 1 .. items - 2 never wrap
   for (const int64_t odd : {1, 0}) {
     const int64_t count = odd != 0 ? div_up(inner, 2) : inner / 2;
-    parallel_for(threads, a.pairs() * count, [&](int64_t i, int32_t thread) { run(i / count, 2 * (i % count) + (odd != 0 ? 1 : 2), thread); });
+    parallel_for(threads, pairs * count, [&](int64_t i, int32_t thread) { run(i / count, 2 * (i % count) + (odd != 0 ? 1 : 2), thread); });
   }
-  parallel_for(threads, a.pairs(), [&](int64_t pair, int32_t thread) { run(pair, 0, thread); });
-  if (items > 1) parallel_for(threads, a.pairs(), [&](int64_t pair, int32_t thread) { run(pair, items - 1, thread); });
+  parallel_for(threads, pairs, [&](int64_t pair, int32_t thread) { run(pair, 0, thread); });
+  if (items > 1) parallel_for(threads, pairs, [&](int64_t pair, int32_t thread) { run(pair, items - 1, thread); });
+}
+
+void backward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
+  const Chunks c = chunks_of(a);
+  const int64_t items = backward_items(c, backward_chunks_per_item(c));
+  for_pair_groups(a, std::max<int64_t>(threads, div_up(8 * threads, items)), [&](int64_t pair, int64_t pairs) {
+    for (int64_t round = first_round; round < last_round; ++round) backward_round(threads, a, s, pair, pairs, round);
+  });
 }
 
 }  // namespace
@@ -784,7 +818,7 @@ void attention_forward_rounds(int32_t threads, const Attention& a, const Attenti
   if (a.options.kind == RFN_ATTENTION_FULL) {
     forward_full(threads, a, s);
   } else {
-    for (int64_t round = first; round < last; ++round) forward_round(threads, a, s, round, round == first, round == last - 1);
+    forward_chunked(threads, a, s, first, last);
   }
   finish_forward(threads, a, s);
 }
@@ -794,9 +828,9 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
   start_backward(threads, a, s, overwrite);
   if (a.options.kind == RFN_ATTENTION_FULL) {
     backward_full(threads, a, s);
-    return;
+  } else {
+    backward_chunked(threads, a, s, first, last);
   }
-  for (int64_t round = first; round < last; ++round) backward_round(threads, a, s, round);
 }
 
 // ---- the op ----------------------------------------------------------------------------------------------------------------------------------
