@@ -175,11 +175,9 @@ class Walker {
     for (int64_t first = 0; first < c.length; first += kTileQueries) {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_forward();
-      if (fresh) {
-        look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}});
-      } else {
-        look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}, {a.out, a.out_stride}});
-      }
+      ahead.count = ahead.next = 0;
+      if (!fresh) look_ahead(chunk, first, {{a.out, a.out_stride}});
+      look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}});
       for_chunk_keys(chunk, [&] { forward_step(); });
       end_forward(fresh, last);
     }
@@ -189,6 +187,7 @@ class Walker {
     for (int64_t first = 0; first < c.length; first += kTileQueries) {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_backward();
+      ahead.count = ahead.next = 0;
       look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}, {a.grad_out, a.grad_out_stride}, {a.grad_q, a.grad_q_stride},
                                     {a.grad_v, a.grad_v_stride}});
       for_chunk_keys(chunk, [&] { backward_step(); });
@@ -379,7 +378,6 @@ class Walker {
 
   // The rows of these arrays that the tile of a later chunk will gather.
   void look_ahead(int64_t chunk, int64_t first, std::initializer_list<Rows> arrays) {
-    ahead.count = ahead.next = 0;
     if (!a.lsh() || chunk >= c.per_round) return;
     const int32_t* const sorted = p.sorted + round * a.padded() + chunk * c.length;
     for (const Rows& array : arrays) {
