@@ -637,66 +637,61 @@ void backward_full(int32_t threads, const Attention& a, const AttentionScratch& 
   }
 }
 
-// Calls body(first pair, pairs) for all (example, head) pairs, a few at a time that then go through all rounds, so that their rows stay in a cache from
-// round to round: as many as give every thread something to do.
+// The chunked kinds: phases of (example, head) pairs and rounds, in groups of a few pairs that go through all rounds together, so that their rows stay in
+// a cache from round to round. The phases of one pair follow each other; while the last items of one end there are those of another to take.
 template <class Body>
-void for_pair_groups(const Attention& a, int64_t group, const Body& body) {
-  for (int64_t pair = 0; pair < a.pairs(); pair += group) body(pair, std::min(group, a.pairs() - pair));
-}
-
-// Work items of one pair and round, about kItemRows queries each.
-int64_t forward_chunks_per_item(const Chunks& c) { return std::max<int64_t>(1, kItemRows / c.length); }
-
-void forward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_pair, int64_t pairs, int64_t round, bool fresh,
-                   bool last) {
-  const Chunks c = chunks_of(a);
-  const int64_t per_item = forward_chunks_per_item(c), items = div_up(c.per_round, per_item);
-  parallel_for(threads, pairs * items, [&](int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, first_pair + item / items), round);
-    const int64_t first = item % items * per_item;
-    for (int64_t chunk = first; chunk < std::min(c.per_round, first + per_item); ++chunk) w.forward_chunk(chunk, fresh, last);
-  });
+void for_phases(int64_t pairs, int64_t group, int64_t first_round, int64_t last_round, const Body& body) {
+  for (int64_t first = 0; first < pairs; first += group) {
+    for (int64_t round = first_round; round < last_round; ++round) body(first, std::min(pairs, first + group), round);
+  }
 }
 
 void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
   const Chunks c = chunks_of(a);
-  const int64_t items = div_up(c.per_round, forward_chunks_per_item(c));
-  for_pair_groups(a, div_up(4 * threads, items), [&](int64_t pair, int64_t pairs) {
-    for (int64_t round = first_round; round < last_round; ++round) {
-      forward_round(threads, a, s, pair, pairs, round, round == first_round, round == last_round - 1);
-    }
+  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item), rounds = last_round - first_round;
+  Phases phases(a.pairs() * rounds);
+  parallel_region(threads, [&](int32_t thread) {
+    for_phases(a.pairs(), 1 + div_up(2 * threads, items), first_round, last_round, [&](int64_t first_pair, int64_t last_pair, int64_t round) {
+      for (int64_t pair = first_pair; pair < last_pair; ++pair) {
+        const int64_t phase = pair * rounds + round - first_round;
+        if (round > first_round) phases.wait(phase - 1, items);
+        phases.work(phase, items, [&](int64_t item) {
+          Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, pair), round);
+          for (int64_t chunk = item * per_item; chunk < std::min(c.per_round, (item + 1) * per_item); ++chunk) {
+            w.forward_chunk(chunk, round == first_round, round == last_round - 1);
+          }
+        });
+      }
+    });
   });
-}
-
-int64_t backward_items(const Chunks& c, int64_t per_item) {
-  return std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
-}
-
-int64_t backward_chunks_per_item(const Chunks& c) { return std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}); }
-
-void backward_round(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_pair, int64_t pairs, int64_t round) {
-  const Chunks c = chunks_of(a);
-  const int64_t per_item = backward_chunks_per_item(c), items = backward_items(c, per_item);
-  const auto run = [&](int64_t pair, int64_t item, int32_t thread) {
-    Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, first_pair + pair), round);
-    const int64_t first = item * per_item, last = item == items - 1 ? c.per_round : first + per_item;
-    for (int64_t chunk = first; chunk < last; ++chunk) w.backward_chunk(chunk);
-    w.give_up_keys();
-  };
-  const int64_t inner = std::max<int64_t>(0, items - 2);  // items 1 .. items - 2 never wrap
-  for (const int64_t odd : {1, 0}) {
-    const int64_t count = odd != 0 ? div_up(inner, 2) : inner / 2;
-    parallel_for(threads, pairs * count, [&](int64_t i, int32_t thread) { run(i / count, 2 * (i % count) + (odd != 0 ? 1 : 2), thread); });
-  }
-  parallel_for(threads, pairs, [&](int64_t pair, int32_t thread) { run(pair, 0, thread); });
-  if (items > 1) parallel_for(threads, pairs, [&](int64_t pair, int32_t thread) { run(pair, items - 1, thread); });
 }
 
 void backward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
   const Chunks c = chunks_of(a);
-  const int64_t items = backward_items(c, backward_chunks_per_item(c));
-  for_pair_groups(a, std::max<int64_t>(threads, div_up(8 * threads, items)), [&](int64_t pair, int64_t pairs) {
-    for (int64_t round = first_round; round < last_round; ++round) backward_round(threads, a, s, pair, pairs, round);
+  const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}), rounds = last_round - first_round;
+  const int64_t items = std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
+  const int64_t inner = std::max<int64_t>(0, items - 2);               // items 1 .. items - 2 never wrap
+  // Odd inner items, even ones, the first, the last.
+  constexpr int64_t kParts = 4;
+  const int64_t part_items[kParts] = {div_up(inner, 2), inner / 2, 1, items > 1 ? 1 : 0};
+  const auto item_of = [&](int64_t part, int64_t i) { return part == 0 ? 2 * i + 1 : part == 1 ? 2 * i + 2 : part == 2 ? 0 : items - 1; };
+  Phases phases(a.pairs() * rounds * kParts);
+  parallel_region(threads, [&](int32_t thread) {
+    for_phases(a.pairs(), std::max<int64_t>(threads, 1 + div_up(2 * threads, items)), first_round, last_round,
+               [&](int64_t first_pair, int64_t last_pair, int64_t round) {
+      for (int64_t part = 0; part < kParts; ++part) {
+        for (int64_t pair = first_pair; pair < last_pair; ++pair) {
+          const int64_t phase = (pair * rounds + round - first_round) * kParts + part;
+          if (round > first_round || part > 0) phases.wait(phase - 1, part_items[(part + kParts - 1) % kParts]);
+          phases.work(phase, part_items[part], [&](int64_t i) {
+            const int64_t item = item_of(part, i);
+            Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, pair), round);
+            for (int64_t chunk = item * per_item; chunk < (item == items - 1 ? c.per_round : (item + 1) * per_item); ++chunk) w.backward_chunk(chunk);
+            w.give_up_keys();
+          });
+        }
+      }
+    });
   });
 }
 

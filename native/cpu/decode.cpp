@@ -290,20 +290,23 @@ struct Decoder {
   }
 
   void run(int32_t threads) {
-    Phases<5> phases;
+    Phases phases(5);
     const rfn_block_parameters& p = op.parameters;
-    const auto nothing = [] {};
+    const auto run = [&](int64_t phase, int64_t items, const auto&... work) {
+      phases.work(phase, items, work...);
+      phases.wait(phase, items);
+    };
     parallel_region(threads, [&](int32_t thread) {
       const ThreadBuffers& t = b.thread[thread];
-      phases.run(0, projection_items(), [&] { normalize(op.stream2, p.attention_norm_weight, p.attention_norm_bias, t.x); },
+      run(0, projection_items(), [&] { normalize(op.stream2, p.attention_norm_weight, p.attention_norm_bias, t.x); },
                  [&](int64_t item) { project(item, t); });
-      phases.run(1, s.heads, nothing, [&](int64_t head) { attend(head, t); });
+      run(1, s.heads, [&](int64_t head) { attend(head, t); });
       if (broken.load(std::memory_order_relaxed)) return;
-      phases.run(2, residual_items(s.projected), nothing,
+      run(2, residual_items(s.projected),
                  [&](int64_t item) { add_product(item, s.projected, b.result, p.output, p.output_bias, op.stream1, b.checks[0], t); });
-      phases.run(3, hidden_items(), [&] { normalize(op.stream1, p.feed_forward_norm_weight, p.feed_forward_norm_bias, t.x); },
+      run(3, hidden_items(), [&] { normalize(op.stream1, p.feed_forward_norm_weight, p.feed_forward_norm_bias, t.x); },
                  [&](int64_t item) { hidden(item, t); });
-      phases.run(4, residual_items(s.hidden), nothing,
+      run(4, residual_items(s.hidden),
                  [&](int64_t item) { add_product(item, s.hidden, b.hidden, p.w2, p.b2, op.stream2, b.checks[1], t); });
     });
     if (broken.load(std::memory_order_relaxed)) return;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <thread>
+#include <vector>
 
 namespace rfn::cpu {
 
@@ -21,21 +22,32 @@ void parallel_for(int32_t threads, int64_t items, const Body& body) {
   for (int64_t item = 0; item < items; ++item) body(item, omp_get_thread_num());
 }
 
-// Phases of one parallel region: a phase's items begin when those of the phase before have ended. Waiting is a short spin, since a region of its own
-// for every phase would cost more than the phases of a single token; a thread that comes late holds nobody up.
-template <int kPhases>
+// Phases of one parallel region: sets of items, some of which begin when others have ended. Every thread goes through the phases in the same order.
+// Waiting is a short spin, since a region of its own for every phase would cost more than a short phase takes; a thread that comes late holds nobody up.
 class Phases {
  public:
-  // Called by every thread of the region for every phase in turn: prepare() once if this thread has any item, then body(item) for its items.
+  explicit Phases(int64_t count) : counters_(static_cast<size_t>(count)) {}
+
+  // Calls body(item) for the items of a phase that no other thread has taken, prepare() before the first.
   template <class Prepare, class Body>
-  void run(int phase, int64_t items, const Prepare& prepare, const Body& body) {
-    Counters& c = counters_[phase];
+  void work(int64_t phase, int64_t items, const Prepare& prepare, const Body& body) {
+    Counters& c = counters_[static_cast<size_t>(phase)];
     int64_t done = 0;
     for (int64_t item; (item = c.next.fetch_add(1, std::memory_order_relaxed)) < items; ++done) {
       if (done == 0) prepare();
       body(item);
     }
     c.done.fetch_add(done, std::memory_order_acq_rel);
+  }
+
+  template <class Body>
+  void work(int64_t phase, int64_t items, const Body& body) {
+    work(phase, items, [] {}, body);
+  }
+
+  // Returns when all items of a phase have ended.
+  void wait(int64_t phase, int64_t items) const {
+    const Counters& c = counters_[static_cast<size_t>(phase)];
     for (int waited = 0; c.done.load(std::memory_order_acquire) < items; ++waited) pause(waited);
   }
 
@@ -52,7 +64,7 @@ class Phases {
   struct alignas(64) Counters {
     std::atomic<int64_t> next{0}, done{0};
   };
-  Counters counters_[kPhases];
+  std::vector<Counters> counters_;
 };
 
 // Calls body(thread) once on each of `threads` threads, fewer if there are not as many.
