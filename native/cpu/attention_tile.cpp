@@ -100,26 +100,41 @@ HWY_NOINLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, i
   if (j < n) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
 }
 
-// transposed[j * kTileQueries + i] = rows[i * columns + j], in squares of four that one 128-bit vector per row holds.
+#if HWY_TARGET != HWY_SCALAR
+// A vector of which block b, of four floats, is from[0 .. 3] of row 4 b.
+template <class D>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const float* from, int64_t columns) {
+  constexpr int64_t kHalf = hn::MaxLanes(D()) / 2;
+  if constexpr (kHalf == 2) {
+    return hn::Load(d, from);
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(d, load_blocks(half, from + kHalf * columns, columns), load_blocks(half, from, columns));
+  }
+}
+#endif
+
+// transposed[j * kTileQueries + i] = rows[i * columns + j], as many squares of four at once as a vector has blocks.
 void transpose(const float* HWY_RESTRICT rows, int64_t count, int64_t columns, float* HWY_RESTRICT transposed) {
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t j = 0; j < columns; ++j) transposed[j * kTileQueries + i] = rows[i * columns + j];
   }
 #else
-  const hn::FixedTag<float, 4> four;
-  for (int64_t i = 0; i < count; i += 4) {
+  const F32 f;
+  const hn::Repartition<double, F32> pairs;
+  for (int64_t i = 0; i < count; i += lanes()) {
     for (int64_t j = 0; j < columns; j += 4) {
       const float* const from = rows + i * columns + j;
       float* const to = transposed + j * kTileQueries + i;
-      const auto row0 = hn::Load(four, from), row1 = hn::Load(four, from + columns);
-      const auto row2 = hn::Load(four, from + 2 * columns), row3 = hn::Load(four, from + 3 * columns);
-      const auto low01 = hn::InterleaveLower(four, row0, row1), low23 = hn::InterleaveLower(four, row2, row3);
-      const auto high01 = hn::InterleaveUpper(four, row0, row1), high23 = hn::InterleaveUpper(four, row2, row3);
-      hn::Store(hn::ConcatLowerLower(four, low23, low01), four, to);
-      hn::Store(hn::ConcatUpperUpper(four, low23, low01), four, to + kTileQueries);
-      hn::Store(hn::ConcatLowerLower(four, high23, high01), four, to + 2 * kTileQueries);
-      hn::Store(hn::ConcatUpperUpper(four, high23, high01), four, to + 3 * kTileQueries);
+      const VecF32 row0 = load_blocks(f, from, columns), row1 = load_blocks(f, from + columns, columns);
+      const VecF32 row2 = load_blocks(f, from + 2 * columns, columns), row3 = load_blocks(f, from + 3 * columns, columns);
+      const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(f, row0, row1)), low23 = hn::BitCast(pairs, hn::InterleaveLower(f, row2, row3));
+      const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(f, row0, row1)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(f, row2, row3));
+      hn::Store(hn::BitCast(f, hn::InterleaveLower(pairs, low01, low23)), f, to);
+      hn::Store(hn::BitCast(f, hn::InterleaveUpper(pairs, low01, low23)), f, to + kTileQueries);
+      hn::Store(hn::BitCast(f, hn::InterleaveLower(pairs, high01, high23)), f, to + 2 * kTileQueries);
+      hn::Store(hn::BitCast(f, hn::InterleaveUpper(pairs, high01, high23)), f, to + 3 * kTileQueries);
     }
   }
 #endif

@@ -111,7 +111,7 @@ struct TileKernels {
   // j < factors[f] / 2, the columns of factors and rounds one after the other. buckets[r * bucket_stride + i].
   void (*hash)(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors, int64_t factor_count,
                int32_t* buckets, int64_t bucket_stride);
-  // transposed[j * kTileQueries + i] = rows[i * columns + j] for `count` rows; columns a multiple of 4, count rounded up to one.
+  // transposed[j * kTileQueries + i] = rows[i * columns + j] for `count` rows; columns a multiple of 4, count one of kLanePad.
   void (*transpose)(const float* rows, int64_t count, int64_t columns, float* transposed);
 };
 
