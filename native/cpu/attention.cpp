@@ -293,14 +293,16 @@ class Walker {
       } else if (other < round * c.per_round || other >= (round + 1) * c.per_round) {
         continue;
       }
-      const int64_t first_slot = other % c.per_round * c.length;
+      const int64_t other_round = other / c.per_round, first_slot = (other - other_round * c.per_round) * c.length;
+      const int32_t* const sorted = a.lsh() ? p.sorted + other_round * a.padded() : nullptr;
+      const int32_t* const buckets = mask.same_bucket && other_round == round ? p.buckets + round * a.length : nullptr;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         add_keys(other * pieces + piece, (offset + c.before) * c.length - first_slot, step, [&](KeyBlock& block) {
-          const int64_t other_round = other / c.per_round, begin = first_slot + piece * kBlockKeys;
-          for (int64_t slot = begin; slot < std::min(first_slot + c.length, begin + kBlockKeys); ++slot) {
-            const int64_t position = a.lsh() ? p.sorted[other_round * a.padded() + slot] : slot;
+          const int64_t begin = first_slot + piece * kBlockKeys, end = std::min(first_slot + c.length, begin + kBlockKeys);
+          for (int64_t slot = begin; slot < end; ++slot) {
+            const int64_t position = sorted != nullptr ? sorted[slot] : slot;
             if (!real(a, p, position)) continue;
-            add_key(block, position, slot, !mask.same_bucket ? 0 : other_round == round ? p.buckets[round * a.length + position] : -1);
+            add_key(block, position, slot, buckets != nullptr ? buckets[position] : mask.same_bucket ? -1 : 0);  // -1: no query's
           }
         });
       }
