@@ -474,5 +474,20 @@ TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
   }
 }
 
+// Two keys whose scores are x apart, at values 1 and 0: out = e^x / (1 + e^x), down to where it vanishes.
+TEST_F(AttentionOpTest, WeightsAreExponentials) {
+  Case c;
+  c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 0, c.length = 2, c.heads = 1, c.head_size = 1, c.logit_scale = 1;
+  Problem p(c, 301);
+  for (float x = 0.0f; x > -86.0f; x -= 0.37f) {
+    p.q = {1.0f, 1.0f}, p.k = {x, 0.0f}, p.v = {1.0f, 0.0f};
+    Bound b(p);
+    ASSERT_TRUE(Ok(forward(stream, b.op)));
+    const double weight = std::exp(static_cast<double>(x)), expected = weight / (1.0 + weight);
+    const double limit = (4.0 + 2.0 * std::abs(x)) * 0x1p-24 * expected;  // the exponent in base 2 is rounded once or twice
+    for (const float out : b.out.values()) EXPECT_NEAR(out, expected, limit) << "x " << x;
+  }
+}
+
 }  // namespace
 }  // namespace rfn::test
