@@ -329,7 +329,6 @@ class Walker {
     block.position[block.count] = static_cast<int32_t>(position);
     block.slot[block.count] = static_cast<int32_t>(slot);
     block.bucket[block.count] = bucket;
-    block.scale[block.count] = s.key_scale == nullptr ? 1.0f : s.key_scale[p.index * a.length + position];
     ++block.count;
   }
 
@@ -345,7 +344,8 @@ class Walker {
       give_up(packed[i]);
       block_id[i] = id;
       fill(packed[i]);
-      kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride, t, packed[i]);
+      kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride,
+                        a.options.key_norm, t, packed[i]);
     }
     KeyBlock& block = packed[i];
     if (block.count == 0) return;
@@ -479,7 +479,7 @@ class Walker {
       std::fill_n(queries.sum, used, 0.0f);
       std::fill_n(t.out, queries.count * t.wide, 0.0f);
     }
-    kernels.merge(queries, fresh, last, t, row_base(a.out, a.out_stride, a, p), a.out_stride, s.maximum + p.index * a.length, s.sum + p.index * a.length);
+    kernels.merge(queries, fresh, last, t, row_base(a.out, a.out_stride, a, p), a.out_stride, s.merged + p.index * a.length);
   }
 
   void begin_backward() {
@@ -547,9 +547,9 @@ void finish_forward(int32_t threads, const Attention& a, const AttentionScratch&
     for (int64_t position = first; position < last; ++position) {
       float* const row = out + position * a.out_stride;
       const bool there = real(a, p, position);
-      const float sum = there ? s.sum[p.index * a.length + position] : 0.0f;
-      if (sum != 0.0f) {
-        if (lse != nullptr) lse[position] = s.maximum[p.index * a.length + position] + std::log(sum);
+      const RowSoftmax merged = there ? s.merged[p.index * a.length + position] : RowSoftmax{kNegativeInfinity, 0.0f};
+      if (merged.sum != 0.0f) {
+        if (lse != nullptr) lse[position] = merged.maximum + std::log(merged.sum);
         continue;
       }
       if (there && a.options.shared_qk != 0) {
@@ -591,15 +591,6 @@ void start_backward(int32_t threads, const Attention& a, const AttentionScratch&
       }
       s.delta[p.index * a.length + position] = delta;
     }
-  });
-}
-
-// Once for all rounds.
-void scale_keys(int32_t threads, const Attention& a, const AttentionScratch& s) {
-  if (s.key_scale == nullptr) return;
-  for_tokens(threads, a, s, [&](const Pair& p, int64_t first, int64_t last) {
-    tile_kernels().key_scales(row_base(a.k, a.k_stride, a, p), a.k_stride, first, last, a.head_size, a.options.key_norm,
-                              s.key_scale + p.index * a.length);
   });
 }
 
@@ -732,9 +723,7 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
         std::max(sort_counts(bucket_product(a.options) + 1, a.length), orders_chunks(a) ? chunk_order_counts(a.padded(), a.options.chunk_length) : 0), 64);
     s.counts = arena.take<int32_t>(threads * s.counts_per_thread);
   }
-  if (a.options.key_norm != RFN_KEY_NORM_NONE) s.key_scale = arena.take<float>(pairs * a.length);
-  s.maximum = arena.take<float>(pairs * a.length);
-  s.sum = arena.take<float>(pairs * a.length);
+  s.merged = arena.take<RowSoftmax>(pairs * a.length);
   if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
   Arena tile;
   thread_layout(tile, a, pass);
@@ -809,7 +798,6 @@ void attention_arrange_slots(int32_t threads, const Attention& a, const Attentio
 }
 
 void attention_forward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last) {
-  scale_keys(threads, a, s);
   if (a.options.kind == RFN_ATTENTION_FULL) {
     forward_full(threads, a, s);
   } else {
@@ -819,7 +807,6 @@ void attention_forward_rounds(int32_t threads, const Attention& a, const Attenti
 }
 
 void attention_backward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last, bool overwrite) {
-  scale_keys(threads, a, s);
   start_backward(threads, a, s, overwrite);
   if (a.options.kind == RFN_ATTENTION_FULL) {
     backward_full(threads, a, s);

@@ -14,9 +14,7 @@ struct AttentionScratch {
   int32_t* buckets = nullptr;  // [pairs, R, T]
   int32_t* sorted = nullptr;   // [pairs, R, padded]: position at a slot
   int32_t* slot_of = nullptr;  // [pairs, R, T]; duplicate correction only
-  float* key_scale = nullptr;  // [pairs, T]: 1 / norm of the keys; null: they are not normalised
-  float* maximum = nullptr;    // forward [pairs, T]
-  float* sum = nullptr;        // forward [pairs, T]
+  RowSoftmax* merged = nullptr;  // forward [pairs, T]: of the rounds or keys so far
   float* delta = nullptr;      // backward [pairs, T]
   int32_t* counts = nullptr;   // [threads, ...] of the sorts
   int64_t counts_per_thread = 0;

@@ -185,21 +185,21 @@ void pack_queries(const float* base, int64_t stride, const TileQueries& queries,
   transpose(rows, used, t.wide, transposed);
 }
 
-void key_scales(const float* keys, int64_t stride, int64_t first, int64_t last, int64_t head_size, int32_t key_norm, float* scales) {
+void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
+               KeyBlock& block) {
   const F32 f;
-  for (int64_t i = first; i < last; ++i) {
-    VecF32 squares = hn::Zero(f);
-    for_vectors(f, head_size, [&](auto load, auto, int64_t) HWY_ATTR {
-      const VecF32 x = load(keys + i * stride);
-      squares = hn::MulAdd(x, x, squares);
-    });
-    scales[i] = key_scale(sum(f, squares), head_size, key_norm);
-  }
-}
-
-void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, const TileBuffers& t, KeyBlock& block) {
   for (int64_t j = 0; j < block.count; ++j) {
-    pack_row(keys + block.position[j] * key_stride, block.scale[j], t, block.k + j * t.wide);
+    const float* const key = keys + block.position[j] * key_stride;
+    block.scale[j] = 1.0f;
+    if (key_norm != RFN_KEY_NORM_NONE) {
+      VecF32 squares = hn::Zero(f);
+      for_vectors(f, t.head_size, [&](auto load, auto, int64_t) HWY_ATTR {
+        const VecF32 x = load(key);
+        squares = hn::MulAdd(x, x, squares);
+      });
+      block.scale[j] = key_scale(sum(f, squares), t.head_size, key_norm);
+    }
+    pack_row(key, block.scale[j], t, block.k + j * t.wide);
     pack_row(values + block.position[j] * value_stride, 1.0f, t, block.v + j * t.wide);
   }
 }
@@ -517,15 +517,14 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
   }
 }
 
-void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* HWY_RESTRICT out, int64_t stride,
-           float* HWY_RESTRICT maximum, float* HWY_RESTRICT sums) {
+void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* HWY_RESTRICT out, int64_t stride, RowSoftmax* merged) {
   const F32 f;
   HWY_ALIGN float highest[kTileQueries], total[kTileQueries], old_factor[kTileQueries], factor[kTileQueries];
   for (int64_t i = 0; i < queries.count; ++i) {
     const int32_t position = queries.position[i];
     const bool old = !fresh && position >= 0;
-    highest[i] = old ? maximum[position] : kNegativeInfinity;
-    total[i] = old ? sums[position] : 0.0f;
+    highest[i] = old ? merged[position].maximum : kNegativeInfinity;
+    total[i] = old ? merged[position].sum : 0.0f;
   }
   std::fill(highest + queries.count, highest + used_lanes(queries), kNegativeInfinity);
   std::fill(total + queries.count, total + used_lanes(queries), 0.0f);
@@ -542,8 +541,7 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
   for (int64_t i = 0; i < queries.count; ++i) {
     const int32_t position = queries.position[i];
     if (position < 0) continue;
-    maximum[position] = highest[i];
-    sums[position] = total[i];
+    merged[position] = {highest[i], total[i]};
     const VecF32 a = hn::Set(f, old_factor[i]), b = hn::Set(f, factor[i]);
     const VecF32 inverse = hn::Set(f, last && total[i] > 0.0f ? 1.0f / total[i] : 1.0f);
     const float* const tile = t.out + i * t.wide;
@@ -734,7 +732,7 @@ void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t r
 }
 
 const TileKernels& kernels() {
-  static const TileKernels table = {pack_queries, key_scales, pack_keys, forward, merge, backward,
+  static const TileKernels table = {pack_queries, pack_keys, forward, merge, backward,
                                     add_query_gradients, add_key_gradients, hash, transpose};
   return table;
 }

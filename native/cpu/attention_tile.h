@@ -45,6 +45,11 @@ struct KeyBlock {
   bool has_gradient = false;
 };
 
+// Maximum of the scores of a query so far, and the sum of exponentials relative to it.
+struct RowSoftmax {
+  float maximum, sum;
+};
+
 // One block in the window of the present tile.
 struct TileKeys {
   KeyBlock* block;
@@ -91,15 +96,14 @@ struct TileKernels {
   // kLanePad rows).
   void (*pack_queries)(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t, float* rows,
                        float* transposed);
-  // scales[i] = 1 / norm of row i (RFN_KEY_NORM_*) for first <= i < last.
-  void (*key_scales)(const float* keys, int64_t stride, int64_t first, int64_t last, int64_t head_size, int32_t key_norm, float* scales);
-  // Copies keys, times their scale, and values at base + position * stride.
-  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, const TileBuffers& t, KeyBlock& block);
+  // Copies keys, normalised (RFN_KEY_NORM_*), and values at base + position * stride; sets their scales.
+  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
+                    KeyBlock& block);
   // One step of the online softmax: updates queries.maximum, queries.sum and t.out; `first` of the tile: sets them.
   void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
-  // Merges the tile's result into rows at out + position * stride and their maxima and sums at [position], or sets these when `fresh`; divides by the
-  // sum when `last`, unless it is 0.
-  void (*merge)(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* out, int64_t stride, float* maximum, float* sum);
+  // Merges the tile's result into rows at out + position * stride and merged[position], or sets these when `fresh`; divides by the sum when `last`,
+  // unless it is 0.
+  void (*merge)(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* out, int64_t stride, RowSoftmax* merged);
   // Adds to the blocks' gradients and to t.grad_q; `first` of the tile: sets the latter.
   void (*backward)(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
   // Rows at grad + position * stride += scale * t.grad_q.
