@@ -36,6 +36,8 @@ constexpr int64_t kPackedBlocks = 8;       // blocks of keys that a thread holds
 constexpr int64_t kTokensPerItem = 512;    // of element-wise passes
 constexpr int64_t kFullRows = 256;         // full attention, forward: query rows of one work item
 constexpr int64_t kStripes = 16;           // full attention, backward
+constexpr int64_t kPlacesPerRound = kTileQueries;
+static_assert(kTileQueries == kBlockKeys, "queries of a tile and keys of a block have places alike");
 constexpr int64_t kHeadGroupBytes = int64_t{256} << 20;
 
 // Shape of the chunked walk.
@@ -126,7 +128,6 @@ ThreadBuffers thread_layout(Arena& arena, const Attention& a, int32_t pass) {
   t.q = arena.take<float>(kTileQueries * t.wide);
   t.q_transposed = arena.take<float>(t.wide * kTileQueries);
   t.scores = arena.take<float>(kTileKeys * kTileQueries);
-  if (corrects_duplicates(a)) t.log_count = arena.take<float>(kTileKeys * kTileQueries);
   if (a.options.dropout > 0.0f) {
     t.dropout = arena.take<float>(kTileKeys * kTileQueries);
     b.dropout_rows = arena.take<float>(kTileQueries * kTileKeys);
@@ -153,9 +154,9 @@ class Walker {
   Walker(const Attention& attention, const AttentionScratch& scratch, int32_t thread, int32_t pass, const Pair& pair, int64_t of_round = 0)
       : a(attention), s(scratch), kernels(tile_kernels()), buffers(thread_buffers(attention, scratch, thread, pass)), t(buffers.tile),
         mask(tile_mask(attention)), p(pair), round(of_round), c(attention.options.kind == RFN_ATTENTION_FULL ? Chunks{} : chunks_of(attention)),
-        capacity(packed_blocks(attention)),
-        duplicate_terms(scratch.duplicate_terms == nullptr ? nullptr : scratch.duplicate_terms + thread * scratch.duplicate_terms_per_thread) {
+        capacity(packed_blocks(attention)) {
     buffers.tile.ahead = &ahead;
+    buffers.tile.duplicates = duplicates();
     ahead.row_size = a.head_size;
     const int64_t arrays = pass == RFN_PASS_BACKWARD ? 4 : 2, size = kBlockKeys * t.wide;
     for (int64_t i = 0; i < capacity; ++i) {
@@ -167,6 +168,14 @@ class Walker {
       packed[i].grad_k = memory + 2 * size;
       packed[i].grad_v = memory + 3 * size;
     }
+    if (s.places == nullptr) return;
+    int32_t* memory = s.places + thread * s.places_per_thread;
+    const auto take = [&](RoundPlaces& places) {
+      places = {memory, memory + a.rounds() * kPlacesPerRound};
+      memory += 2 * a.rounds() * kPlacesPerRound;
+    };
+    take(queries.places);
+    for (int64_t i = 0; i < capacity; ++i) take(packed[i].places);
   }
 
   // ---- whole tiles ----
@@ -274,6 +283,7 @@ class Walker {
       queries.slot[i] = 0;
       queries.bucket[i] = 0;
     }
+    if (any_query) find_places(queries.position, round_up(queries.count, kLanePad), queries.places);
     return any_query;
   }
 
@@ -344,6 +354,7 @@ class Walker {
       give_up(packed[i]);
       block_id[i] = id;
       fill(packed[i]);
+      find_places(packed[i].position, packed[i].count, packed[i].places);
       kernels.pack_keys(row_base(a.k, a.k_stride, a, p), a.k_stride, row_base(a.v, a.v_stride, a, p), a.v_stride,
                         a.options.key_norm, t, packed[i]);
     }
@@ -357,7 +368,6 @@ class Walker {
   template <class Step>
   void run(const Step& step) {
     if (blocks == 0) return;
-    if (t.log_count != nullptr) fill_log_count();
     if (t.dropout != nullptr) fill_dropout();
     step();
     first_step = false;
@@ -414,52 +424,39 @@ class Walker {
     kernels.transpose(buffers.dropout_rows, used, kTileKeys, t.dropout);
   }
 
-  // log of the number of rounds in which the query's window holds the key (paper eqs. 13-16). A pair that is visible only across the boundary of two
-  // rounds has count 0, and log(0 + 1e-9), as in the implementation that this option comes from.
-  void fill_log_count() {
-    const int64_t rounds = a.rounds(), used = round_up(queries.count, kLanePad);
-    int32_t* const query_slots = duplicate_terms;
-    int32_t* const query_buckets = query_slots + rounds * kTileQueries;
-    int32_t* const key_slots = query_buckets + rounds * kTileQueries;
-    int32_t* const key_buckets = key_slots + rounds * kTileKeys;
-    for (int64_t r = 0; r < rounds; ++r) {
-      for (int64_t i = 0; i < queries.count; ++i) {
-        const int64_t position = std::max(queries.position[i], 0);
-        query_slots[r * kTileQueries + i] = p.slot_of[r * a.length + position];
-        query_buckets[r * kTileQueries + i] = p.buckets[r * a.length + position];
-      }
-      for (int64_t b = 0; b < blocks; ++b) {
-        for (int64_t j = 0; j < keys[b].block->count; ++j) {
-          const int64_t at = r * a.length + keys[b].block->position[j];
-          key_slots[r * kTileKeys + keys[b].row + j] = p.slot_of[at];
-          key_buckets[r * kTileKeys + keys[b].row + j] = p.buckets[at];
-        }
-      }
+  // Paper eqs. 13-16. A pair that is visible only across the boundary of two rounds has count 0. A chunk that is met twice is one round all the same.
+  Duplicates duplicates() const {
+    Duplicates d;
+    if (s.places == nullptr) return d;
+    d.rounds = static_cast<int32_t>(a.rounds());
+    d.same_bucket = mask.same_bucket;
+    d.log_counts = s.log_counts;
+    if (mask.strict) {
+      d.shift = -1;
+      d.width = mask.span;
+      return d;
     }
-    for (int64_t j = 0; j < key_count; ++j) {
-      for (int64_t i = 0; i < used; ++i) {
-        int32_t count = 0;
-        for (int64_t r = 0; i < queries.count && r < rounds; ++r) {
-          const int32_t query_slot = query_slots[r * kTileQueries + i], key_slot = key_slots[r * kTileKeys + j];
-          if (mask.same_bucket && query_buckets[r * kTileQueries + i] != key_buckets[r * kTileKeys + j]) continue;
-          if (mask.strict) {
-            count += query_slot > key_slot && query_slot - key_slot <= mask.span ? 1 : 0;
-            continue;
-          }
-          count += window_holds(query_slot / c.length, key_slot / c.length) ? 1 : 0;
-        }
-        t.log_count[j * kTileQueries + i] = count > 0 ? std::log(static_cast<float>(count)) : std::log(1e-9f);
-      }
+    const int64_t width = c.before + 1 + c.after;
+    d.shift = static_cast<int32_t>(c.after);
+    d.width = static_cast<int32_t>(width);
+    if (a.options.wrap != 0) {
+      d.ring = static_cast<int32_t>(c.total);
+      if (width >= c.total) d.shift = 0, d.width = d.ring;  // it holds everything
     }
+    return d;
   }
 
-  // Whether the window of query chunk `from` of a round holds chunk `to` of the same round. A chunk that is met twice is one round all the same.
-  bool window_holds(int64_t from, int64_t to) const {
-    for (int64_t offset = -c.before; offset <= c.after; ++offset) {
-      const int64_t distance = from + offset - to;
-      if (distance == 0 || (a.options.wrap != 0 && distance % c.total == 0)) return true;
+  // Slots (chunks, where the window is one of chunks) and buckets in all rounds of tokens that are there; of others, those of token 0.
+  void find_places(const int32_t* positions, int64_t count, const RoundPlaces& places) const {
+    if (places.place == nullptr) return;
+    const int64_t unit = mask.strict ? 1 : c.length;
+    for (int64_t r = 0; r < a.rounds(); ++r) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = r * a.length + std::max(positions[i], 0);
+        places.place[r * kPlacesPerRound + i] = static_cast<int32_t>(p.slot_of[at] / unit);
+        places.bucket[r * kPlacesPerRound + i] = p.buckets[at];
+      }
     }
-    return false;
   }
 
   // ---- steps ----
@@ -511,7 +508,6 @@ class Walker {
   const int64_t round;
   const Chunks c;
   const int64_t capacity;  // packed blocks
-  int32_t* const duplicate_terms;
 
   TileQueries queries;
   bool any_query = false;
@@ -716,8 +712,9 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
     s.sorted = arena.take<int32_t>(pairs * rounds * a.padded());
     if (corrects_duplicates(a)) {
       s.slot_of = arena.take<int32_t>(pairs * rounds * a.length);
-      s.duplicate_terms_per_thread = 2 * rounds * (kTileQueries + kTileKeys);
-      s.duplicate_terms = arena.take<int32_t>(threads * s.duplicate_terms_per_thread);
+      s.places_per_thread = 2 * rounds * kPlacesPerRound * (1 + packed_blocks(a));
+      s.places = arena.take<int32_t>(threads * s.places_per_thread);
+      s.log_counts = arena.take<float>(rounds + 1);
     }
     s.counts_per_thread = round_up(
         std::max(sort_counts(bucket_product(a.options) + 1, a.length), orders_chunks(a) ? chunk_order_counts(a.padded(), a.options.chunk_length) : 0), 64);
@@ -786,6 +783,9 @@ void attention_sort(int32_t threads, const Attention& a, const AttentionScratch&
 void attention_arrange_slots(int32_t threads, const Attention& a, const AttentionScratch& s) {
   const bool order = orders_chunks(a);
   if (!order && s.slot_of == nullptr) return;
+  for (int64_t count = 0; s.log_counts != nullptr && count <= a.rounds(); ++count) {
+    s.log_counts[count] = std::log(count > 0 ? static_cast<float>(count) : 1e-9f);  // 1e-9 as in the implementation that this option comes from
+  }
   const int64_t rounds = a.rounds(), padded = a.padded();
   parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
     int32_t* const sorted = s.sorted + item * padded;

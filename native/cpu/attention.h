@@ -18,8 +18,9 @@ struct AttentionScratch {
   float* delta = nullptr;      // backward [pairs, T]
   int32_t* counts = nullptr;   // [threads, ...] of the sorts
   int64_t counts_per_thread = 0;
-  int32_t* duplicate_terms = nullptr;  // [threads, ...]
-  int64_t duplicate_terms_per_thread = 0;
+  int32_t* places = nullptr;   // [threads, places_per_thread]: of queries and packed keys in all rounds; duplicate correction only
+  int64_t places_per_thread = 0;
+  float* log_counts = nullptr; // [R + 1]; duplicate correction only
   float* tiles = nullptr;      // [threads, tile_floats]
   int64_t tile_floats = 0;
 };

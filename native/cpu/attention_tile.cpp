@@ -389,12 +389,35 @@ HWY_INLINE void combine_scores(float* x, const float* y, const Rectangle& part, 
   }
 }
 
-void subtract_scores(float* x, const float* y, const Rectangle& part) {
-  combine_scores(x, y, part, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Sub(a, b); });
-}
-
 void multiply_scores(float* x, const float* y, const Rectangle& part) {
   combine_scores(x, y, part, [](VecF32 a, VecF32 b) HWY_ATTR { return hn::Mul(a, b); });
+}
+
+// scores -= log(number of rounds in which the query's window holds the key).
+void subtract_log_counts(const Duplicates& d, const TileQueries& queries, const KeyBlock& block, const Rectangle& part, float* HWY_RESTRICT scores) {
+  const F32 f;
+  const I32 n;
+  const VecI32 one = hn::Set(n, 1), below = hn::Set(n, -1), width = hn::Set(n, d.width), ring = hn::Set(n, d.ring);
+  const auto inside = [&](VecI32 x) HWY_ATTR { return hn::And(hn::Gt(x, below), hn::Gt(width, x)); };
+  for (int64_t j = part.first_key; j < part.last_key; ++j) {
+    for (int64_t lane = part.first_lane; lane < part.last_lane; lane += lanes()) {
+      VecI32 count = hn::Zero(n);
+      for (int64_t r = 0; r < d.rounds; ++r) {
+        const int64_t query = r * kTileQueries + lane, key = r * kBlockKeys + j;
+        const VecI32 distance = hn::Sub(hn::Load(n, queries.places.place + query), hn::Set(n, block.places.place[key] - d.shift));
+        auto held = inside(distance);
+        if (d.ring != 0) held = hn::Or(held, hn::Or(inside(hn::Sub(distance, ring)), inside(hn::Add(distance, ring))));
+        if (d.same_bucket) held = hn::And(held, hn::Eq(hn::Load(n, queries.places.bucket + query), hn::Set(n, block.places.bucket[key])));
+        count = hn::Add(count, hn::IfThenElseZero(held, one));
+      }
+      VecF32 log_count = hn::Set(f, d.log_counts[0]);
+      for (int32_t c = 1; c <= d.rounds; ++c) {
+        log_count = hn::IfThenElse(hn::RebindMask(f, hn::Eq(count, hn::Set(n, c))), hn::Set(f, d.log_counts[c]), log_count);
+      }
+      float* const score = scores + j * kTileQueries + lane;
+      hn::Store(hn::Sub(hn::Load(f, score), log_count), f, score);
+    }
+  }
 }
 
 // scores: -inf where the query may not attend; queries.maximum: that of the scores too.
@@ -490,7 +513,7 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
       visible[b].template find<decltype(m)>(mask, queries, block);
       for (const Rectangle& part : visible[b]) {
         score_product(block.k, t.q_transposed, part, t, scores);
-        if (t.log_count != nullptr) subtract_scores(scores, t.log_count + keys[b].row * kTileQueries, part);
+        if (t.duplicates.rounds > 0) subtract_log_counts(t.duplicates, queries, block, part, scores);
         mask_scores<decltype(m)>(mask, queries, block, part, scores);
       }
     }
@@ -605,7 +628,7 @@ void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* 
       for (const Rectangle& part : visible) {
         score_product(block.k, t.q_transposed, part, t, scores);
         score_product(block.v, t.grad_out_transposed, part, t, grad_scores);
-        if (t.log_count != nullptr) subtract_scores(scores, t.log_count + at, part);
+        if (t.duplicates.rounds > 0) subtract_log_counts(t.duplicates, queries, block, part, scores);
         softmax_backward<decltype(m)>(mask, queries, block, part, t.dropout == nullptr ? nullptr : t.dropout + at, scores, grad_scores);
       }
     });

@@ -12,6 +12,21 @@ inline constexpr int64_t kTileKeys = 128;   // of all blocks of one step
 inline constexpr int64_t kTileBlocks = 16;  // at most, of one step
 inline constexpr int64_t kLanePad = 16;     // packed rows are padded with zeros to a multiple of the widest vector
 
+// Places of tokens in all rounds: [R, 64], a token of the tile or block after the other. A place is a slot in strict windows, else a chunk.
+struct RoundPlaces {
+  int32_t* place = nullptr;
+  int32_t* bucket = nullptr;
+};
+
+// The correction of duplicates (RFN_DUPLICATES_LOG_COUNT): a score loses the logarithm of the number of rounds in which the query's window holds the
+// key: 0 <= query place - key place + shift < width, or that plus or minus `ring` if it is not 0, and equal buckets if they matter.
+struct Duplicates {
+  int32_t rounds = 0;  // 0: no correction
+  int32_t shift = 0, width = 0, ring = 0;
+  bool same_bucket = false;
+  const float* log_counts = nullptr;  // [R + 1]
+};
+
 struct TileMask {
   bool causal = false;        // key position <= query position
   bool exclude_self = false;  // key position != query position
@@ -29,6 +44,7 @@ struct TileQueries {
   alignas(64) float maximum[kTileQueries];  // forward: maximum and sum of exponentials of the tile so far; backward: log-sum-exp
   alignas(64) float sum[kTileQueries];
   alignas(64) float delta[kTileQueries];  // backward: dO . O - dlse
+  RoundPlaces places;
 };
 
 // Keys that are there, of one chunk, packed once and used by all tiles whose windows hold them.
@@ -43,6 +59,7 @@ struct KeyBlock {
   float* grad_k = nullptr;  // [kBlockKeys, wide], with respect to the normalised keys
   float* grad_v = nullptr;  // [kBlockKeys, wide]
   bool has_gradient = false;
+  RoundPlaces places;
 };
 
 // Maximum of the scores of a query so far, and the sum of exponentials relative to it.
@@ -81,7 +98,7 @@ struct TileBuffers {
   float* q;             // [lanes, wide], times the logit scale
   float* q_transposed;  // [wide, lanes]
   float* scores;        // [kTileKeys, lanes]
-  float* log_count;     // [kTileKeys, lanes]; null: no duplicate correction
+  Duplicates duplicates;
   float* dropout;       // [kTileKeys, lanes]; null: no dropout
   float* out;           // [lanes, wide]
   // backward

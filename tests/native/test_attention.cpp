@@ -56,6 +56,8 @@ std::vector<Case> cases() {
       [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1; });
   add("LshDuplicates", [](Case& c) { c.duplicates = 1, c.rounds = 4, c.causal = 1, c.key_norm = RFN_KEY_NORM_L2; });
   add("LshDuplicatesShortRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 2, c.after = 2, c.length = 48, c.repeat = 1; });
+  add("LshDuplicatesRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 1, c.after = 1, c.length = 96; });
+  add("LshDuplicatesTwiceRound", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 0, c.after = 3, c.length = 32; });
   add("LshStrict", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 4, c.factors = {4}, c.length = 90; });
   add("LshStrictDuplicates",
       [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2, c.repeat = 1; });
@@ -75,6 +77,14 @@ std::vector<Case> cases() {
   // Windows of more keys than a thread keeps packed, and of many small blocks.
   add("LshWideWindow", [](Case& c) { c.chunk = 130, c.length = 400, c.before = 2, c.after = 1, c.rounds = 2, c.heads = 1, c.head_size = 8, c.dropout = 0.1f; });
   add("LshSmallChunks", [](Case& c) { c.chunk = 4, c.length = 150, c.before = 9, c.after = 4, c.rounds = 2, c.duplicates = 1; });
+  // Whole tiles, of which the masks leave staircases.
+  add("LshCausalChunk64", [](Case& c) { c.chunk = 64, c.length = 300, c.causal = 1, c.rounds = 2, c.heads = 1, c.factors = {12}, c.masked = true; });
+  add("LshStrictChunk64", [](Case& c) {
+    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.chunk = 64, c.length = 300, c.rounds = 2, c.heads = 1, c.factors = {4}, c.duplicates = 1;
+  });
+  add("LshSameBucketChunk64", [](Case& c) {
+    c.window = RFN_WINDOW_SAME_BUCKET, c.chunk = 64, c.length = 300, c.rounds = 3, c.heads = 1, c.factors = {12}, c.duplicates = 1, c.after = 1;
+  });
   add("LocalWideWindow",
       [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.key_norm = 0, c.chunk = 130, c.length = 530, c.before = 3, c.heads = 1, c.head_size = 8; });
   add("LocalCausal", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
