@@ -36,6 +36,7 @@ constexpr int64_t kPackedBlocks = 8;       // blocks of keys that a thread holds
 constexpr int64_t kTokensPerItem = 512;    // of element-wise passes
 constexpr int64_t kFullRows = 256;         // full attention, forward: query rows of one work item
 constexpr int64_t kStripes = 16;           // full attention, backward
+constexpr int64_t kParts = 4;              // of a chunked backward round: odd inner items, even ones, the first, the last
 constexpr int64_t kPlacesPerRound = kTileQueries;
 static_assert(kTileQueries == kBlockKeys, "queries of a tile and keys of a block have places alike");
 constexpr int64_t kHeadGroupBytes = int64_t{256} << 20;
@@ -638,7 +639,7 @@ void for_phases(int64_t pairs, int64_t group, int64_t first_round, int64_t last_
 void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
   const Chunks c = chunks_of(a);
   const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item), rounds = last_round - first_round;
-  Phases phases(a.pairs() * rounds);
+  Phases phases(s.phases, a.pairs() * rounds);
   parallel_region(threads, [&](int32_t thread) {
     for_phases(a.pairs(), 1 + div_up(2 * threads, items), first_round, last_round, [&](int64_t first_pair, int64_t last_pair, int64_t round) {
       for (int64_t pair = first_pair; pair < last_pair; ++pair) {
@@ -660,14 +661,12 @@ void backward_chunked(int32_t threads, const Attention& a, const AttentionScratc
   const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}), rounds = last_round - first_round;
   const int64_t items = std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
   const int64_t inner = std::max<int64_t>(0, items - 2);               // items 1 .. items - 2 never wrap
-  // Odd inner items, even ones, the first, the last.
-  constexpr int64_t kParts = 4;
   const int64_t part_items[kParts] = {div_up(inner, 2), inner / 2, 1, items > 1 ? 1 : 0};
   const auto item_of = [&](int64_t part, int64_t i) { return part == 0 ? 2 * i + 1 : part == 1 ? 2 * i + 2 : part == 2 ? 0 : items - 1; };
-  Phases phases(a.pairs() * rounds * kParts);
+  Phases phases(s.phases, a.pairs() * rounds * kParts);
   parallel_region(threads, [&](int32_t thread) {
-    for_phases(a.pairs(), std::max<int64_t>(threads, 1 + div_up(2 * threads, items)), first_round, last_round,
-               [&](int64_t first_pair, int64_t last_pair, int64_t round) {
+    const int64_t group = std::max<int64_t>(threads, 1 + div_up(2 * threads, items));
+    for_phases(a.pairs(), group, first_round, last_round, [&](int64_t first_pair, int64_t last_pair, int64_t round) {
       for (int64_t part = 0; part < kParts; ++part) {
         for (int64_t pair = first_pair; pair < last_pair; ++pair) {
           const int64_t phase = (pair * rounds + round - first_round) * kParts + part;
@@ -722,6 +721,7 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
   }
   s.merged = arena.take<RowSoftmax>(pairs * a.length);
   if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
+  if (a.options.kind != RFN_ATTENTION_FULL) s.phases = arena.take<Phases::Phase>(pairs * rounds * (pass == RFN_PASS_BACKWARD ? kParts : 1));
   Arena tile;
   thread_layout(tile, a, pass);
   s.tile_floats = tile.used() / static_cast<int64_t>(sizeof(float));

@@ -5,6 +5,7 @@
 #include "core/attention_call.h"
 #include "core/workspace.h"
 #include "cpu/attention_tile.h"
+#include "cpu/parallel.h"
 #include "reformer_native.h"
 
 namespace rfn::cpu {
@@ -21,6 +22,7 @@ struct AttentionScratch {
   int32_t* places = nullptr;   // [threads, places_per_thread]: of queries and packed keys in all rounds; duplicate correction only
   int64_t places_per_thread = 0;
   float* log_counts = nullptr; // [R + 1]; duplicate correction only
+  Phases::Phase* phases = nullptr;  // of the chunked kinds: [pairs, R], backward [pairs, R, 4]
   float* tiles = nullptr;      // [threads, tile_floats]
   int64_t tile_floats = 0;
 };

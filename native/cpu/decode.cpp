@@ -290,7 +290,9 @@ struct Decoder {
   }
 
   void run(int32_t threads) {
-    Phases phases(5);
+    constexpr int64_t kPhases = 5;
+    Phases::Phase memory[kPhases];
+    Phases phases(memory, kPhases);
     const rfn_block_parameters& p = op.parameters;
     const auto run = [&](int64_t phase, int64_t items, const auto&... work) {
       phases.work(phase, items, work...);

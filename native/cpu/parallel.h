@@ -6,8 +6,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <thread>
-#include <vector>
 
 namespace rfn::cpu {
 
@@ -26,18 +26,25 @@ void parallel_for(int32_t threads, int64_t items, const Body& body) {
 // Waiting is a short spin, since a region of its own for every phase would cost more than a short phase takes; a thread that comes late holds nobody up.
 class Phases {
  public:
-  explicit Phases(int64_t count) : counters_(static_cast<size_t>(count)) {}
+  struct alignas(64) Phase {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+
+  // memory: for `count` phases.
+  Phases(Phase* memory, int64_t count) : phases_(memory) {
+    for (int64_t i = 0; i < count; ++i) new (memory + i) Phase();
+  }
 
   // Calls body(item) for the items of a phase that no other thread has taken, prepare() before the first.
   template <class Prepare, class Body>
   void work(int64_t phase, int64_t items, const Prepare& prepare, const Body& body) {
-    Counters& c = counters_[static_cast<size_t>(phase)];
+    Phase& p = phases_[phase];
     int64_t done = 0;
-    for (int64_t item; (item = c.next.fetch_add(1, std::memory_order_relaxed)) < items; ++done) {
+    for (int64_t item; (item = p.next.fetch_add(1, std::memory_order_relaxed)) < items; ++done) {
       if (done == 0) prepare();
       body(item);
     }
-    c.done.fetch_add(done, std::memory_order_acq_rel);
+    p.done.fetch_add(done, std::memory_order_acq_rel);
   }
 
   template <class Body>
@@ -47,8 +54,7 @@ class Phases {
 
   // Returns when all items of a phase have ended.
   void wait(int64_t phase, int64_t items) const {
-    const Counters& c = counters_[static_cast<size_t>(phase)];
-    for (int waited = 0; c.done.load(std::memory_order_acquire) < items; ++waited) pause(waited);
+    for (int waited = 0; phases_[phase].done.load(std::memory_order_acquire) < items; ++waited) pause(waited);
   }
 
  private:
@@ -61,10 +67,8 @@ class Phases {
     __builtin_ia32_pause();
 #endif
   }
-  struct alignas(64) Counters {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  std::vector<Counters> counters_;
+
+  Phase* const phases_;
 };
 
 // Calls body(thread) once on each of `threads` threads, fewer if there are not as many.
