@@ -7,7 +7,7 @@
 // Threads never write the same row at a time, and the order in which a row receives its contributions is fixed:
 //  - forward: a token is a query once per round, and rounds follow each other;
 //  - backward, chunked: tiles of neighbouring chunks form items; an item writes its own rows and those of up to chunks_before + chunks_after chunks
-//    beside it, so that even items, then odd items, then the ones whose window wraps around (first, last) never meet;
+//    beside it, so that odd items, then even items, then the ones whose window wraps around (first, last) never meet;
 //  - backward, full: S stripes of tokens; every step pairs them up so that no stripe is in two pairs.
 //
 // Keys are packed (gathered, normalised) a block at a time and stay packed while the walk goes on to the next tiles whose windows hold them; so do
@@ -440,7 +440,7 @@ class Walker {
     const int64_t width = c.before + 1 + c.after;
     d.shift = static_cast<int32_t>(c.after);
     d.width = static_cast<int32_t>(width);
-    if (a.options.wrap != 0) {
+    if (a.options.wrap != 0 && c.total <= std::numeric_limits<int32_t>::max()) {  // no window reaches round a longer ring
       d.ring = static_cast<int32_t>(c.total);
       if (width >= c.total) d.shift = 0, d.width = d.ring;  // it holds everything
     }

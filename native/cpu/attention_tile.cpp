@@ -140,7 +140,7 @@ void transpose(const float* HWY_RESTRICT rows, int64_t count, int64_t columns, f
 #endif
 }
 
-// exp(x) for x <= 0, 0 below -87 (where it is under 2e-38), NaN for NaN; relative error below (2 + |x|) 2^-24, which is that of a score of
+// exp(x) for x <= 0, 0 below -87 (where it is under 2e-38), NaN for NaN; relative error below (2 + 2 |x|) 2^-24, about that of a score of
 // size |x|. In half the time of the library's, which is exact for large and tiny results too.
 HWY_INLINE VecF32 exp_of_negative(VecF32 x) {
   const F32 f;

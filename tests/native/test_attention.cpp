@@ -439,6 +439,24 @@ TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
 }
 
 // Lengths 1 .. 3C+1, and the caller's own padding against the imagined one, to the bit.
+// In range, but one position at every slot: the results mean nothing, and nothing else is touched (guards, sanitizers).
+TEST_F(AttentionOpTest, SlotsThatAreNoPermutationAreHarmless) {
+  Case c;
+  c.causal = 1;
+  const Problem p(c, 28);
+  Bound b(p);
+  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), round_lse({c.rounds, c.batch, c.heads, c.length});
+  Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, p.reference.buckets);
+  b.op.round_out = round_out, b.op.round_lse = round_lse, b.op.buckets = buckets;
+  for (const int32_t position : {0, 20, 63}) {
+    const std::vector<int32_t> slots(p.reference.sorted.size(), position);
+    Tensor<int32_t> sorted({c.batch, c.heads, c.rounds, 64}, slots);
+    b.op.sorted = sorted;
+    EXPECT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
+    EXPECT_EQ(sorted.values(), slots);
+  }
+}
+
 TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
   for (int64_t length = 1; length <= 25; ++length) {
     Case c;
