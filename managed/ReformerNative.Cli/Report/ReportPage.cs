@@ -164,8 +164,8 @@ internal static class ReportPage
         html.AppendLine($"<h2>{title}</h2>");
         html.AppendLine("""
             <p>Floating point operations of the products alone, per second, over those of a product of two 2048 × 2048 matrices measured just before
-            with the same threads. Attention is causal, forward and backward, LSH with 4 rounds; the step is that of 6 layers. Windows of LSH attention
-            count whole, although most of what a causal mask hides of them is not computed. What is not a product (softmax, hashing, sorting, norms,
+            with the same threads. Attention is causal, forward and backward, LSH with 4 rounds; the step is that of 6 layers. LSH windows count
+            whole, although most of what a causal mask hides of them is not computed. What is not a product (softmax, hashing, sorting, norms,
             optimizer) takes time and counts for nothing.</p>
             """);
         html.AppendLine($"<figure>\n<figcaption>{title}</figcaption>");
