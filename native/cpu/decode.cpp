@@ -294,22 +294,22 @@ struct Decoder {
     Phases::Phase memory[kPhases];
     Phases phases(memory, kPhases);
     const rfn_block_parameters& p = op.parameters;
-    const auto run = [&](int64_t phase, int64_t items, const auto&... work) {
+    const auto whole = [&](int64_t phase, int64_t items, const auto&... work) {
       phases.work(phase, items, work...);
       phases.wait(phase, items);
     };
     parallel_region(threads, [&](int32_t thread) {
       const ThreadBuffers& t = b.thread[thread];
-      run(0, projection_items(), [&] { normalize(op.stream2, p.attention_norm_weight, p.attention_norm_bias, t.x); },
-                 [&](int64_t item) { project(item, t); });
-      run(1, s.heads, [&](int64_t head) { attend(head, t); });
+      whole(0, projection_items(), [&] { normalize(op.stream2, p.attention_norm_weight, p.attention_norm_bias, t.x); },
+            [&](int64_t item) { project(item, t); });
+      whole(1, s.heads, [&](int64_t head) { attend(head, t); });
       if (broken.load(std::memory_order_relaxed)) return;
-      run(2, residual_items(s.projected),
-                 [&](int64_t item) { add_product(item, s.projected, b.result, p.output, p.output_bias, op.stream1, b.checks[0], t); });
-      run(3, hidden_items(), [&] { normalize(op.stream1, p.feed_forward_norm_weight, p.feed_forward_norm_bias, t.x); },
-                 [&](int64_t item) { hidden(item, t); });
-      run(4, residual_items(s.hidden),
-                 [&](int64_t item) { add_product(item, s.hidden, b.hidden, p.w2, p.b2, op.stream2, b.checks[1], t); });
+      whole(2, residual_items(s.projected),
+            [&](int64_t item) { add_product(item, s.projected, b.result, p.output, p.output_bias, op.stream1, b.checks[0], t); });
+      whole(3, hidden_items(), [&] { normalize(op.stream1, p.feed_forward_norm_weight, p.feed_forward_norm_bias, t.x); },
+            [&](int64_t item) { hidden(item, t); });
+      whole(4, residual_items(s.hidden),
+            [&](int64_t item) { add_product(item, s.hidden, b.hidden, p.w2, p.b2, op.stream2, b.checks[1], t); });
     });
     if (broken.load(std::memory_order_relaxed)) return;
     report(0, s.projected);

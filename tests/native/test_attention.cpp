@@ -438,7 +438,6 @@ TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
   }
 }
 
-// Lengths 1 .. 3C+1, and the caller's own padding against the imagined one, to the bit.
 // In range, but one position at every slot: the results mean nothing, and nothing else is touched (guards, sanitizers).
 TEST_F(AttentionOpTest, SlotsThatAreNoPermutationAreHarmless) {
   Case c;
@@ -457,6 +456,7 @@ TEST_F(AttentionOpTest, SlotsThatAreNoPermutationAreHarmless) {
   }
 }
 
+// Lengths 1 .. 3C+1, and the caller's own padding against the imagined one, to the bit.
 TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
   for (int64_t length = 1; length <= 25; ++length) {
     Case c;
