@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets the machine up, builds everything and runs every test: native with each instruction set, the CUDA plug-in where nvcc is found, native under
-# sanitizers, managed. The last line has the totals.
+# Sets the machine up, builds everything and runs every test: native with each instruction set, the CUDA plug-in where
+# nvcc is found, native under sanitizers, managed. The last line has the totals.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root" || exit 1
@@ -42,7 +42,8 @@ native() { # native PRESET: builds it and runs its tests
   local ok=$?
   tr '\r' '\n' <"$logs/ctest" | grep -vE '^Test project|^ *\[?[0-9]+/[0-9]+\]? |^$|^ *Start +[0-9]+:' | tail -n 200
   skip_reasons <"$logs/junit.xml"
-  # "98% tests passed, 2 tests failed out of 120" (skipped ones count as passed there, disabled ones not at all), then a list.
+  # "98% tests passed, 2 tests failed out of 120" (skipped ones count as passed there, disabled ones not at all), then a
+  # list.
   local total bad skips disabled
   total=$(sed -nE 's/.*tests failed out of ([0-9]+)$/\1/p' "$logs/ctest" | tail -n 1)
   bad=$(sed -nE 's/.* ([0-9]+) tests failed out of [0-9]+$/\1/p' "$logs/ctest" | tail -n 1)

@@ -1,4 +1,5 @@
-# Sourced by .ci/run: installs nvcc from the distribution's own mirror (about 1.7 GB to download, 5.6 GB of disk, 2 to 3 minutes).
+# Sourced by .ci/run: installs nvcc from the distribution's own mirror (about 1.7 GB to download, 5.6 GB of disk, 2 to 3
+# minutes).
 
 # The part of the archive that holds nvidia-cuda-toolkit, by /etc/os-release's ID.
 cuda_components() {
@@ -9,8 +10,9 @@ cuda_components() {
   esac
 }
 
-# cuda_add_components CODENAME "COMPONENT..." < sources > sources: the components added wherever the suites of CODENAME offer main. Both formats: lines
-# "deb [options] URI SUITE COMPONENT..." and deb822 stanzas. Everything else, other vendors' archives and comments too, stays as it is.
+# cuda_add_components CODENAME "COMPONENT..." < sources > sources: the components added wherever the suites of CODENAME
+# offer main. Both formats: lines "deb [options] URI SUITE COMPONENT..." and deb822 stanzas. Everything else, other
+# vendors' archives and comments too, stays as it is.
 cuda_add_components() {
   awk -v codename="$1" -v components="$2" '
     function ours(suite) { return suite ~ ("^" codename "(-updates|-security|-backports)?$") }

@@ -1,4 +1,5 @@
-# Sourced by ./reformer and ./test.sh: installs what a Debian or Ubuntu machine lacks to build the project. Needs the repository's root in $root.
+# Sourced by ./reformer and ./test.sh: installs what a Debian or Ubuntu machine lacks to build the project. Needs the
+# repository's root in $root.
 
 # need NAME PACKAGE TEST...: notes the package when the test fails.
 rfn_missing=()

@@ -6,8 +6,8 @@ using ReformerNative.Training;
 namespace ReformerNative.Benchmarks;
 
 /// <summary>
-/// What a training step allocates on the managed heap; the target is nothing. A small model, many steps to a measurement: the diagnoser takes less
-/// than 8 KiB for none, which is 8 bytes of a step here.
+/// What a training step allocates on the managed heap; the target is nothing. A small model, many steps to a
+/// measurement: the diagnoser takes less than 8 KiB for none, which is 8 bytes of a step here.
 /// </summary>
 [MemoryDiagnoser]
 public class AllocationBenchmarks

@@ -4,7 +4,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Benchmarks;
 
-/// <summary>Causal attention of 8 heads of 64, chunks of 64: straightforward C#, our dense attention, our LSH attention.</summary>
+/// <summary>
+/// Causal attention of 8 heads of 64, chunks of 64: straightforward C#, our dense attention, our LSH attention.
+/// </summary>
 [MemoryDiagnoser]
 public class AttentionBenchmarks
 {
@@ -39,7 +41,8 @@ public class AttentionBenchmarks
         _dense = new AttentionProblem(_context, AttentionOptions.Full(causal: true), Length, Heads, HeadSize);
         foreach (int rounds in (int[])[1, 2, 4, 8])
         {
-            _lsh[rounds] = new AttentionProblem(_context, AttentionProblem.Lsh(Length, Chunk, rounds, causal: true), Length, Heads, HeadSize);
+            _lsh[rounds] = new AttentionProblem(
+                _context, AttentionProblem.Lsh(Length, Chunk, rounds, causal: true), Length, Heads, HeadSize);
         }
     }
 

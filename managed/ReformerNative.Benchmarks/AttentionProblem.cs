@@ -3,7 +3,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Benchmarks;
 
-/// <summary>The same random attention of one example, for the native op and for <see cref="TensorAttention"/>.</summary>
+/// <summary>
+/// The same random attention of one example, for the native op and for <see cref="TensorAttention"/>.
+/// </summary>
 internal sealed class AttentionProblem : IDisposable
 {
     private readonly List<Tensor> _tensors = [];
@@ -24,7 +26,9 @@ internal sealed class AttentionProblem : IDisposable
         Tensor q = Normal(context, shape);
         Tensor? k = isLsh ? null : Normal(context, shape);
         Tensor v = Normal(context, shape);
-        Tensor? rotations = isLsh ? Normal(context, options.RotationsShape(RotationScope.PerHead, 1, heads, headSize)) : null;
+        Tensor? rotations = isLsh
+            ? Normal(context, options.RotationsShape(RotationScope.PerHead, 1, heads, headSize))
+            : null;
         Tensor gradOut = Normal(context, shape);
         Out = Zeros(context, shape);
         Lse = Zeros(context, new TensorShape(1, heads, length));
@@ -83,7 +87,8 @@ internal sealed class AttentionProblem : IDisposable
     {
         int padded = (length + chunk - 1) / chunk * chunk;
         return AttentionOptions.Lsh(
-            AttentionPreset.Trax, causal, chunk, rounds, BucketFactors.Automatic(AttentionPreset.Trax.Buckets, padded, chunk, padded));
+            AttentionPreset.Trax, causal, chunk, rounds,
+            BucketFactors.Automatic(AttentionPreset.Trax.Buckets, padded, chunk, padded));
     }
 
     public void Native(bool backward)
@@ -120,7 +125,13 @@ internal sealed class AttentionProblem : IDisposable
     private Tensor Normal(ReformerContext context, TensorShape shape)
     {
         Tensor tensor = Zeros(context, shape);
-        new RandomNormal { Site = RandomSite.Data, Seed = (ulong)_tensors.Count, StandardDeviation = 1, Destination = tensor }.Run(context);
+        new RandomNormal
+        {
+            Site = RandomSite.Data,
+            Seed = (ulong)_tensors.Count,
+            StandardDeviation = 1,
+            Destination = tensor,
+        }.Run(context);
         return tensor;
     }
 }

@@ -5,7 +5,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Benchmarks;
 
-/// <summary>What a call costs when there is next to nothing to compute; the target is below 1 µs and no allocation.</summary>
+/// <summary>
+/// What a call costs when there is next to nothing to compute; the target is below 1 µs and no allocation.
+/// </summary>
 [MemoryDiagnoser]
 public class InteropBenchmarks
 {

@@ -7,8 +7,8 @@ using BenchmarkDotNet.Toolchains.InProcess.Emit;
 namespace ReformerNative.Benchmarks;
 
 /// <summary>
-/// Entry point: BenchmarkDotNet's own options (<c>--filter</c>, <c>--job</c>, <c>--list</c>), and <c>--smoke</c>, which runs everything once with
-/// tiny sizes and fails when a benchmark does.
+/// Entry point: BenchmarkDotNet's own options (<c>--filter</c>, <c>--job</c>, <c>--list</c>), and <c>--smoke</c>, which
+/// runs everything once with tiny sizes and fails when a benchmark does.
 /// </summary>
 internal static class Program
 {
@@ -36,13 +36,18 @@ internal static class Program
         }
 
         Summary[] summaries = [.. BenchmarkSwitcher.FromAssembly(typeof(Program).Assembly).Run(args, Config())];
-        bool failed = summaries.Any(summary => summary.HasCriticalValidationErrors || summary.Reports.Any(report => !report.Success));
+        bool failed = summaries.Any(summary =>
+            summary.HasCriticalValidationErrors || summary.Reports.Any(report => !report.Success)
+        );
         return failed ? 1 : 0;
     }
 
     private static bool IsAny(string[] args, params string[] options) => args.Any(options.Contains);
 
-    /// <summary>In this process: the work is native, so a process per benchmark would isolate nothing, and nothing is built at run time.</summary>
+    /// <summary>
+    /// In this process: the work is native, so a process per benchmark would isolate nothing, and nothing is built at
+    /// run time.
+    /// </summary>
     private static ManualConfig Config() => ManualConfig.Create(DefaultConfig.Instance)
         .AddJob(Job.Default.WithToolchain(InProcessEmitToolchain.Instance).AsMutator())
         .WithArtifactsPath(Path.Combine("artifacts", "benchmarks"));

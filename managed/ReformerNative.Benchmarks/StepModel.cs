@@ -6,7 +6,9 @@ using ReformerNative.Training;
 
 namespace ReformerNative.Benchmarks;
 
-/// <summary>The model whose training steps are measured: causal, byte-level, 2 layers of 4 heads, chunks of 64.</summary>
+/// <summary>
+/// The model whose training steps are measured: causal, byte-level, 2 layers of 4 heads, chunks of 64.
+/// </summary>
 internal static class StepModel
 {
     private const int Heads = 4;
@@ -42,10 +44,18 @@ internal static class StepModel
         return ReformerModel.Create(config, context, seed: 1);
     }
 
-    public static Trainer Trainer(ReformerModel model, int length) => new(
-        model,
-        new ByteTokens(),
-        new TrainingOptions { Length = length, LearningRate = 1e-4, WarmupSteps = 0, Schedule = LearningRateSchedule.Constant });
+    public static Trainer Trainer(ReformerModel model, int length) =>
+        new(
+            model,
+            new ByteTokens(),
+            new TrainingOptions
+            {
+                Length = length,
+                LearningRate = 1e-4,
+                WarmupSteps = 0,
+                Schedule = LearningRateSchedule.Constant,
+            }
+        );
 
     /// <summary>A fixed sequence of byte ids, made without allocating.</summary>
     private sealed class ByteTokens : IBatchSource

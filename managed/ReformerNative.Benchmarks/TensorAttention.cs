@@ -4,10 +4,11 @@ using ReformerNative.Ops;
 namespace ReformerNative.Benchmarks;
 
 /// <summary>
-/// Attention of one example as one writes it in C#: for each query a list of keys, dot products, a softmax and a weighted sum, with
-/// System.Numerics.Tensors and <see cref="Parallel"/>. Dense attention lists all keys, LSH attention those of its windows in all rounds. Same numbers
-/// as the native op (a test holds both together), for the options that the benchmarks use: no mask, no dropout, no duplicate correction, a window of
-/// slots that wraps, keys divided by their root mean square.
+/// Attention of one example as one writes it in C#: for each query a list of keys, dot products, a softmax and a
+/// weighted sum, with System.Numerics.Tensors and <see cref="Parallel"/>. Dense attention lists all keys, LSH attention
+/// those of its windows in all rounds. Same numbers as the native op (a test holds both together), for the options that
+/// the benchmarks use: no mask, no dropout, no duplicate correction, a window of slots that wraps, keys divided by
+/// their root mean square.
 /// </summary>
 internal sealed class TensorAttention
 {
@@ -38,19 +39,34 @@ internal sealed class TensorAttention
     {
         AttentionPreset trax = AttentionPreset.Trax;
         _isLsh = options.Kind == AttentionKind.Lsh;
-        if (options.Dropout != 0 || options.LogitScale != 0 || (_isLsh
-            ? options.Window != trax.Window || options.Duplicates != trax.Duplicates || options.KeyNorm != trax.KeyNorm || !options.Wrap
-                || !options.RepeatChunks || options.ChunksBefore != 1 || options.ChunksAfter != 0
-            : options.Kind != AttentionKind.Full || options.SharedQk))
+        if (
+            options.Dropout != 0
+            || options.LogitScale != 0
+            || (
+                _isLsh
+                    ? options.Window != trax.Window
+                        || options.Duplicates != trax.Duplicates
+                        || options.KeyNorm != trax.KeyNorm
+                        || !options.Wrap
+                        || !options.RepeatChunks
+                        || options.ChunksBefore != 1
+                        || options.ChunksAfter != 0
+                    : options.Kind != AttentionKind.Full || options.SharedQk
+            )
+        )
         {
-            throw new NotSupportedException($"Expected full attention or LSH attention in the form trax, got {options}.");
+            throw new NotSupportedException(
+                $"Expected full attention or LSH attention in the form trax, got {options}.");
         }
 
         _options = options;
         _length = length;
         _heads = heads;
         _size = headSize;
-        _parallel = new ParallelOptions { MaxDegreeOfParallelism = threads == 0 ? Environment.ProcessorCount : threads };
+        _parallel = new ParallelOptions
+        {
+            MaxDegreeOfParallelism = threads == 0 ? Environment.ProcessorCount : threads,
+        };
         _scale = 1 / MathF.Sqrt(headSize);
         int chunk = _isLsh ? (int)options.ChunkLength : 1;
         _padded = (length + chunk - 1) / chunk * chunk;
@@ -74,82 +90,94 @@ internal sealed class TensorAttention
         }
 
         float[] keys = _isLsh ? _keys : k;
-        Parallel.For(0, _heads, _parallel, head =>
-        {
-            float[] scores = _scores[head];
-            for (int t = 0; t < _length; t++)
+        Parallel.For(
+            0,
+            _heads,
+            _parallel,
+            head =>
             {
-                int count = See(head, t);
-                Span<float> sum = output.AsSpan(Row(t, head), _size);
-                lse[(head * _length) + t] = Score(head, count, q.AsSpan(Row(t, head), _size), keys);
-                if (count == 0)
+                float[] scores = _scores[head];
+                for (int t = 0; t < _length; t++)
                 {
-                    v.AsSpan(Row(t, head), _size).CopyTo(sum); // a token that sees no other one attends to itself
-                    continue;
-                }
+                    int count = See(head, t);
+                    Span<float> sum = output.AsSpan(Row(t, head), _size);
+                    lse[(head * _length) + t] = Score(head, count, q.AsSpan(Row(t, head), _size), keys);
+                    if (count == 0)
+                    {
+                        v.AsSpan(Row(t, head), _size).CopyTo(sum); // a token that sees no other one attends to itself
+                        continue;
+                    }
 
-                Span<float> weights = scores.AsSpan(0, count);
-                TensorPrimitives.Subtract(weights, lse[(head * _length) + t], weights);
-                TensorPrimitives.Exp(weights, weights);
-                sum.Clear();
-                for (int i = 0; i < count; i++)
-                {
-                    TensorPrimitives.MultiplyAdd(v.AsSpan(Row(_seen[head][i], head), _size), weights[i], sum, sum);
+                    Span<float> weights = scores.AsSpan(0, count);
+                    TensorPrimitives.Subtract(weights, lse[(head * _length) + t], weights);
+                    TensorPrimitives.Exp(weights, weights);
+                    sum.Clear();
+                    for (int i = 0; i < count; i++)
+                    {
+                        TensorPrimitives.MultiplyAdd(v.AsSpan(Row(_seen[head][i], head), _size), weights[i], sum, sum);
+                    }
                 }
             }
-        });
+        );
     }
 
     /// <summary>Writes the gradients; needs what <see cref="Forward"/> wrote, and its sorted order.</summary>
     public void Backward(
-        float[] q, float[] k, float[] v, float[] output, float[] lse, float[] gradOut, float[] gradQ, float[] gradK, float[] gradV)
+        float[] q, float[] k, float[] v, float[] output, float[] lse, float[] gradOut, float[] gradQ, float[] gradK,
+        float[] gradV)
     {
         float[] keys = _isLsh ? _keys : k;
         float[] gradKeys = _isLsh ? _gradKeys : gradK;
         Array.Clear(gradQ);
         Array.Clear(gradKeys);
         Array.Clear(gradV);
-        Parallel.For(0, _heads, _parallel, head =>
-        {
-            float[] scores = _scores[head];
-            for (int t = 0; t < _length; t++)
+        Parallel.For(
+            0,
+            _heads,
+            _parallel,
+            head =>
             {
-                int row = Row(t, head);
-                ReadOnlySpan<float> grad = gradOut.AsSpan(row, _size);
-                int count = See(head, t);
-                if (count == 0)
+                float[] scores = _scores[head];
+                for (int t = 0; t < _length; t++)
                 {
-                    TensorPrimitives.Add(gradV.AsSpan(row, _size), grad, gradV.AsSpan(row, _size));
-                    continue;
-                }
+                    int row = Row(t, head);
+                    ReadOnlySpan<float> grad = gradOut.AsSpan(row, _size);
+                    int count = See(head, t);
+                    if (count == 0)
+                    {
+                        TensorPrimitives.Add(gradV.AsSpan(row, _size), grad, gradV.AsSpan(row, _size));
+                        continue;
+                    }
 
-                ReadOnlySpan<float> query = q.AsSpan(row, _size);
-                Score(head, count, query, keys);
-                Span<float> weights = scores.AsSpan(0, count);
-                TensorPrimitives.Subtract(weights, lse[(head * _length) + t], weights);
-                TensorPrimitives.Exp(weights, weights);
-                Span<float> gradScores = _gradients[head].AsSpan(0, count);
-                for (int i = 0; i < count; i++)
-                {
-                    int key = Row(_seen[head][i], head);
-                    Span<float> gradValue = gradV.AsSpan(key, _size);
-                    TensorPrimitives.MultiplyAdd(grad, weights[i], gradValue, gradValue);
-                    gradScores[i] = TensorPrimitives.Dot(grad, v.AsSpan(key, _size));
-                }
+                    ReadOnlySpan<float> query = q.AsSpan(row, _size);
+                    Score(head, count, query, keys);
+                    Span<float> weights = scores.AsSpan(0, count);
+                    TensorPrimitives.Subtract(weights, lse[(head * _length) + t], weights);
+                    TensorPrimitives.Exp(weights, weights);
+                    Span<float> gradScores = _gradients[head].AsSpan(0, count);
+                    for (int i = 0; i < count; i++)
+                    {
+                        int key = Row(_seen[head][i], head);
+                        Span<float> gradValue = gradV.AsSpan(key, _size);
+                        TensorPrimitives.MultiplyAdd(grad, weights[i], gradValue, gradValue);
+                        gradScores[i] = TensorPrimitives.Dot(grad, v.AsSpan(key, _size));
+                    }
 
-                TensorPrimitives.Subtract(gradScores, TensorPrimitives.Dot(grad, output.AsSpan(row, _size)), gradScores);
-                TensorPrimitives.Multiply(gradScores, weights, gradScores);
-                TensorPrimitives.Multiply(gradScores, _scale, gradScores);
-                Span<float> gradQuery = gradQ.AsSpan(row, _size);
-                for (int i = 0; i < count; i++)
-                {
-                    int key = Row(_seen[head][i], head);
-                    TensorPrimitives.MultiplyAdd(keys.AsSpan(key, _size), gradScores[i], gradQuery, gradQuery);
-                    Span<float> gradKey = gradKeys.AsSpan(key, _size);
-                    TensorPrimitives.MultiplyAdd(query, gradScores[i], gradKey, gradKey);
+                    TensorPrimitives.Subtract(
+                        gradScores, TensorPrimitives.Dot(grad, output.AsSpan(row, _size)), gradScores);
+                    TensorPrimitives.Multiply(gradScores, weights, gradScores);
+                    TensorPrimitives.Multiply(gradScores, _scale, gradScores);
+                    Span<float> gradQuery = gradQ.AsSpan(row, _size);
+                    for (int i = 0; i < count; i++)
+                    {
+                        int key = Row(_seen[head][i], head);
+                        TensorPrimitives.MultiplyAdd(keys.AsSpan(key, _size), gradScores[i], gradQuery, gradQuery);
+                        Span<float> gradKey = gradKeys.AsSpan(key, _size);
+                        TensorPrimitives.MultiplyAdd(query, gradScores[i], gradKey, gradKey);
+                    }
                 }
             }
-        });
+        );
         if (_isLsh)
         {
             KeyNormBackward(q, gradQ);
@@ -235,7 +263,8 @@ internal sealed class TensorAttention
             Array.Clear(rotated);
             for (int d = 0; d < _size; d++)
             {
-                ReadOnlySpan<float> rotation = rotations.AsSpan(((head * _size) + d) * rounds * columns, rounds * columns);
+                ReadOnlySpan<float> rotation = rotations.AsSpan(
+                    ((head * _size) + d) * rounds * columns, rounds * columns);
                 TensorPrimitives.MultiplyAdd(rotation, q[Row(t, head) + d], rotated, rotated);
             }
 
@@ -281,23 +310,35 @@ internal sealed class TensorAttention
         }
     }
 
-    private void NormaliseKeys(float[] q) => Parallel.For(0, _length * _heads, _parallel, row =>
-    {
-        ReadOnlySpan<float> x = q.AsSpan(row * _size, _size);
-        TensorPrimitives.Divide(x, Norm(x), _keys.AsSpan(row * _size, _size));
-    });
+    private void NormaliseKeys(float[] q) =>
+        Parallel.For(
+            0,
+            _length * _heads,
+            _parallel,
+            row =>
+            {
+                ReadOnlySpan<float> x = q.AsSpan(row * _size, _size);
+                TensorPrimitives.Divide(x, Norm(x), _keys.AsSpan(row * _size, _size));
+            }
+        );
 
     /// <summary>Adds the gradients of the normalised keys to those of the queries they were made of.</summary>
-    private void KeyNormBackward(float[] q, float[] gradQ) => Parallel.For(0, _length * _heads, _parallel, row =>
-    {
-        ReadOnlySpan<float> x = q.AsSpan(row * _size, _size);
-        ReadOnlySpan<float> key = _keys.AsSpan(row * _size, _size);
-        Span<float> grad = _gradKeys.AsSpan(row * _size, _size);
-        Span<float> sum = gradQ.AsSpan(row * _size, _size);
-        float mean = TensorPrimitives.Dot(key, grad) / _size;
-        TensorPrimitives.MultiplyAdd(key, -mean, grad, grad);
-        TensorPrimitives.MultiplyAdd(grad, 1 / Norm(x), sum, sum);
-    });
+    private void KeyNormBackward(float[] q, float[] gradQ) =>
+        Parallel.For(
+            0,
+            _length * _heads,
+            _parallel,
+            row =>
+            {
+                ReadOnlySpan<float> x = q.AsSpan(row * _size, _size);
+                ReadOnlySpan<float> key = _keys.AsSpan(row * _size, _size);
+                Span<float> grad = _gradKeys.AsSpan(row * _size, _size);
+                Span<float> sum = gradQ.AsSpan(row * _size, _size);
+                float mean = TensorPrimitives.Dot(key, grad) / _size;
+                TensorPrimitives.MultiplyAdd(key, -mean, grad, grad);
+                TensorPrimitives.MultiplyAdd(grad, 1 / Norm(x), sum, sum);
+            }
+        );
 
     private float Norm(ReadOnlySpan<float> x) => MathF.Sqrt((TensorPrimitives.SumOfSquares(x) / _size) + Epsilon);
 }

@@ -6,8 +6,8 @@ using ReformerNative.Training;
 namespace ReformerNative.Benchmarks;
 
 /// <summary>
-/// One training step (data, forward, backward, clipping, AdamW) of a causal byte-level model: 2 layers, width 256, feed-forward 1,024, 4 heads of 64,
-/// chunks of 64.
+/// One training step (data, forward, backward, clipping, AdamW) of a causal byte-level model: 2 layers, width 256,
+/// feed-forward 1,024, 4 heads of 64, chunks of 64.
 /// </summary>
 public class TrainingStepBenchmarks
 {

@@ -14,11 +14,21 @@ internal sealed class CSharpWriter(Header header)
 
     private static readonly Dictionary<string, string> Scalars = new()
     {
-        ["void"] = "void", ["char"] = "byte", ["int32_t"] = "int", ["uint32_t"] = "uint", ["int64_t"] = "long", ["uint64_t"] = "ulong",
-        ["float"] = "float", ["double"] = "double", ["rfn_status"] = "int",
+        ["void"] = "void",
+        ["char"] = "byte",
+        ["int32_t"] = "int",
+        ["uint32_t"] = "uint",
+        ["int64_t"] = "long",
+        ["uint64_t"] = "ulong",
+        ["float"] = "float",
+        ["double"] = "double",
+        ["rfn_status"] = "int",
     };
 
-    private static readonly HashSet<string> Keywords = ["event", "out", "in", "ref", "params", "object", "string", "lock", "operator"];
+    private static readonly HashSet<string> Keywords =
+    [
+        "event", "out", "in", "ref", "params", "object", "string", "lock", "operator",
+    ];
 
     /// <summary>Every file of the bindings, by name.</summary>
     public IReadOnlyDictionary<string, string> Write() => new SortedDictionary<string, string>(StringComparer.Ordinal)
@@ -44,11 +54,15 @@ internal sealed class CSharpWriter(Header header)
     private string Structs()
     {
         var text = new StringBuilder(Preamble);
-        text.Append("using System.Runtime.CompilerServices;\nusing System.Runtime.InteropServices;\n\nnamespace ReformerNative.Interop;\n");
+        text.Append(
+            "using System.Runtime.CompilerServices;\nusing System.Runtime.InteropServices;\n\nnamespace ReformerNative.Interop;\n"
+        );
         foreach (Structure structure in header.Structures)
         {
             text.Append('\n').Append(Documentation(structure.Comment, ""));
-            text.Append(CultureInfo.InvariantCulture, $"[StructLayout(LayoutKind.Sequential)]\ninternal unsafe struct {structure.Name}\n{{\n");
+            text.Append(
+                CultureInfo.InvariantCulture,
+                $"[StructLayout(LayoutKind.Sequential)]\ninternal unsafe struct {structure.Name}\n{{\n");
             foreach (Field field in structure.Fields)
             {
                 string type = field.Length is int length ? ArrayName(field.Type, length) : Blittable(field.Type);
@@ -63,8 +77,11 @@ internal sealed class CSharpWriter(Header header)
             .Where(f => f.Length is not null).Select(f => (f.Type, f.Length!.Value)).Distinct();
         foreach ((string type, int length) in arrays)
         {
-            text.Append(CultureInfo.InvariantCulture, $"\n/// <summary>{type}[{length}]</summary>\n[InlineArray({length})]\n");
-            text.Append(CultureInfo.InvariantCulture, $"internal struct {ArrayName(type, length)}\n{{\n    private {Blittable(type)} first;\n}}\n");
+            text.Append(
+                CultureInfo.InvariantCulture, $"\n/// <summary>{type}[{length}]</summary>\n[InlineArray({length})]\n");
+            text.Append(
+                CultureInfo.InvariantCulture,
+                $"internal struct {ArrayName(type, length)}\n{{\n    private {Blittable(type)} first;\n}}\n");
         }
 
         return text.ToString();
@@ -74,7 +91,9 @@ internal sealed class CSharpWriter(Header header)
     {
         var text = new StringBuilder(Preamble);
         text.Append("using System.Runtime.InteropServices;\n\nnamespace ReformerNative.Interop;\n\n");
-        text.Append("/// <summary>The functions of the header.</summary>\ninternal static unsafe partial class NativeMethods\n{\n");
+        text.Append(
+            "/// <summary>The functions of the header.</summary>\ninternal static unsafe partial class NativeMethods\n{\n"
+        );
         text.Append(string.Join("\n", header.Functions.Select(Method)));
         return text.Append("}\n").ToString();
     }
@@ -82,8 +101,12 @@ internal sealed class CSharpWriter(Header header)
     private string Method(Function function)
     {
         // A release function runs while its handle is already closed, so it takes the raw pointer.
-        bool releases = function.Name.EndsWith("_destroy", StringComparison.Ordinal) || function.Name.EndsWith("_free", StringComparison.Ordinal);
-        IEnumerable<string> parameters = function.Parameters.Select(p => $"{ParameterType(p.Type, releases)} {Identifier(p.Name)}");
+        bool releases =
+            function.Name.EndsWith("_destroy", StringComparison.Ordinal)
+            || function.Name.EndsWith("_free", StringComparison.Ordinal);
+        IEnumerable<string> parameters = function.Parameters.Select(p =>
+            $"{ParameterType(p.Type, releases)} {Identifier(p.Name)}"
+        );
         return Documentation(function.Comment, "    ")
             + "    [LibraryImport(NativeLoader.LibraryName)]\n"
             + $"    internal static partial {Blittable(function.ReturnType)} {function.Name}({string.Join(", ", parameters)});\n";
@@ -114,7 +137,8 @@ internal sealed class CSharpWriter(Header header)
             return (scalar ?? bare) + new string('*', pointers);
         }
 
-        throw new NotSupportedException($"The type '{type}' has no rule. Use fixed-width integers, float, double, rfn_ structs and handles.");
+        throw new NotSupportedException(
+            $"The type '{type}' has no rule. Use fixed-width integers, float, double, rfn_ structs and handles.");
     }
 
     private static string Bare(string type, out int pointers, out bool isConst)

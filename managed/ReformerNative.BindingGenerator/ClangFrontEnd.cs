@@ -7,12 +7,17 @@ using System.Text.RegularExpressions;
 
 namespace ReformerNative.BindingGenerator;
 
-/// <summary>Reads a C header with the clang compiler: declarations from its JSON syntax tree, macros from its preprocessor.
-/// The only class that knows clang; another parser replaces it by returning the same <see cref="Header"/>.</summary>
+/// <summary>
+/// Reads a C header with the clang compiler: declarations from its JSON syntax tree, macros from its preprocessor. The
+/// only class that knows clang; another parser replaces it by returning the same <see cref="Header"/>.
+/// </summary>
 internal static partial class ClangFrontEnd
 {
     private const string Prefix = "rfn_";
-    private static readonly string[] Compilers = ["clang", "clang-19", "clang-18", "clang-17", "clang-16", "clang-15", "clang-14"];
+    private static readonly string[] Compilers =
+    [
+        "clang", "clang-19", "clang-18", "clang-17", "clang-16", "clang-15", "clang-14",
+    ];
 
     /// <summary>Parses the header at <paramref name="path"/>.</summary>
     public static Header Parse(string path)
@@ -20,18 +25,24 @@ internal static partial class ClangFrontEnd
         string source = Encoding.Latin1.GetString(File.ReadAllBytes(path)); // clang counts bytes
         string compiler = FindCompiler();
         string macros = Run(compiler, "-E", "-dD", "-x", "c", "-std=c99", path);
-        string tree = Run(compiler, "-Xclang", "-ast-dump=json", "-fsyntax-only", "-fparse-all-comments", "-x", "c", "-std=c99", path);
+        string tree = Run(
+            compiler, "-Xclang", "-ast-dump=json", "-fsyntax-only", "-fparse-all-comments", "-x", "c", "-std=c99",
+            path);
         var constants = new List<Constant>();
         foreach (Match match in IntegerMacro().Matches(macros))
         {
-            constants.Add(new Constant(match.Groups[1].Value, long.Parse(match.Groups[2].Value, CultureInfo.InvariantCulture)));
+            constants.Add(
+                new Constant(match.Groups[1].Value, long.Parse(match.Groups[2].Value, CultureInfo.InvariantCulture)));
         }
 
         using JsonDocument document = JsonDocument.Parse(tree);
         var structures = new List<Structure>();
         var functions = new List<Function>();
         var records = new List<string>();
-        foreach (JsonElement declaration in Children(document.RootElement).Where(d => Name(d).StartsWith(Prefix, StringComparison.Ordinal)))
+        foreach (
+            JsonElement declaration in Children(document.RootElement)
+                .Where(d => Name(d).StartsWith(Prefix, StringComparison.Ordinal))
+        )
         {
             switch (Kind(declaration))
             {
@@ -64,23 +75,30 @@ internal static partial class ClangFrontEnd
     {
         Match array = ArrayType().Match(Type(field));
         return array.Success
-            ? new Field(Name(field), array.Groups[1].Value, int.Parse(array.Groups[2].Value, CultureInfo.InvariantCulture), Comment(field, source))
+            ? new Field(
+                Name(field), array.Groups[1].Value, int.Parse(array.Groups[2].Value, CultureInfo.InvariantCulture),
+                Comment(field, source))
             : new Field(Name(field), Type(field), null, Comment(field, source));
     }
 
     private static JsonElement.ArrayEnumerator Children(JsonElement node) =>
         node.TryGetProperty("inner", out JsonElement inner) ? inner.EnumerateArray() : default;
 
-    private static IEnumerable<JsonElement> OfKind(JsonElement node, string kind) => Children(node).Where(c => Kind(c) == kind);
+    private static IEnumerable<JsonElement> OfKind(JsonElement node, string kind) =>
+        Children(node).Where(c => Kind(c) == kind);
 
-    private static string Kind(JsonElement node) => node.TryGetProperty("kind", out JsonElement kind) ? kind.GetString()! : "";
+    private static string Kind(JsonElement node) =>
+        node.TryGetProperty("kind", out JsonElement kind) ? kind.GetString()! : "";
 
-    private static string Name(JsonElement node) => node.TryGetProperty("name", out JsonElement name) ? name.GetString()! : "";
+    private static string Name(JsonElement node) =>
+        node.TryGetProperty("name", out JsonElement name) ? name.GetString()! : "";
 
     private static string Type(JsonElement node) => node.GetProperty("type").GetProperty("qualType").GetString()!;
 
-    /// <summary>The comment attached to a declaration, without its stars; empty when there is none. Read from the source, because
-    /// clang's tree splits the text at every character that HTML or a documentation command could begin with.</summary>
+    /// <summary>
+    /// The comment attached to a declaration, without its stars; empty when there is none. Read from the source,
+    /// because clang's tree splits the text at every character that HTML or a documentation command could begin with.
+    /// </summary>
     private static string Comment(JsonElement node, string source)
     {
         foreach (JsonElement comment in OfKind(node, "FullComment"))
@@ -88,7 +106,11 @@ internal static partial class ClangFrontEnd
             JsonElement range = comment.GetProperty("range");
             int begin = range.GetProperty("begin").GetProperty("offset").GetInt32();
             int end = range.GetProperty("end").GetProperty("offset").GetInt32();
-            return string.Join('\n', source[begin..(end + 1)].Split('\n').Select(line => line.Trim().TrimStart('*').Trim())).Trim();
+            return string.Join(
+                    '\n',
+                    source[begin..(end + 1)].Split('\n').Select(line => line.Trim().TrimStart('*').Trim())
+                )
+                .Trim();
         }
 
         return "";
@@ -105,14 +127,19 @@ internal static partial class ClangFrontEnd
     {
         try
         {
-            var start = new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true };
+            var start = new ProcessStartInfo(program, arguments)
+            {
+                RedirectStandardOutput = true,
+                RedirectStandardError = true,
+            };
             using Process process = Process.Start(start)!;
             Task<string> errors = process.StandardError.ReadToEndAsync();
             string output = process.StandardOutput.ReadToEnd();
             process.WaitForExit();
             return process.ExitCode == 0
                 ? output
-                : throw new InvalidOperationException($"{program} ended with code {process.ExitCode}:\n{errors.GetAwaiter().GetResult()}");
+                : throw new InvalidOperationException(
+                    $"{program} ended with code {process.ExitCode}:\n{errors.GetAwaiter().GetResult()}");
         }
         catch (Win32Exception error)
         {

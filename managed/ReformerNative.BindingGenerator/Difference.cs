@@ -5,7 +5,9 @@ internal static class Difference
 {
     private const int Shown = 10;
 
-    /// <summary>Lines only in <paramref name="current"/> (-) and only in <paramref name="expected"/> (+), the first ten of each.</summary>
+    /// <summary>
+    /// Lines only in <paramref name="current"/> (-) and only in <paramref name="expected"/> (+), the first ten of each.
+    /// </summary>
     public static string Summary(string name, string current, string expected)
     {
         string[] before = current.Split('\n');

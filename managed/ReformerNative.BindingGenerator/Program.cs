@@ -44,7 +44,9 @@ try
 
     if (different > 0)
     {
-        Console.Error.WriteLine($"{different} of {files.Count} files differ from the header. Run ReformerNative.BindingGenerator without --check.");
+        Console.Error.WriteLine(
+            $"{different} of {files.Count} files differ from the header. Run ReformerNative.BindingGenerator without --check."
+        );
     }
 
     return different > 0 ? 1 : 0;

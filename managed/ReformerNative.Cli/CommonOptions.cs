@@ -15,7 +15,8 @@ internal static class CommonOptions
         ["f16"] = Tensors.Precision.Float16,
     };
 
-    public static Option<bool> Json { get; } = new("--json") { Description = "Print JSON, one object a line, for other programs" };
+    public static Option<bool> Json { get; } =
+        new("--json") { Description = "Print JSON, one object a line, for other programs" };
 
     public static Option<string> Device { get; } = new("--device")
     {
@@ -26,13 +27,17 @@ internal static class CommonOptions
 
     public static Option<int> Threads { get; } = new("--threads")
     {
-        Description = "Threads of the CPU backend, 0 for all processors; changes no bit of any result", HelpName = "N",
+        Description = "Threads of the CPU backend, 0 for all processors; changes no bit of any result",
+        HelpName = "N",
     };
 
-    public static Option<long> Seed { get; } = new("--seed")
-    {
-        Description = "Seed of parameters, data order, rotations and dropout", DefaultValueFactory = _ => 1, HelpName = "N",
-    };
+    public static Option<long> Seed { get; } =
+        new("--seed")
+        {
+            Description = "Seed of parameters, data order, rotations and dropout",
+            DefaultValueFactory = _ => 1,
+            HelpName = "N",
+        };
 
     public static Option<string?> Precision { get; } = Word(
         "--precision", "What matrix products of a GPU round their inputs to [default: f32]", [.. Precisions.Keys]);
@@ -40,7 +45,8 @@ internal static class CommonOptions
     public static Option<string?> Memory { get; } = MakeMemory();
 
     /// <summary>What --memory asks for; null without it.</summary>
-    public static MemoryLimit? MemoryOf(ParseResult parsed) => parsed.GetValue(Memory) is { } text ? MemoryLimit.Parse(text) : null;
+    public static MemoryLimit? MemoryOf(ParseResult parsed) =>
+        parsed.GetValue(Memory) is { } text ? MemoryLimit.Parse(text) : null;
 
     /// <summary>A context as --device, --threads and --precision ask for.</summary>
     public static ReformerContext Context(ParseResult parsed)
@@ -77,14 +83,21 @@ internal static class CommonOptions
     public static ulong SeedOf(ParseResult parsed)
     {
         long seed = parsed.GetValue(Seed);
-        return seed >= 0 ? (ulong)seed : throw new UsageException($"--seed: expected an integer from 0 up, found {seed}");
+        return seed >= 0
+            ? (ulong)seed
+            : throw new UsageException($"--seed: expected an integer from 0 up, found {seed}");
     }
 
     /// <summary>An integer option with a lowest value.</summary>
     public static Option<T> Number<T>(string name, string description, T initial, T lowest, string helpName = "N")
         where T : struct, System.Numerics.INumber<T>
     {
-        var option = new Option<T>(name) { Description = description, DefaultValueFactory = _ => initial, HelpName = helpName };
+        var option = new Option<T>(name)
+        {
+            Description = description,
+            DefaultValueFactory = _ => initial,
+            HelpName = helpName,
+        };
         AtLeast(option, lowest);
         return option;
     }
@@ -106,7 +119,8 @@ internal static class CommonOptions
         {
             if (result.Tokens.Count > 0 && !words.Contains(result.Tokens[0].Value))
             {
-                result.AddError($"{name}: expected one of {string.Join(", ", words)}, found '{result.Tokens[0].Value}'");
+                result.AddError(
+                    $"{name}: expected one of {string.Join(", ", words)}, found '{result.Tokens[0].Value}'");
             }
         });
         return option;
@@ -119,7 +133,8 @@ internal static class CommonOptions
     {
         var option = new Option<string?>("--memory")
         {
-            Description = "Memory that the run may take in all; what is left over keeps activations, for faster steps: 6GiB, 6000MB, "
+            Description =
+                "Memory that the run may take in all; what is left over keeps activations, for faster steps: 6GiB, 6000MB, "
                 + "or free for what the device has [default: the least]",
             HelpName = "SIZE|free",
         };
@@ -137,7 +152,8 @@ internal static class CommonOptions
     private static void AtLeast<T>(Option option, T lowest)
         where T : struct, System.Numerics.INumber<T> => option.Validators.Add(result =>
         {
-            if (result.Tokens is [{ Value: var word }] && !(T.TryParse(word, CultureInfo.InvariantCulture, out T value) && value >= lowest))
+            if (result.Tokens is [{ Value: var word }]
+                && !(T.TryParse(word, CultureInfo.InvariantCulture, out T value) && value >= lowest))
             {
                 string kind = T.IsInteger(T.One / (T.One + T.One)) ? "an integer" : "a number";
                 result.AddError(Output.Text($"{option.Name}: expected {kind} from {lowest} up, found '{word}'"));

@@ -6,7 +6,9 @@ using ReformerNative.Training;
 
 namespace ReformerNative.Cli;
 
-/// <summary>Models of the duplication task in one directory: one folder a model, in it one run for each stage.</summary>
+/// <summary>
+/// Models of the duplication task in one directory: one folder a model, in it one run for each stage.
+/// </summary>
 internal sealed class DuplicateExperiment(
     string directory, IReadOnlyList<Commands.Stage> stages, int symbols, int chunk, double learningRate, ulong seed)
 {
@@ -35,13 +37,15 @@ internal sealed class DuplicateExperiment(
 
     /// <summary>Trains a model through all stages, going on from what is there.</summary>
     /// <returns>Its last checkpoint; null when it was interrupted.</returns>
-    public string? Train(EvaluationMode mode, ReformerContext context, ProgressLine line, CancellationToken cancellation)
+    public string? Train(
+        EvaluationMode mode, ReformerContext context, ProgressLine line, CancellationToken cancellation)
     {
         string? checkpoint = null;
         for (int i = 0; i < stages.Count; i++)
         {
             Commands.Stage stage = stages[i];
-            string folder = Path.Combine(directory, $"trained-{mode.Name}", Output.Text($"stage-{i + 1}-length-{stage.Length}"));
+            string folder = Path.Combine(
+                directory, $"trained-{mode.Name}", Output.Text($"stage-{i + 1}-length-{stage.Length}"));
             string? newest = CheckpointStore.List(folder).Select(item => item.Path).LastOrDefault();
             TrainingOptions options = TrainingDefaults.Duplication with
             {
@@ -78,11 +82,14 @@ internal sealed class DuplicateExperiment(
     }
 
     /// <summary>Accuracy over the second half, 0 to 1.</summary>
-    public double Evaluate(string checkpoint, EvaluationMode mode, int examples, ReformerContext context, CancellationToken cancellation)
+    public double Evaluate(
+        string checkpoint, EvaluationMode mode, int examples, ReformerContext context, CancellationToken cancellation)
     {
         using ReformerModel model = ReformerModel.Load(checkpoint, context, WithOpenBuckets);
         int batch = Math.Min(examples, EvaluationBatch);
-        return HeldOut.Measure(model, _task, batch, stages[^1].Length, (examples + batch - 1) / batch, seed, mode, cancellation).Accuracy;
+        return HeldOut
+            .Measure(model, _task, batch, stages[^1].Length, (examples + batch - 1) / batch, seed, mode, cancellation)
+            .Accuracy;
     }
 
     /// <summary>The number of buckets follows from the length of a stage, so it is chosen anew for each.</summary>
@@ -96,7 +103,8 @@ internal sealed class DuplicateExperiment(
         VocabSize = symbols + 1,
     };
 
-    private sealed class Report(ProgressLine line, TrainingOptions options, ReformerContext context, string prefix) : IProgress<TrainingStep>
+    private sealed class Report(ProgressLine line, TrainingOptions options, ReformerContext context, string prefix)
+        : IProgress<TrainingStep>
     {
         private readonly StepAverages _averages = new(options, DataTask.Duplicate, new MemoryUse(context));
 

@@ -3,7 +3,8 @@ using Microsoft.Extensions.Logging;
 namespace ReformerNative.Cli;
 
 /// <summary>Writes the library's messages to stderr, each on a line of its own.</summary>
-/// <param name="before">What to write before a message: a line's end where the cursor stands in the middle of a line.</param>
+/// <param name="before">What to write before a message: a line's end where the cursor stands in the middle of a
+/// line.</param>
 internal sealed class ErrorLog(string before = "") : ILogger
 {
     public bool IsEnabled(LogLevel logLevel) => logLevel >= LogLevel.Information;
@@ -11,7 +12,13 @@ internal sealed class ErrorLog(string before = "") : ILogger
     public IDisposable? BeginScope<TState>(TState state)
         where TState : notnull => null;
 
-    public void Log<TState>(LogLevel logLevel, EventId eventId, TState state, Exception? exception, Func<TState, Exception?, string> formatter)
+    public void Log<TState>(
+        LogLevel logLevel,
+        EventId eventId,
+        TState state,
+        Exception? exception,
+        Func<TState, Exception?, string> formatter
+    )
     {
         if (IsEnabled(logLevel))
         {

@@ -21,19 +21,30 @@ internal sealed class UsageException(string message) : Exception(message);
 /// <summary>Sentences for failures.</summary>
 internal static partial class Failure
 {
-    /// <summary>Exit code and sentence of a failure. Every exception has one: a stack trace helps nobody at a prompt.</summary>
-    public static (int Code, string Message) Describe(Exception error) => error switch
-    {
-        UsageException => (ExitCode.WrongUsage, error.Message),
-        ArgumentException => (ExitCode.Failed, WithoutParameter(error.Message)),
-        ReformerFormatException or ReformerConfigException or ResidualRangeException or TrainingDivergedException or ReformerNativeException
-            or IOException or UnauthorizedAccessException or InvalidOperationException or NotSupportedException or DllNotFoundException
-            => (ExitCode.Failed, error.Message),
-        OutOfMemoryException or OverflowException => (ExitCode.Failed, $"{error.Message} (see 'reformer plan' for what a run needs)"),
-        OperationCanceledException => (ExitCode.Failed, "interrupted"),
-        TypeInitializationException { InnerException: { } inner } => Describe(inner),
-        _ => (ExitCode.Failed, $"unexpected failure, please report it: {error.GetType().Name}: {error.Message}"),
-    };
+    /// <summary>
+    /// Exit code and sentence of a failure. Every exception has one: a stack trace helps nobody at a prompt.
+    /// </summary>
+    public static (int Code, string Message) Describe(Exception error) =>
+        error switch
+        {
+            UsageException => (ExitCode.WrongUsage, error.Message),
+            ArgumentException => (ExitCode.Failed, WithoutParameter(error.Message)),
+            ReformerFormatException
+            or ReformerConfigException
+            or ResidualRangeException
+            or TrainingDivergedException
+            or ReformerNativeException
+            or IOException
+            or UnauthorizedAccessException
+            or InvalidOperationException
+            or NotSupportedException
+            or DllNotFoundException => (ExitCode.Failed, error.Message),
+            OutOfMemoryException or OverflowException => (
+                ExitCode.Failed, $"{error.Message} (see 'reformer plan' for what a run needs)"),
+            OperationCanceledException => (ExitCode.Failed, "interrupted"),
+            TypeInitializationException { InnerException: { } inner } => Describe(inner),
+            _ => (ExitCode.Failed, $"unexpected failure, please report it: {error.GetType().Name}: {error.Message}"),
+        };
 
     /// <summary>Runs a check of values that came from options, so that its complaint counts as wrong usage.</summary>
     public static T Usage<T>(Func<T> action)
@@ -48,7 +59,9 @@ internal static partial class Failure
         }
     }
 
-    /// <summary>The runtime appends the name of a method's parameter, which says nothing to a user of the command.</summary>
+    /// <summary>
+    /// The runtime appends the name of a method's parameter, which says nothing to a user of the command.
+    /// </summary>
     private static string WithoutParameter(string message) => Parameter().Replace(message, "");
 
     [GeneratedRegex(@"\s*\(Parameter '[^']*'\)")]

@@ -9,17 +9,21 @@ internal readonly record struct EvaluationMode(int? Rounds)
 {
     public string Name => Rounds is int rounds ? Output.Text($"{rounds}") : "full";
 
-    public static EvaluationMode Parse(string text) => text == "full" ? default
-        : int.TryParse(text, System.Globalization.CultureInfo.InvariantCulture, out int rounds) && rounds > 0 ? new EvaluationMode(rounds)
+    public static EvaluationMode Parse(string text) =>
+        text == "full" ? default
+        : int.TryParse(text, System.Globalization.CultureInfo.InvariantCulture, out int rounds) && rounds > 0
+            ? new EvaluationMode(rounds)
         : throw new UsageException($"--rounds: expected full or an integer from 1 up, found '{text}'");
 }
 
-/// <summary>Loss on held-out data, as the trainer measures it: the same batches and rotations for the same seed.</summary>
+/// <summary>
+/// Loss on held-out data, as the trainer measures it: the same batches and rotations for the same seed.
+/// </summary>
 internal static class HeldOut
 {
     public static LossResult Measure(
-        ReformerModel model, IBatchSource source, int batchSize, int length, int batches, ulong seed, EvaluationMode mode,
-        CancellationToken cancellation)
+        ReformerModel model, IBatchSource source, int batchSize, int length, int batches, ulong seed,
+        EvaluationMode mode, CancellationToken cancellation)
     {
         var batch = new TokenBatch(batchSize, length);
         LossResult sum = default;
@@ -27,8 +31,18 @@ internal static class HeldOut
         {
             cancellation.ThrowIfCancellationRequested();
             source.Fill(batch, DataSplit.HeldOut, seed, i);
-            sum = sum.Add(model.Evaluate(
-                batch, new RunOptions { Seed = seed, Step = (ulong)i, Rounds = mode.Rounds, FullAttention = mode.Rounds is null }));
+            sum = sum.Add(
+                model.Evaluate(
+                    batch,
+                    new RunOptions
+                    {
+                        Seed = seed,
+                        Step = (ulong)i,
+                        Rounds = mode.Rounds,
+                        FullAttention = mode.Rounds is null,
+                    }
+                )
+            );
         }
 
         return sum;

@@ -27,8 +27,8 @@ internal static class Measure
     }
 
     /// <summary>
-    /// GFLOP/s of the best of some products of 2048³ with the context's threads and precision: the ceiling of this machine at this moment. Null for a
-    /// simulated GPU, which would take hours for them.
+    /// GFLOP/s of the best of some products of 2048³ with the context's threads and precision: the ceiling of this
+    /// machine at this moment. Null for a simulated GPU, which would take hours for them.
     /// </summary>
     public static double? Sgemm(ReformerContext context)
     {
@@ -52,15 +52,24 @@ internal static class Measure
 
     /// <summary>A line about that product.</summary>
     public static string SgemmLine(ReformerContext context, double? gflops) =>
-        gflops is double rate ? Output.Text($"{rate:F1} GFLOP/s on {Output.Place(context)}") : $"not measured on {context.Device}";
+        gflops is double rate
+            ? Output.Text($"{rate:F1} GFLOP/s on {Output.Place(context)}")
+            : $"not measured on {context.Device}";
 
     /// <summary>The rate of some work, beside that of the product.</summary>
     public static string Rate(double flops, double seconds, double? gflops)
     {
         double rate = flops / seconds / 1e9;
-        return Output.Text($"{rate:F1} GFLOP/s") + (gflops is double most ? Output.Text($", {100 * rate / most:F1} % of the product's") : "");
+        return Output.Text($"{rate:F1} GFLOP/s")
+            + (gflops is double most ? Output.Text($", {100 * rate / most:F1} % of the product's") : "");
     }
 
     public static void Normal(ReformerContext context, TensorView destination, ulong seed) =>
-        new RandomNormal { Site = RandomSite.Data, Seed = seed, StandardDeviation = 1, Destination = destination }.Run(context);
+        new RandomNormal
+        {
+            Site = RandomSite.Data,
+            Seed = seed,
+            StandardDeviation = 1,
+            Destination = destination,
+        }.Run(context);
 }

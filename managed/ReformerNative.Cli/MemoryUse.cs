@@ -4,9 +4,9 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Cli;
 
 /// <summary>
-/// Memory in use where a context computes: on the CPU what is resident of this process, as the kernel counts it; on a GPU all that is taken of
-/// it, as its driver counts it, by other processes too. A GPU's peak is the largest of the values read here; buffers are kept, so that one read
-/// after the work has seen them all.
+/// Memory in use where a context computes: on the CPU what is resident of this process, as the kernel counts it; on a
+/// GPU all that is taken of it, as its driver counts it, by other processes too. A GPU's peak is the largest of the
+/// values read here; buffers are kept, so that one read after the work has seen them all.
 /// </summary>
 internal sealed class MemoryUse(ReformerContext context)
 {
@@ -57,7 +57,8 @@ internal sealed class MemoryUse(ReformerContext context)
         {
             if (line.StartsWith(key, StringComparison.Ordinal))
             {
-                return long.Parse(line.AsSpan(key.Length).Trim().TrimEnd("kB").Trim(), CultureInfo.InvariantCulture) * 1024;
+                return long.Parse(line.AsSpan(key.Length).Trim().TrimEnd("kB").Trim(), CultureInfo.InvariantCulture)
+                    * 1024;
             }
         }
 

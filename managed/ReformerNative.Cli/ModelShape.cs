@@ -8,18 +8,24 @@ namespace ReformerNative.Cli;
 internal static class ModelShape
 {
     private static readonly Option<int> Layers = CommonOptions.Number("--layers", "Layers", 6, 1);
-    private static readonly Option<int> Width = CommonOptions.Number("--width", "E, width of each residual stream", 512, 1);
-    private static readonly Option<int> FeedForward = CommonOptions.Number("--feed-forward", "F, width of the feed-forward", 2048, 1);
+    private static readonly Option<int> Width = CommonOptions.Number(
+        "--width", "E, width of each residual stream", 512, 1);
+    private static readonly Option<int> FeedForward = CommonOptions.Number(
+        "--feed-forward", "F, width of the feed-forward", 2048, 1);
     private static readonly Option<int> Heads = CommonOptions.Number("--heads", "H, attention heads", 8, 1);
     private static readonly Option<int> HeadSize = CommonOptions.Number("--head-size", "D, width of a head", 64, 1);
-    private static readonly Option<int> Chunk = CommonOptions.Number("--chunk", "C, tokens of a chunk of LSH and local layers", 64, 1);
+    private static readonly Option<int> Chunk = CommonOptions.Number(
+        "--chunk", "C, tokens of a chunk of LSH and local layers", 64, 1);
     private static readonly Option<int> Rounds = CommonOptions.Number("--rounds", "R, hash rounds", 4, 1);
     private static readonly Option<int> Vocabulary = CommonOptions.Number("--vocabulary", "V, number of ids", 258, 1);
-    private static readonly Option<double> Dropout = CommonOptions.Number("--dropout", "Dropout at every site", 0.0, 0.0, "P");
-    private static readonly Option<string?> Residual = CommonOptions.Word("--residual", "How streams are added [default: exact]", "exact", "float");
+    private static readonly Option<double> Dropout = CommonOptions.Number(
+        "--dropout", "Dropout at every site", 0.0, 0.0, "P");
+    private static readonly Option<string?> Residual = CommonOptions.Word(
+        "--residual", "How streams are added [default: exact]", "exact", "float");
     private static readonly Option<string> Pattern = new("--pattern")
     {
-        Description = "Kinds of the layers, repeated as often as needed: lsh, local, full, auto (lsh or full by length)",
+        Description =
+            "Kinds of the layers, repeated as often as needed: lsh, local, full, auto (lsh or full by length)",
         DefaultValueFactory = _ => "lsh,local",
         HelpName = "KIND,...",
     };
@@ -36,7 +42,8 @@ internal static class ModelShape
     /// <summary>All of them.</summary>
     public static IReadOnlyList<Option> All { get; } =
     [
-        Layers, Width, FeedForward, Heads, HeadSize, Length, Batch, Chunk, Rounds, Vocabulary, Pattern, Residual, Dropout, Attention,
+        Layers, Width, FeedForward, Heads, HeadSize, Length, Batch, Chunk, Rounds, Vocabulary, Pattern, Residual,
+        Dropout, Attention,
     ];
 
     /// <summary>The configuration of the options' initial values with another number of hash rounds.</summary>
@@ -51,7 +58,9 @@ internal static class ModelShape
         return Config(command.Parse([Rounds.Name, Output.Text($"{rounds}")]));
     }
 
-    /// <summary>The configuration that the options describe: causal, with axial positions for exactly enough tokens.</summary>
+    /// <summary>
+    /// The configuration that the options describe: causal, with axial positions for exactly enough tokens.
+    /// </summary>
     /// <param name="parsed">The options.</param>
     /// <param name="more">Tokens beyond --length.</param>
     /// <param name="form">Form of LSH attention where --attention is not given.</param>
@@ -67,7 +76,10 @@ internal static class ModelShape
         var config = new ReformerConfig
         {
             AttentionHeadSize = parsed.GetValue(HeadSize),
-            AttnLayers = [.. Enumerable.Range(0, parsed.GetValue(Layers)).Select(layer => Kind(kinds[layer % kinds.Length]))],
+            AttnLayers =
+            [
+                .. Enumerable.Range(0, parsed.GetValue(Layers)).Select(layer => Kind(kinds[layer % kinds.Length])),
+            ],
             AxialPosShape = [rows, (length + rows - 1) / rows],
             AxialPosEmbdsDim = [part, width - part],
             FeedForwardSize = parsed.GetValue(FeedForward),

@@ -13,7 +13,10 @@ internal static class Output
 {
     private const int PipeWidth = 150; // columns of a table that goes to a file
 
-    private static readonly JsonSerializerOptions OneLine = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+    private static readonly JsonSerializerOptions OneLine = new()
+    {
+        Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
+    };
 
     /// <summary>One JSON object on one line.</summary>
     public static void Json(JsonObject item) => Console.Out.WriteLine(item.ToJsonString(OneLine));
@@ -33,7 +36,11 @@ internal static class Output
         var table = new Table { Border = TableBorder.None };
         for (int i = 0; i < heads.Count; i++)
         {
-            var column = new TableColumn(new Text(heads[i])) { NoWrap = true, Alignment = i == 0 ? Justify.Left : Justify.Right };
+            var column = new TableColumn(new Text(heads[i]))
+            {
+                NoWrap = true,
+                Alignment = i == 0 ? Justify.Left : Justify.Right,
+            };
             table.AddColumn(column);
         }
 
@@ -54,8 +61,13 @@ internal static class Output
     };
 
     /// <summary>The same for people.</summary>
-    public static string KeptText(IReadOnlyList<KeepActivations> kept) => string.Join(", ", Kept(kept)
-        .Where(item => item.Value!.GetValue<int>() > 0).Select(item => Text($"{item.Key} of {item.Value!.GetValue<int>()}")));
+    public static string KeptText(IReadOnlyList<KeepActivations> kept) =>
+        string.Join(
+            ", ",
+            Kept(kept)
+                .Where(item => item.Value!.GetValue<int>() > 0)
+                .Select(item => Text($"{item.Key} of {item.Value!.GetValue<int>()}"))
+        );
 
     /// <summary>Where and how a context computes.</summary>
     public static string Place(ReformerContext context) => context.Device.Type == DeviceType.Cpu

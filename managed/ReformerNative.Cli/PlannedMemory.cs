@@ -5,9 +5,9 @@ using ReformerNative.Training;
 namespace ReformerNative.Cli;
 
 /// <summary>
-/// What a run will take where it computes: the buffers, computed from shapes without allocating them, and what is in use without them, which is
-/// measured here because this is the process that would run it: on the CPU the process itself (runtime, libraries), on a GPU the driver's
-/// context with its kernels, and other processes.
+/// What a run will take where it computes: the buffers, computed from shapes without allocating them, and what is in
+/// use without them, which is measured here because this is the process that would run it: on the CPU the process
+/// itself (runtime, libraries), on a GPU the driver's context with its kernels, and other processes.
 /// </summary>
 internal sealed class PlannedMemory
 {
@@ -29,7 +29,8 @@ internal sealed class PlannedMemory
     public IEnumerable<MemoryPlanEntry> Entries => Plan.Entries.Prepend(Rest);
 
     /// <summary>Plans; call it before anything else is allocated.</summary>
-    public static PlannedMemory Make(ReformerContext context, Func<MemoryPlan> plan) => new(plan(), MeasureRest(context));
+    public static PlannedMemory Make(ReformerContext context, Func<MemoryPlan> plan) =>
+        new(plan(), MeasureRest(context));
 
     /// <summary>Plans a training run within a limit; call it before anything else is allocated.</summary>
     /// <param name="config">The model.</param>
@@ -51,9 +52,14 @@ internal sealed class PlannedMemory
         if (budget < least.TotalBytes)
         {
             long expected = least.TotalBytes + rest.Bytes;
-            string found = limit.Bytes is long asked ? Output.Bytes(asked) : $"{Output.Bytes(budget + rest.Bytes)} free";
-            throw new UsageException(Output.Text(
-                $"--memory: expected at least {Output.Bytes(expected)} ({expected} bytes), what the run takes that keeps nothing, found {found}"));
+            string found = limit.Bytes is long asked
+                ? Output.Bytes(asked)
+                : $"{Output.Bytes(budget + rest.Bytes)} free";
+            throw new UsageException(
+                Output.Text(
+                    $"--memory: expected at least {Output.Bytes(expected)} ({expected} bytes), what the run takes that keeps nothing, found {found}"
+                )
+            );
         }
 
         options = options with { MemoryBudget = budget };
@@ -66,14 +72,28 @@ internal sealed class PlannedMemory
     private static MemoryPlanEntry MeasureRest(ReformerContext context)
     {
         Warm(context);
-        return new MemoryPlanEntry(context.Device.Type == DeviceType.Cpu ? "process" : "device", new MemoryUse(context).Bytes);
+        return new MemoryPlanEntry(
+            context.Device.Type == DeviceType.Cpu ? "process" : "device", new MemoryUse(context).Bytes);
     }
 
-    /// <summary>A tiny training step makes the process load what a large one loads: code, threads and their stacks, the BLAS's own buffers.</summary>
+    /// <summary>
+    /// A tiny training step makes the process load what a large one loads: code, threads and their stacks, the BLAS's
+    /// own buffers.
+    /// </summary>
     private static void Warm(ReformerContext context)
     {
-        ReformerConfig tiny = ReformerPresets.Duplication with { HiddenSize = WarmSize, FeedForwardSize = WarmSize, VocabSize = WarmSize };
-        var options = new TrainingOptions { Steps = 1, BatchSize = 1, Length = WarmSize };
+        ReformerConfig tiny = ReformerPresets.Duplication with
+        {
+            HiddenSize = WarmSize,
+            FeedForwardSize = WarmSize,
+            VocabSize = WarmSize,
+        };
+        var options = new TrainingOptions
+        {
+            Steps = 1,
+            BatchSize = 1,
+            Length = WarmSize,
+        };
         using ReformerModel model = ReformerModel.Create(tiny, context, seed: 0);
         using var trainer = new Trainer(model, new RandomTokens(WarmSize), options);
         trainer.RunStep();

@@ -8,7 +8,8 @@ internal static class Program
 {
     public static int Main(string[] args)
     {
-        var root = new RootCommand("Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
+        var root = new RootCommand(
+            "Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
         {
             TrainCommand.Create(),
             GenerateCommand.Create(),
@@ -35,7 +36,9 @@ internal static class Program
         try
         {
             // Commands that can stop in the middle listen to signals themselves (see Interruption).
-            return parsed.Invoke(new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null });
+            return parsed.Invoke(
+                new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null }
+            );
         }
         catch (Exception error) when (Failure.Describe(error) is var (code, message))
         {

@@ -1,7 +1,8 @@
 namespace ReformerNative.Cli;
 
 /// <summary>
-/// One line that is written again and again at a terminal. Where stderr is not a terminal, only the lines that are meant to stay appear.
+/// One line that is written again and again at a terminal. Where stderr is not a terminal, only the lines that are
+/// meant to stay appear.
 /// </summary>
 internal sealed class ProgressLine(bool json = false)
 {

@@ -36,7 +36,9 @@ internal sealed record DataDescription(DataTask Task, IReadOnlyList<string> Path
     public IBatchSource Open() => Task == DataTask.Text ? TextFiles.Open(Paths, Pattern) : new DuplicationTask(Symbols);
 }
 
-/// <summary>What a run's directory says of it besides its checkpoints: <c>run.json</c>, so that resuming needs no option again.</summary>
+/// <summary>
+/// What a run's directory says of it besides its checkpoints: <c>run.json</c>, so that resuming needs no option again.
+/// </summary>
 /// <param name="Data">The data.</param>
 /// <param name="Options">The options of the trainer.</param>
 internal sealed record RunDescription(DataDescription Data, TrainingOptions Options)
@@ -79,7 +81,8 @@ internal sealed record RunDescription(DataDescription Data, TrainingOptions Opti
 }
 
 [JsonSourceGenerationOptions(
-    WriteIndented = true, NewLine = "\n", PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, UseStringEnumConverter = true,
-    RespectRequiredConstructorParameters = true, RespectNullableAnnotations = true, AllowDuplicateProperties = false)]
+    WriteIndented = true, NewLine = "\n", PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower,
+    UseStringEnumConverter = true, RespectRequiredConstructorParameters = true, RespectNullableAnnotations = true,
+    AllowDuplicateProperties = false)]
 [JsonSerializable(typeof(RunDescription))]
 internal sealed partial class RunJson : JsonSerializerContext;

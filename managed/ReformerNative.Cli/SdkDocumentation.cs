@@ -2,13 +2,17 @@ using System.Runtime.InteropServices;
 
 namespace ReformerNative.Cli;
 
-/// <summary>The API documentation that the installed .NET SDK ships: tens of megabytes of English and markup, at hand wherever this runs.</summary>
+/// <summary>
+/// The API documentation that the installed .NET SDK ships: tens of megabytes of English and markup, at hand wherever
+/// this runs.
+/// </summary>
 internal static class SdkDocumentation
 {
     public const string Pattern = "*.xml";
 
     /// <summary>Folders of the newest reference packs.</summary>
-    /// <exception cref="FileNotFoundException">No SDK with documentation was found; the message lists the places.</exception>
+    /// <exception cref="FileNotFoundException">No SDK with documentation was found; the message lists the
+    /// places.</exception>
     public static IReadOnlyList<string> Folders()
     {
         var tried = new List<string>();
@@ -21,7 +25,10 @@ internal static class SdkDocumentation
                 continue;
             }
 
-            List<string> folders = [.. Directory.EnumerateDirectories(packs).Order(StringComparer.Ordinal).Select(Newest).OfType<string>()];
+            List<string> folders =
+            [
+                .. Directory.EnumerateDirectories(packs).Order(StringComparer.Ordinal).Select(Newest).OfType<string>(),
+            ];
             if (folders.Count > 0)
             {
                 return folders;
@@ -29,7 +36,8 @@ internal static class SdkDocumentation
         }
 
         throw new FileNotFoundException(
-            $"expected the .NET SDK's XML documentation in {string.Join(" or ", tried)}, found none; name text to train on with --data");
+            $"expected the .NET SDK's XML documentation in {string.Join(" or ", tried)}, found none; name text to train on with --data"
+        );
     }
 
     private static IEnumerable<string> Roots()
@@ -51,12 +59,18 @@ internal static class SdkDocumentation
     }
 
     /// <summary>The "ref" folder of a pack's newest version that has documentation.</summary>
-    private static string? Newest(string pack) => Directory.EnumerateDirectories(pack)
-        .Select(folder => (Path: Path.Combine(folder, "ref"), Version: VersionOf(Path.GetFileName(folder))))
-        .Where(item => Directory.Exists(item.Path) && Directory.EnumerateFiles(item.Path, Pattern, SearchOption.AllDirectories).Any())
-        .OrderByDescending(item => item.Version)
-        .Select(item => item.Path)
-        .FirstOrDefault();
+    private static string? Newest(string pack) =>
+        Directory
+            .EnumerateDirectories(pack)
+            .Select(folder => (Path: Path.Combine(folder, "ref"), Version: VersionOf(Path.GetFileName(folder))))
+            .Where(item =>
+                Directory.Exists(item.Path)
+                && Directory.EnumerateFiles(item.Path, Pattern, SearchOption.AllDirectories).Any()
+            )
+            .OrderByDescending(item => item.Version)
+            .Select(item => item.Path)
+            .FirstOrDefault();
 
-    private static Version VersionOf(string name) => Version.TryParse(name.Split('-')[0], out Version? version) ? version : new Version();
+    private static Version VersionOf(string name) =>
+        Version.TryParse(name.Split('-')[0], out Version? version) ? version : new Version();
 }

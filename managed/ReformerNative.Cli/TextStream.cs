@@ -9,12 +9,16 @@ internal static class TerminalText
     /// <summary>UTF-8 decoded and cleaned.</summary>
     public static string Printable(ReadOnlySpan<byte> bytes) => Clean(Encoding.UTF8.GetString(bytes));
 
-    /// <summary>Without carriage returns, and with other control characters replaced: a model may generate any byte.</summary>
+    /// <summary>
+    /// Without carriage returns, and with other control characters replaced: a model may generate any byte.
+    /// </summary>
     public static string Clean(string text) => string.Concat(
         text.Where(c => c != '\r').Select(c => char.IsControl(c) && c is not ('\n' or '\t') ? '\uFFFD' : c));
 }
 
-/// <summary>Writes ids of the byte vocabulary as text, as they come; a character appears when its last byte has.</summary>
+/// <summary>
+/// Writes ids of the byte vocabulary as text, as they come; a character appears when its last byte has.
+/// </summary>
 internal sealed class TextStream(TextWriter writer)
 {
     private readonly Decoder _decoder = Encoding.UTF8.GetDecoder();

@@ -8,10 +8,12 @@ using ReformerNative.Training;
 
 namespace ReformerNative.Cli;
 
-/// <summary>A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.</summary>
+/// <summary>
+/// A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.
+/// </summary>
 internal sealed class TrainingSession(
-    Trainer trainer, IBatchSource source, DataDescription data, PlannedMemory? plan, string? resumed, long logEvery, bool json)
-    : IProgress<TrainingStep>
+    Trainer trainer, IBatchSource source, DataDescription data, PlannedMemory? plan, string? resumed, long logEvery,
+    bool json) : IProgress<TrainingStep>
 {
     private const int PromptBytes = 64;
 
@@ -37,7 +39,8 @@ internal sealed class TrainingSession(
         try
         {
             _firstStep = before + 1;
-            _secondsToFirstStep = (DateTime.UtcNow - Process.GetCurrentProcess().StartTime.ToUniversalTime()).TotalSeconds;
+            _secondsToFirstStep = (
+                DateTime.UtcNow - Process.GetCurrentProcess().StartTime.ToUniversalTime()).TotalSeconds;
             result = trainer.Run(this, interruption.Token);
         }
         finally
@@ -61,7 +64,11 @@ internal sealed class TrainingSession(
         }
 
         Console.WriteLine();
-        Console.WriteLine(result.Completed ? Output.Text($"done after {trainer.Step} steps") : Output.Text($"stopped after {trainer.Step} steps"));
+        Console.WriteLine(
+            result.Completed
+                ? Output.Text($"done after {trainer.Step} steps")
+                : Output.Text($"stopped after {trainer.Step} steps")
+        );
         Console.WriteLine(HeldOutLine(heldOut));
         Console.WriteLine($"checkpoint {checkpoint}");
         if (!result.Completed)
@@ -136,17 +143,30 @@ internal sealed class TrainingSession(
         string layers = string.Join(' ', config.AttnLayers.Select(kind => kind.ToString().ToLowerInvariant()));
         if (config.AttnLayers.Contains(AttentionKind.Auto) && !options.FullAttention)
         {
-            layers += Output.Text($"; auto is {AttentionCost.Resolve(config, AttentionKind.Auto, options.Length).ToString().ToLowerInvariant()}");
+            layers += Output.Text(
+                $"; auto is {AttentionCost.Resolve(config, AttentionKind.Auto, options.Length).ToString().ToLowerInvariant()}"
+            );
         }
 
-        string lsh = options.FullAttention ? "full attention in place of LSH" : Output.Text($"{config.Lsh.Name}, {config.NumHashes} rounds");
-        Console.WriteLine($"data    {source.Identity}{(data.Paths.Count > 0 ? $" ({string.Join(", ", data.Paths)})" : "")}");
-        Console.WriteLine(Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")
-            + Output.Text($"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}"));
-        Console.WriteLine(Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, ")
-            + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}"));
-        Console.WriteLine($"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free"
-            + (trainer.Kept is { } kept ? $"; layers keep {Output.KeptText(kept)}" : ""));
+        string lsh = options.FullAttention
+            ? "full attention in place of LSH"
+            : Output.Text($"{config.Lsh.Name}, {config.NumHashes} rounds");
+        Console.WriteLine(
+            $"data    {source.Identity}{(data.Paths.Count > 0 ? $" ({string.Join(", ", data.Paths)})" : "")}");
+        Console.WriteLine(
+            Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")
+                + Output.Text(
+                    $"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}")
+        );
+        Console.WriteLine(
+            Output.Text(
+                $"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, "
+            ) + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}")
+        );
+        Console.WriteLine(
+            $"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free"
+                + (trainer.Kept is { } kept ? $"; layers keep {Output.KeptText(kept)}" : "")
+        );
         if (resumed is not null)
         {
             Console.WriteLine(Output.Text($"resumed at step {trainer.Step} from {resumed}"));
@@ -164,7 +184,13 @@ internal sealed class TrainingSession(
         var batch = new TokenBatch(1, Math.Min(PromptBytes, trainer.Options.Length));
         source.Fill(batch, DataSplit.HeldOut, trainer.Options.Seed, 0);
         using var generator = new Generator(trainer.Model);
-        var options = new GenerationOptions { Count = bytes, Temperature = 0.8f, TopP = 0.95f, Seed = trainer.Options.Seed };
+        var options = new GenerationOptions
+        {
+            Count = bytes,
+            Temperature = 0.8f,
+            TopP = 0.95f,
+            Seed = trainer.Options.Seed,
+        };
         Console.WriteLine();
         Console.WriteLine("sample (what stands before | was given):");
         Console.Write(TerminalText.Printable(ByteVocabulary.Decode(batch.Ids)) + "|");

@@ -7,7 +7,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli;
 
-/// <summary>How fast this machine reads the weights of a model: the bound of generation, which needs each once for every token.</summary>
+/// <summary>
+/// How fast this machine reads the weights of a model: the bound of generation, which needs each once for every token.
+/// </summary>
 internal sealed class WeightReading
 {
     private const long PartFloats = 1 << 16;

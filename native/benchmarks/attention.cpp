@@ -78,7 +78,8 @@ struct Problem {
 };
 
 // pairs: of query and key, in one head.
-void attention(benchmark::State& state, const rfn_attention_options& options, int64_t length, double pairs, bool with_backward) {
+void attention(benchmark::State& state, const rfn_attention_options& options, int64_t length, double pairs,
+               bool with_backward) {
   const Device device;
   const Problem p(device, options, length);
   Work work{kForward * kHeads * pairs, bytes({p.q, p.k, p.v, p.out, p.lse})};
@@ -111,7 +112,8 @@ void sort(benchmark::State& state, int64_t length, int32_t rounds) {
   const Device device;
   const int64_t padded = (length + kChunk - 1) / kChunk * kChunk;
   Problem p(device, lsh_options(length, rounds, true), length);
-  const Tensor buckets(device, {1, kHeads, rounds, length}, RFN_I32), sorted(device, {1, kHeads, rounds, padded}, RFN_I32);
+  const Tensor buckets(device, {1, kHeads, rounds, length}, RFN_I32),
+      sorted(device, {1, kHeads, rounds, padded}, RFN_I32);
   p.op.buckets = buckets;
   p.op.sorted = sorted;
   const Call hashing(device, p.op, rfn_attention_workspace, RFN_PASS_FORWARD, rfn_lsh_hash);
@@ -128,16 +130,18 @@ void add_attention() {
     for (const int64_t length : lengths({1024, 2048, 4096, 8192, 16384, 32768, 65536})) {
       const std::string of_length = "/length:" + std::to_string(length);
       for (const int32_t rounds : {1, 2, 4, 8}) {
-        add("lsh_attention/" + pass + "/causal" + of_length + "/rounds:" + std::to_string(rounds), [=](benchmark::State& state) {
-          const double pairs = static_cast<double>(rounds * length * 2 * kChunk);
-          attention(state, lsh_options(length, rounds, true), length, pairs, with_backward);
-        });
+        add("lsh_attention/" + pass + "/causal" + of_length + "/rounds:" + std::to_string(rounds),
+            [=](benchmark::State& state) {
+              const double pairs = static_cast<double>(rounds * length * 2 * kChunk);
+              attention(state, lsh_options(length, rounds, true), length, pairs, with_backward);
+            });
       }
       if (with_backward && length > kBackwardDense) continue;
       for (const bool causal : {true, false}) {
         add("dense_attention/" + pass + (causal ? "/causal" : "/all") + of_length, [=](benchmark::State& state) {
           const double all = static_cast<double>(length) * static_cast<double>(length);
-          attention(state, dense_options(causal), length, causal ? (all + static_cast<double>(length)) / 2 : all, with_backward);
+          attention(state, dense_options(causal), length, causal ? (all + static_cast<double>(length)) / 2 : all,
+                    with_backward);
         });
       }
     }

@@ -37,7 +37,8 @@ void sgemm(benchmark::State& state, int32_t threads) {
   const Sgemm product(device);
   product();
   for ([[maybe_unused]] auto _ : state) product();
-  state.counters["FLOP/s"] = benchmark::Counter(product.flops() * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["FLOP/s"] =
+      benchmark::Counter(product.flops() * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
 void copy(benchmark::State& state) {
@@ -54,7 +55,8 @@ void read(benchmark::State& state) {
   const rfn_tensor view = source;
   const auto* const data = static_cast<const float*>(view.data);
   const auto run = [&] {
-    in_parallel(device, memory_floats(), [&](int64_t begin, int64_t end) { benchmark::DoNotOptimize(sum(data + begin, data + end)); });
+    in_parallel(device, memory_floats(),
+                [&](int64_t begin, int64_t end) { benchmark::DoNotOptimize(sum(data + begin, data + end)); });
   };
   run();
   for ([[maybe_unused]] auto _ : state) run();
@@ -123,7 +125,9 @@ void add_ceilings() {
   if (settings.device_type == RFN_DEVICE_CPU) {
     const int32_t all = Device().threads();
     add("ceiling/sgemm/threads:1", [](benchmark::State& state) { sgemm(state, 1); });
-    if (all > 1) add("ceiling/sgemm/threads:" + std::to_string(all), [](benchmark::State& state) { sgemm(state, settings.threads); });
+    if (all > 1)
+      add("ceiling/sgemm/threads:" + std::to_string(all),
+          [](benchmark::State& state) { sgemm(state, settings.threads); });
     add("ceiling/read", read);  // a device's own memory is not read from here
   } else {
     add("ceiling/sgemm", [](benchmark::State& state) { sgemm(state, 0); });

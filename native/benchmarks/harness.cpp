@@ -118,14 +118,15 @@ Ceilings measure_ceilings(const Device& device) {
 }
 
 void add(const std::string& name, std::function<void(benchmark::State&)> make) {
-  auto* const registered = benchmark::RegisterBenchmark(name.c_str(), [make = std::move(make)](benchmark::State& state) {
-    try {
-      make(state);
-    } catch (const std::exception& error) {
-      ++failures;
-      state.SkipWithError(error.what());
-    }
-  });
+  auto* const registered =
+      benchmark::RegisterBenchmark(name.c_str(), [make = std::move(make)](benchmark::State& state) {
+        try {
+          make(state);
+        } catch (const std::exception& error) {
+          ++failures;
+          state.SkipWithError(error.what());
+        }
+      });
   registered->UseRealTime()->Unit(benchmark::kMillisecond);
   if (settings.smoke) registered->Iterations(1);
 }

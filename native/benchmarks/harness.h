@@ -1,4 +1,5 @@
-// What the benchmarks share: the device they run on, tensors there, and the measurement of a call beside the machine's ceilings.
+// What the benchmarks share: the device they run on, tensors there, and the measurement of a call beside the machine's
+// ceilings.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -73,8 +74,8 @@ Op make_op() {
 class Call {
  public:
   template <class Op>
-  Call(const Device& device, const Op& op, rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*), int32_t pass,
-       rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t))
+  Call(const Device& device, const Op& op, rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*),
+       int32_t pass, rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t))
       : device_(&device) {
     check(workspace(device.context(), &op, pass, &bytes_));
     check(rfn_buffer_allocate(device.context(), RFN_MEMORY_DEVICE, bytes_, &workspace_));
@@ -97,7 +98,8 @@ class Call {
   std::function<void()> run_;
 };
 
-// What a call has to do at least: FLOPs of its products (a multiplication and an addition are two), bytes that it must read and write once.
+// What a call has to do at least: FLOPs of its products (a multiplication and an addition are two), bytes that it must
+// read and write once.
 struct Work {
   double flops = 0;
   double bytes = 0;
@@ -106,7 +108,8 @@ struct Work {
 // Bytes of tensors that are there.
 double bytes(std::initializer_list<rfn_tensor> tensors);
 
-// What the device reaches right now: a product of 2048^3 in FLOP/s, a copy in bytes/s (read plus written). 0 for a simulated device.
+// What the device reaches right now: a product of 2048^3 in FLOP/s, a copy in bytes/s (read plus written). 0 for a
+// simulated device.
 struct Ceilings {
   double flops = 0;
   double bytes = 0;
@@ -142,8 +145,8 @@ int64_t memory_floats();
 // Registers a benchmark. `make` builds tensors and calls in the device and measures them.
 void add(const std::string& name, std::function<void(benchmark::State&)> make);
 
-// The loop: times `run`, which ends in calls on the device, and reports FLOP/s, bytes/s and `of_ceiling`: the time that the ceilings,
-// measured just before, would need for the work, over the time taken.
+// The loop: times `run`, which ends in calls on the device, and reports FLOP/s, bytes/s and `of_ceiling`: the time that
+// the ceilings, measured just before, would need for the work, over the time taken.
 void measure(benchmark::State& state, const Device& device, const Work& work, const std::function<void()>& run);
 
 // Lengths, or the one tiny length of a smoke run.

@@ -10,8 +10,10 @@ namespace {
 using rfn::benchmarks::settings;
 
 int usage(const char* argument) {
-  std::fprintf(stderr, "expected --device=cpu|cuda|cuda_on_host, --threads=N (0: all), --smoke or a --benchmark_... option, got %s\n",
-               argument);
+  std::fprintf(
+      stderr,
+      "expected --device=cpu|cuda|cuda_on_host, --threads=N (0: all), --smoke or a --benchmark_... option, got %s\n",
+      argument);
   return 2;
 }
 

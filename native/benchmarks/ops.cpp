@@ -1,4 +1,5 @@
-// All other ops, at the sizes of a model of width 512 on 4,096 tokens; those that only move memory at sizes beyond the caches.
+// All other ops, at the sizes of a model of width 512 on 4,096 tokens; those that only move memory at sizes beyond the
+// caches.
 #include "harness.h"
 
 namespace rfn::benchmarks {
@@ -12,12 +13,15 @@ struct Sizes {
   int64_t head_size = width / heads;
 };
 
-double product(int64_t m, int64_t n, int64_t k) { return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k); }
+double product(int64_t m, int64_t n, int64_t k) {
+  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+}
 
 void linear(benchmark::State& state, int64_t outputs, int32_t pass) {
   const Device device;
   const Sizes s;
-  const Tensor x(device, {s.rows, s.width}), weight(device, {outputs, s.width}), bias(device, {outputs}), y(device, {s.rows, outputs});
+  const Tensor x(device, {s.rows, s.width}), weight(device, {outputs, s.width}), bias(device, {outputs}),
+      y(device, {s.rows, outputs});
   const Tensor grad_x(device, {s.rows, s.width}), grad_weight(device, {outputs, s.width}), grad_bias(device, {outputs});
   auto op = make_op<rfn_linear>();
   op.x = x;
@@ -42,7 +46,8 @@ void feed_forward(benchmark::State& state, int32_t pass) {
   const Device device;
   const Sizes s;
   const Tensor x(device, {s.rows, s.width}), y(device, {s.rows, s.width}), grad_x(device, {s.rows, s.width});
-  const Tensor w1(device, {s.inner, s.width}), b1(device, {s.inner}), w2(device, {s.width, s.inner}), b2(device, {s.width});
+  const Tensor w1(device, {s.inner, s.width}), b1(device, {s.inner}), w2(device, {s.width, s.inner}),
+      b2(device, {s.width});
   const Tensor grad_w1(device, {s.inner, s.width}), grad_b1(device, {s.inner}), grad_w2(device, {s.width, s.inner}),
       grad_b2(device, {s.width});
   auto op = make_op<rfn_feed_forward>();
@@ -74,7 +79,8 @@ void layer_norm(benchmark::State& state, int64_t rows, int32_t pass) {
   const Device device;
   const Sizes s;
   const Tensor x(device, {rows, s.width}), y(device, {rows, s.width}), grad_x(device, {rows, s.width});
-  const Tensor weight(device, {s.width}), bias(device, {s.width}), grad_weight(device, {s.width}), grad_bias(device, {s.width});
+  const Tensor weight(device, {s.width}), bias(device, {s.width}), grad_weight(device, {s.width}),
+      grad_bias(device, {s.width});
   auto op = make_op<rfn_layer_norm>();
   op.epsilon = 1e-6f;
   op.x = x;
@@ -130,7 +136,8 @@ void head_loss(benchmark::State& state, int64_t vocabulary, int32_t pass) {
   const int64_t width = 2 * s.width;
   const Tensor x(device, {s.rows, width}), weight(device, {vocabulary, width}), bias(device, {vocabulary});
   const Tensor labels(device, {s.rows}, RFN_I32), statistics(device, {3}, RFN_F64);
-  const Tensor grad_x(device, {s.rows, width}), grad_weight(device, {vocabulary, width}), grad_bias(device, {vocabulary});
+  const Tensor grad_x(device, {s.rows, width}), grad_weight(device, {vocabulary, width}),
+      grad_bias(device, {vocabulary});
   auto op = make_op<rfn_head_loss>();
   op.ignore_index = -100;
   op.loss_scale = 1;
@@ -149,19 +156,23 @@ void head_loss(benchmark::State& state, int64_t vocabulary, int32_t pass) {
   op.grad_weight = grad_weight;
   op.grad_bias = grad_bias;
   const Call call(device, op, rfn_head_loss_workspace, pass, rfn_head_loss_backward);
-  measure(state, device, {3 * flops, bytes({x, weight, grad_x, grad_weight})}, [&] { call(); });  // the logits, then two products
+  measure(state, device, {3 * flops, bytes({x, weight, grad_x, grad_weight})},
+          [&] { call(); });  // the logits, then two products
 }
 
 void embedding(benchmark::State& state, int32_t pass) {
   const Device device;
   const Sizes s;
-  const int64_t tokens = size(65536, 12), rows = size(256, 3), columns = size(256, 4), vocabulary = 258, part = s.width / 4;
+  const int64_t tokens = size(65536, 12), rows = size(256, 3), columns = size(256, 4), vocabulary = 258,
+                part = s.width / 4;
   std::vector<int32_t> values(static_cast<size_t>(tokens));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(vocabulary));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(vocabulary));
   const Tensor ids(device, {1, tokens}, values), word(device, {vocabulary, s.width});
   const Tensor position0(device, {rows, part}), position1(device, {columns, s.width - part});
   const Tensor stream1(device, {1, tokens, s.width}), stream2(device, {1, tokens, s.width});
-  const Tensor grad_word(device, {vocabulary, s.width}), grad0(device, {rows, part}), grad1(device, {columns, s.width - part});
+  const Tensor grad_word(device, {vocabulary, s.width}), grad0(device, {rows, part}),
+      grad1(device, {columns, s.width - part});
   const Tensor report(device, {4}, RFN_I64);
   auto op = make_op<rfn_embedding>();
   op.positions = RFN_POSITIONS_AXIAL;
@@ -199,10 +210,11 @@ void block(benchmark::State& state, int32_t pass) {
   const Tensor report(device, {4}, RFN_I64);
   const Tensor norm(device, {s.width}), into(device, {inner, s.width}), out(device, {s.width, inner});
   const Tensor w1(device, {s.inner, s.width}), b1(device, {s.inner}), w2(device, {s.width, s.inner});
-  Tensor sums[] = {Tensor(device, {s.width}),        Tensor(device, {s.width}),          Tensor(device, {inner, s.width}),
-                   Tensor(device, {inner, s.width}), Tensor(device, {inner, s.width}),   Tensor(device, {s.width, inner}),
-                   Tensor(device, {s.width}),        Tensor(device, {s.width}),          Tensor(device, {s.inner, s.width}),
-                   Tensor(device, {s.inner}),        Tensor(device, {s.width, s.inner}), Tensor(device, {s.width})};
+  Tensor sums[] = {
+      Tensor(device, {s.width}),        Tensor(device, {s.width}),          Tensor(device, {inner, s.width}),
+      Tensor(device, {inner, s.width}), Tensor(device, {inner, s.width}),   Tensor(device, {s.width, inner}),
+      Tensor(device, {s.width}),        Tensor(device, {s.width}),          Tensor(device, {s.inner, s.width}),
+      Tensor(device, {s.inner}),        Tensor(device, {s.width, s.inner}), Tensor(device, {s.width})};
   auto op = make_op<rfn_reversible_block>();
   op.attention.struct_size = sizeof(op.attention);
   op.attention.kind = RFN_ATTENTION_LOCAL;
@@ -219,7 +231,8 @@ void block(benchmark::State& state, int32_t pass) {
   op.grad_stream1 = grad1;
   op.grad_stream2 = grad2;
   op.range_report = report;
-  op.parameters = {sizeof(rfn_block_parameters), 0, norm, norm, into, into, into, out, {}, norm, norm, w1, b1, w2, norm};
+  op.parameters = {
+      sizeof(rfn_block_parameters), 0, norm, norm, into, into, into, out, {}, norm, norm, w1, b1, w2, norm};
   op.gradients = {sizeof(rfn_block_parameters),
                   0,
                   sums[0],
@@ -271,7 +284,8 @@ void adamw(benchmark::State& state) {
   op.moment1 = moment1;
   op.moment2 = moment2;
   const Call call(device, op, rfn_adamw_forward);
-  measure(state, device, {0, bytes({gradient}) + 2 * bytes({parameter, moment1, moment2})}, [&] { call(); });  // read and written
+  measure(state, device, {0, bytes({gradient}) + 2 * bytes({parameter, moment1, moment2})},
+          [&] { call(); });  // read and written
 }
 
 void adafactor(benchmark::State& state) {
@@ -340,11 +354,13 @@ void add_ops() {
   for (const int32_t pass : {RFN_PASS_FORWARD, RFN_PASS_BACKWARD}) {
     const std::string name = pass == RFN_PASS_FORWARD ? "/forward" : "/backward";
     for (const int64_t outputs : {size(512, 7), size(2048, 12)}) {
-      add("linear" + name + "/outputs:" + std::to_string(outputs), [=](benchmark::State& state) { linear(state, outputs, pass); });
+      add("linear" + name + "/outputs:" + std::to_string(outputs),
+          [=](benchmark::State& state) { linear(state, outputs, pass); });
     }
     add("feed_forward" + name, [=](benchmark::State& state) { feed_forward(state, pass); });
     for (const int64_t rows : {size(4096, 5), size(65536, 9)}) {
-      add("layer_norm" + name + "/rows:" + std::to_string(rows), [=](benchmark::State& state) { layer_norm(state, rows, pass); });
+      add("layer_norm" + name + "/rows:" + std::to_string(rows),
+          [=](benchmark::State& state) { layer_norm(state, rows, pass); });
     }
     add("final_norm" + name, [=](benchmark::State& state) { final_norm(state, pass); });
     for (const int64_t vocabulary : {size(258, 19), size(8192, 33)}) {

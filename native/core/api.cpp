@@ -1,4 +1,5 @@
-// Every function of reformer_native.h: the one door. Checks arguments, keeps one thread per context, counts objects, and calls the backend.
+// Every function of reformer_native.h: the one door. Checks arguments, keeps one thread per context, counts objects,
+// and calls the backend.
 #include <atomic>
 #include <cinttypes>
 #include <cstddef>
@@ -29,13 +30,18 @@ rfn_status null_argument(const char* function, const char* argument) {
 
 rfn_status find_backend(const char* function, int32_t device_type, const Backend** out) {
   switch (device_type) {
-    case RFN_DEVICE_CPU: *out = &cpu::backend(); return RFN_OK;
+    case RFN_DEVICE_CPU:
+      *out = &cpu::backend();
+      return RFN_OK;
     case RFN_DEVICE_CUDA:
-    case RFN_DEVICE_CUDA_ON_HOST: *out = cuda_backend(device_type); return *out == nullptr ? RFN_UNSUPPORTED : RFN_OK;
+    case RFN_DEVICE_CUDA_ON_HOST:
+      *out = cuda_backend(device_type);
+      return *out == nullptr ? RFN_UNSUPPORTED : RFN_OK;
     default:
       return fail(RFN_INVALID_ARGUMENT,
-                  "%s: device_type: expected RFN_DEVICE_CPU (0), RFN_DEVICE_CUDA (1) or RFN_DEVICE_CUDA_ON_HOST (2), got %" PRId32, function,
-                  device_type);
+                  "%s: device_type: expected RFN_DEVICE_CPU (0), RFN_DEVICE_CUDA (1) or RFN_DEVICE_CUDA_ON_HOST (2), "
+                  "got %" PRId32,
+                  function, device_type);
   }
 }
 
@@ -47,7 +53,8 @@ rfn_status check_not_faulted(const rfn_context& context) {
 // One call inside a context, for as long as it lives.
 class Entry {
  public:
-  explicit Entry(rfn_context& context) : context_(context), entered_(!context.entered.exchange(true, std::memory_order_acquire)) {}
+  explicit Entry(rfn_context& context)
+      : context_(context), entered_(!context.entered.exchange(true, std::memory_order_acquire)) {}
   ~Entry() {
     if (entered_) context_.entered.store(false, std::memory_order_release);
   }
@@ -55,7 +62,9 @@ class Entry {
   Entry& operator=(const Entry&) = delete;
 
   rfn_status status() const {
-    if (!entered_) return fail(RFN_INVALID_ARGUMENT, "context: expected one thread at a time, got a call while another call is running");
+    if (!entered_)
+      return fail(RFN_INVALID_ARGUMENT,
+                  "context: expected one thread at a time, got a call while another call is running");
     return check_not_faulted(context_);
   }
 
@@ -86,7 +95,8 @@ void release(rfn_context* context) {
   delete context;
 }
 
-// The text that `describe` returns, kept for this thread; made anew by every call, since whether CUDA is available may change.
+// The text that `describe` returns, kept for this thread; made anew by every call, since whether CUDA is available may
+// change.
 template <std::string (*describe)()>
 const char* kept_text() {
   thread_local std::string text;
@@ -124,7 +134,8 @@ rfn_status with_complete(const char* name, const Op& op, const Body& body) {
 
 // Workspace of an op that was validated; `query` is its workspace slot.
 template <class Query, class Op>
-rfn_status check_workspace(const char* name, Query query, const rfn_context& context, const Op& op, int32_t pass, const Workspace& workspace) {
+rfn_status check_workspace(const char* name, Query query, const rfn_context& context, const Op& op, int32_t pass,
+                           const Workspace& workspace) {
   int64_t needed = 0;
   RFN_TRY(query(context, op, pass, &needed));
   return validate_workspace(name, workspace, needed);
@@ -168,7 +179,8 @@ rfn_status rfn_device_count(int32_t device_type, int32_t* count) {
 rfn_status rfn_device_describe(int32_t device_type, int32_t device_index, char* text, int64_t capacity) {
   RFN_NOT_NULL(text);
   return guard([&]() -> rfn_status {
-    if (capacity < 1) return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least 1, got %" PRId64, capacity);
+    if (capacity < 1)
+      return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least 1, got %" PRId64, capacity);
     text[0] = '\0';
     const Backend* backend = nullptr;
     RFN_TRY(find_backend("rfn_device_describe", device_type, &backend));
@@ -183,13 +195,16 @@ rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t
     const Backend* backend = nullptr;
     RFN_TRY(find_backend("rfn_context_create", device_type, &backend));
     if (threads < 0 || threads > kMostThreads) {
-      return fail(RFN_INVALID_ARGUMENT, "rfn_context_create: threads: expected 0 (all) to %" PRId32 ", got %" PRId32, kMostThreads, threads);
+      return fail(RFN_INVALID_ARGUMENT, "rfn_context_create: threads: expected 0 (all) to %" PRId32 ", got %" PRId32,
+                  kMostThreads, threads);
     }
     int32_t devices = 0;
     RFN_TRY(backend->device_count(&devices));
     if (devices == 0) return RFN_UNSUPPORTED;  // the backend has said why
     if (device_index < 0 || device_index >= devices) {
-      return fail(RFN_INVALID_ARGUMENT, "rfn_context_create: device_index: expected 0 to %" PRId32 ", got %" PRId32 " (%s devices: %" PRId32 ")",
+      return fail(RFN_INVALID_ARGUMENT,
+                  "rfn_context_create: device_index: expected 0 to %" PRId32 ", got %" PRId32 " (%s devices: %" PRId32
+                  ")",
                   devices - 1, device_index, backend->name, devices);
     }
     auto context = std::make_unique<rfn_context>();
@@ -218,7 +233,8 @@ rfn_status rfn_context_threads(const rfn_context* context, int32_t* threads) {
 rfn_status rfn_context_set_precision(rfn_context* context, int32_t precision) {
   RFN_NOT_NULL(context);
   if (precision < RFN_PRECISION_F32 || precision > RFN_PRECISION_F16) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_context_set_precision: precision: expected RFN_PRECISION_* (0 to 3), got %" PRId32, precision);
+    return fail(RFN_INVALID_ARGUMENT,
+                "rfn_context_set_precision: precision: expected RFN_PRECISION_* (0 to 3), got %" PRId32, precision);
   }
   return enter(*context, [&]() -> rfn_status {
     RFN_TRY(context->backend->context_set_precision(*context, precision));
@@ -260,7 +276,8 @@ rfn_status create_object(rfn_context& context, Object** out, const Create& creat
   });
 }
 
-rfn_status check_same_context(const char* function, const char* first, const rfn_context* a, const char* second, const rfn_context* b) {
+rfn_status check_same_context(const char* function, const char* first, const rfn_context* a, const char* second,
+                              const rfn_context* b) {
   if (a == b) return RFN_OK;
   return fail(RFN_INVALID_ARGUMENT, "%s: %s: expected the context of %s, got another one", function, second, first);
 }
@@ -305,7 +322,8 @@ rfn_status rfn_event_create(rfn_context* context, rfn_event** out) {
   RFN_NOT_NULL(out);
   *out = nullptr;
   RFN_NOT_NULL(context);
-  return create_object<rfn_event>(*context, out, [&](rfn_event& event) { return context->backend->event_create(event); });
+  return create_object<rfn_event>(*context, out,
+                                  [&](rfn_event& event) { return context->backend->event_create(event); });
 }
 
 void rfn_event_destroy(rfn_event* event) {
@@ -327,7 +345,8 @@ rfn_status rfn_event_wait(rfn_event* event, rfn_stream* stream) {
   RFN_NOT_NULL(event);
   RFN_NOT_NULL(stream);
   if (event->context->device_type != stream->context->device_type) {
-    return fail(RFN_INVALID_ARGUMENT, "%s: stream: expected a context on a device of the event's type, got another type", __func__);
+    return fail(RFN_INVALID_ARGUMENT,
+                "%s: stream: expected a context on a device of the event's type, got another type", __func__);
   }
   return enter(*stream->context, [&] { return stream->context->backend->event_wait(*event, *stream); });
 }
@@ -345,7 +364,8 @@ namespace {
 
 rfn_status check_memory_kind(const char* function, int32_t memory) {
   if (memory == RFN_MEMORY_DEVICE || memory == RFN_MEMORY_HOST) return RFN_OK;
-  return fail(RFN_INVALID_ARGUMENT, "%s: memory: expected RFN_MEMORY_DEVICE (0) or RFN_MEMORY_HOST (1), got %" PRId32, function, memory);
+  return fail(RFN_INVALID_ARGUMENT, "%s: memory: expected RFN_MEMORY_DEVICE (0) or RFN_MEMORY_HOST (1), got %" PRId32,
+              function, memory);
 }
 
 rfn_status check_bytes(const char* function, int64_t bytes) {
@@ -390,7 +410,8 @@ rfn_status rfn_copy(rfn_stream* stream, void* destination, const void* source, i
     RFN_NOT_NULL(source);
     const uintptr_t to = reinterpret_cast<uintptr_t>(destination), from = reinterpret_cast<uintptr_t>(source);
     if ((to > from ? to - from : from - to) < static_cast<uint64_t>(bytes)) {
-      return fail(RFN_INVALID_ARGUMENT, "%s: source: expected memory apart from the destination, got an overlap", __func__);
+      return fail(RFN_INVALID_ARGUMENT, "%s: source: expected memory apart from the destination, got an overlap",
+                  __func__);
     }
   }
   return enter(*stream->context, [&]() -> rfn_status {
@@ -409,42 +430,44 @@ rfn_status rfn_fill_zero(rfn_stream* stream, void* destination, int64_t bytes) {
 
 // ---- ops ----
 
-#define RFN_ENTRY(name)                                                                                                           \
-  rfn_status rfn_##name##_workspace(const rfn_context* context, const rfn_##name* op, int32_t pass, int64_t* bytes) {             \
-    RFN_NOT_NULL(context);                                                                                                        \
-    RFN_NOT_NULL(op);                                                                                                             \
-    RFN_NOT_NULL(bytes);                                                                                                          \
-    return guard([&]() -> rfn_status {                                                                                            \
-      RFN_TRY(check_not_faulted(*context));                                                                                       \
-      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                                            \
-        RFN_TRY(validate(complete, pass, Call::kQuery, {}));                                                                      \
-        if (context->backend->name##_workspace == nullptr) return not_implemented(*context, "rfn_" #name);                        \
-        int64_t needed = 0;                                                                                                       \
-        RFN_TRY(context->backend->name##_workspace(*context, complete, pass, &needed));                                           \
-        *bytes = needed;                                                                                                          \
-        return RFN_OK;                                                                                                            \
-      });                                                                                                                         \
-    });                                                                                                                           \
+#define RFN_ENTRY(name)                                                                                               \
+  rfn_status rfn_##name##_workspace(const rfn_context* context, const rfn_##name* op, int32_t pass, int64_t* bytes) { \
+    RFN_NOT_NULL(context);                                                                                            \
+    RFN_NOT_NULL(op);                                                                                                 \
+    RFN_NOT_NULL(bytes);                                                                                              \
+    return guard([&]() -> rfn_status {                                                                                \
+      RFN_TRY(check_not_faulted(*context));                                                                           \
+      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                                \
+        RFN_TRY(validate(complete, pass, Call::kQuery, {}));                                                          \
+        if (context->backend->name##_workspace == nullptr) return not_implemented(*context, "rfn_" #name);            \
+        int64_t needed = 0;                                                                                           \
+        RFN_TRY(context->backend->name##_workspace(*context, complete, pass, &needed));                               \
+        *bytes = needed;                                                                                              \
+        return RFN_OK;                                                                                                \
+      });                                                                                                             \
+    });                                                                                                               \
   }
 RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
 RFN_OPS_FORWARD_ONLY(RFN_ENTRY)
 #undef RFN_ENTRY
 
 // One pass: RFN_ENTRY_PASS(layer_norm, forward, RFN_PASS_FORWARD) is rfn_layer_norm_forward.
-#define RFN_ENTRY_PASS(name, direction, pass)                                                                                     \
-  rfn_status rfn_##name##_##direction(rfn_stream* stream, const rfn_##name* op, void* workspace, int64_t workspace_bytes) {       \
-    RFN_NOT_NULL(stream);                                                                                                         \
-    RFN_NOT_NULL(op);                                                                                                             \
-    rfn_context& context = *stream->context;                                                                                      \
-    return enter(context, [&]() -> rfn_status {                                                                                   \
-      const Workspace scratch{workspace, workspace_bytes};                                                                           \
-      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                                            \
-        RFN_TRY(validate(complete, pass, Call::kRun, scratch));                                                                   \
-        if (context.backend->name##_##direction == nullptr) return not_implemented(context, "rfn_" #name "_" #direction);         \
-        RFN_TRY(check_workspace(#name, context.backend->name##_workspace, context, complete, pass, scratch));                     \
-        return context.backend->name##_##direction(*stream, complete, workspace, workspace_bytes);                                \
-      });                                                                                                                         \
-    });                                                                                                                           \
+#define RFN_ENTRY_PASS(name, direction, pass)                                                                 \
+  rfn_status rfn_##name##_##direction(rfn_stream* stream, const rfn_##name* op, void* workspace,              \
+                                      int64_t workspace_bytes) {                                              \
+    RFN_NOT_NULL(stream);                                                                                     \
+    RFN_NOT_NULL(op);                                                                                         \
+    rfn_context& context = *stream->context;                                                                  \
+    return enter(context, [&]() -> rfn_status {                                                               \
+      const Workspace scratch{workspace, workspace_bytes};                                                    \
+      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                        \
+        RFN_TRY(validate(complete, pass, Call::kRun, scratch));                                               \
+        if (context.backend->name##_##direction == nullptr)                                                   \
+          return not_implemented(context, "rfn_" #name "_" #direction);                                       \
+        RFN_TRY(check_workspace(#name, context.backend->name##_workspace, context, complete, pass, scratch)); \
+        return context.backend->name##_##direction(*stream, complete, workspace, workspace_bytes);            \
+      });                                                                                                     \
+    });                                                                                                       \
   }
 #define RFN_ENTRY(name) RFN_ENTRY_PASS(name, forward, RFN_PASS_FORWARD)
 RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
@@ -455,34 +478,35 @@ RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
 #undef RFN_ENTRY
 #undef RFN_ENTRY_PASS
 
-#define RFN_ENTRY(name)                                                                                                           \
-  rfn_status rfn_##name##_forward(rfn_stream* stream, const rfn_##name* op) {                                                     \
-    RFN_NOT_NULL(stream);                                                                                                         \
-    RFN_NOT_NULL(op);                                                                                                             \
-    rfn_context& context = *stream->context;                                                                                      \
-    return enter(context, [&]() -> rfn_status {                                                                                   \
-      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
-      RFN_TRY(validate(*op, RFN_PASS_FORWARD, Call::kRun, {}));                                                                   \
-      if (context.backend->name##_forward == nullptr) return not_implemented(context, "rfn_" #name "_forward");                   \
-      return context.backend->name##_forward(*stream, *op);                                                                       \
-    });                                                                                                                           \
+#define RFN_ENTRY(name)                                                                                         \
+  rfn_status rfn_##name##_forward(rfn_stream* stream, const rfn_##name* op) {                                   \
+    RFN_NOT_NULL(stream);                                                                                       \
+    RFN_NOT_NULL(op);                                                                                           \
+    rfn_context& context = *stream->context;                                                                    \
+    return enter(context, [&]() -> rfn_status {                                                                 \
+      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                            \
+      RFN_TRY(validate(*op, RFN_PASS_FORWARD, Call::kRun, {}));                                                 \
+      if (context.backend->name##_forward == nullptr) return not_implemented(context, "rfn_" #name "_forward"); \
+      return context.backend->name##_forward(*stream, *op);                                                     \
+    });                                                                                                         \
   }
 RFN_OPS_WITHOUT_WORKSPACE(RFN_ENTRY)
 #undef RFN_ENTRY
 
-#define RFN_ENTRY(name)                                                                                                           \
-  rfn_status rfn_##name(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes) {                  \
-    RFN_NOT_NULL(stream);                                                                                                         \
-    RFN_NOT_NULL(op);                                                                                                             \
-    rfn_context& context = *stream->context;                                                                                      \
-    return enter(context, [&]() -> rfn_status {                                                                                   \
-      const Workspace scratch{workspace, workspace_bytes};                                                                           \
-      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                              \
-      RFN_TRY(validate_stage(*op, LshStage::name, scratch));                                                                      \
-      if (context.backend->name == nullptr) return not_implemented(context, "rfn_" #name);                                        \
-      RFN_TRY(check_workspace(#name, context.backend->attention_workspace, context, *op, stage_pass(LshStage::name), scratch));   \
-      return context.backend->name(*stream, *op, workspace, workspace_bytes);                                                     \
-    });                                                                                                                           \
+#define RFN_ENTRY(name)                                                                                              \
+  rfn_status rfn_##name(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes) {     \
+    RFN_NOT_NULL(stream);                                                                                            \
+    RFN_NOT_NULL(op);                                                                                                \
+    rfn_context& context = *stream->context;                                                                         \
+    return enter(context, [&]() -> rfn_status {                                                                      \
+      const Workspace scratch{workspace, workspace_bytes};                                                           \
+      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                 \
+      RFN_TRY(validate_stage(*op, LshStage::name, scratch));                                                         \
+      if (context.backend->name == nullptr) return not_implemented(context, "rfn_" #name);                           \
+      RFN_TRY(check_workspace(#name, context.backend->attention_workspace, context, *op, stage_pass(LshStage::name), \
+                              scratch));                                                                             \
+      return context.backend->name(*stream, *op, workspace, workspace_bytes);                                        \
+    });                                                                                                              \
   }
 RFN_LSH_STAGES(RFN_ENTRY)
 #undef RFN_ENTRY

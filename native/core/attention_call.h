@@ -1,5 +1,5 @@
-// One call of attention as both backends see it: sizes, options and row pointers of a range of heads. Filled from rfn_attention, or by the
-// reversible block.
+// One call of attention as both backends see it: sizes, options and row pointers of a range of heads. Filled from
+// rfn_attention, or by the reversible block.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,26 +11,26 @@
 
 namespace rfn {
 
-// Heads [first_head, first_head + heads) of all examples. Row pointers are at (example 0, token 0, first head); a token's row is `stride` floats
-// after the one before it and a head's `head_size` floats after the one before it, so that a slice of a [B,T,H,D] tensor and a buffer that holds
-// only these heads look the same.
+// Heads [first_head, first_head + heads) of all examples. Row pointers are at (example 0, token 0, first head); a
+// token's row is `stride` floats after the one before it and a head's `head_size` floats after the one before it, so
+// that a slice of a [B,T,H,D] tensor and a buffer that holds only these heads look the same.
 struct Attention {
   rfn_attention_options options;
   int64_t batch = 0, length = 0, all_heads = 0, first_head = 0, heads = 0, head_size = 0;
   const float *q = nullptr, *k = nullptr, *v = nullptr;  // k is q when shared
   int64_t q_stride = 0, k_stride = 0, v_stride = 0;
-  const uint8_t* mask = nullptr;       // [B,T]
-  const float* rotations = nullptr;    // [rotation_sets, D, R, sum(factors)/2]
-  int64_t rotation_sets = 0;           // 1, all_heads or batch * all_heads
-  int32_t* buckets = nullptr;          // [B, all_heads, R, T]; null: kept in the scratch
+  const uint8_t* mask = nullptr;     // [B,T]
+  const float* rotations = nullptr;  // [rotation_sets, D, R, sum(factors)/2]
+  int64_t rotation_sets = 0;         // 1, all_heads or batch * all_heads
+  int32_t* buckets = nullptr;        // [B, all_heads, R, T]; null: kept in the scratch
   Philox dropout{};
   float* out = nullptr;
   int64_t out_stride = 0;
-  float* lse = nullptr;                // [B, lse_heads, T], at the first head; null: not wanted (forward)
+  float* lse = nullptr;  // [B, lse_heads, T], at the first head; null: not wanted (forward)
   int64_t lse_heads = 0;
   const float* grad_out = nullptr;
   int64_t grad_out_stride = 0;
-  const float* grad_lse = nullptr;     // like lse; optional
+  const float* grad_lse = nullptr;                                // like lse; optional
   float *grad_q = nullptr, *grad_k = nullptr, *grad_v = nullptr;  // grad_k is grad_q when shared
   int64_t grad_q_stride = 0, grad_k_stride = 0, grad_v_stride = 0;
 
@@ -62,9 +62,12 @@ inline float logit_scale(const Attention& a) { return logit_scale(a.options, a.h
 // 1 / norm of a key (RFN_KEY_NORM_*) from the sum of its squares.
 inline float key_scale(float squares, int64_t head_size, int32_t key_norm) {
   if (key_norm == RFN_KEY_NORM_NONE) return 1.0f;
-  return key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(squares / static_cast<float>(head_size) + 1e-6f) : 1.0f / std::max(std::sqrt(squares), 1e-12f);
+  return key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(squares / static_cast<float>(head_size) + 1e-6f)
+                                      : 1.0f / std::max(std::sqrt(squares), 1e-12f);
 }
-inline bool corrects_duplicates(const Attention& a) { return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT; }
+inline bool corrects_duplicates(const Attention& a) {
+  return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT;
+}
 
 inline Attention attention_call(const rfn_attention& op) {
   Attention a;

@@ -1,5 +1,5 @@
-// The table a backend fills. core/api.cpp is its only caller and has validated every argument (shapes, types, pointers, ranges, workspace
-// size and alignment) before a slot is called.
+// The table a backend fills. core/api.cpp is its only caller and has validated every argument (shapes, types, pointers,
+// ranges, workspace size and alignment) before a slot is called.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -15,8 +15,8 @@ struct rfn_context {
   const rfn::Backend* backend;
   int32_t device_type;
   int32_t device_index;
-  int32_t threads;            // CPU worker threads
-  int32_t precision;          // RFN_PRECISION_*
+  int32_t threads;    // CPU worker threads
+  int32_t precision;  // RFN_PRECISION_*
   std::atomic<int32_t> references;
   std::atomic<bool> faulted;  // a sticky device error: every later call returns RFN_DEVICE_LOST
   std::atomic<bool> entered;  // a call is running: a second one at the same time is refused
@@ -35,17 +35,20 @@ struct rfn_event {
 };
 
 // Ops with NAME_workspace, NAME_forward and NAME_backward.
-#define RFN_OPS_WITH_BACKWARD(X) X(embedding) X(layer_norm) X(linear) X(attention) X(feed_forward) X(reversible_block) X(final_norm) X(head_loss)
+#define RFN_OPS_WITH_BACKWARD(X) \
+  X(embedding) X(layer_norm) X(linear) X(attention) X(feed_forward) X(reversible_block) X(final_norm) X(head_loss)
 // Ops with NAME_workspace and NAME_forward.
 #define RFN_OPS_FORWARD_ONLY(X) X(global_norm) X(adafactor) X(sample) X(reversible_block_decode)
 // Ops with NAME_forward and no workspace.
 #define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal) X(adamw) X(bucket_rings)
 // Stages of LSH attention; they take rfn_attention and the workspace of attention's forward or backward pass.
-#define RFN_LSH_STAGES(X) X(lsh_hash) X(lsh_sort) X(lsh_attend) X(lsh_combine) X(lsh_combine_backward) X(lsh_attend_backward)
+#define RFN_LSH_STAGES(X) \
+  X(lsh_hash) X(lsh_sort) X(lsh_attend) X(lsh_combine) X(lsh_combine_backward) X(lsh_attend_backward)
 
 namespace rfn {
 
-inline constexpr uint32_t kBackendAbi = 3;  // raised with every change of this table or of a struct that it takes; a plug-in of another number is refused
+inline constexpr uint32_t kBackendAbi =
+    3;  // raised with every change of this table or of a struct that it takes; a plug-in of another number is refused
 
 struct Backend {
   uint32_t abi;
@@ -72,47 +75,53 @@ struct Backend {
   rfn_status (*copy)(rfn_stream& stream, void* destination, const void* source, int64_t bytes, int32_t direction);
   rfn_status (*fill_zero)(rfn_stream& stream, void* destination, int64_t bytes);
 
-#define RFN_SLOT(name) rfn_status (*name##_workspace)(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
+#define RFN_SLOT(name) \
+  rfn_status (*name##_workspace)(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
   RFN_OPS_WITH_BACKWARD(RFN_SLOT)
   RFN_OPS_FORWARD_ONLY(RFN_SLOT)
 #undef RFN_SLOT
-#define RFN_SLOT(name) rfn_status (*name##_forward)(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_SLOT(name) \
+  rfn_status (*name##_forward)(rfn_stream & stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
   RFN_OPS_WITH_BACKWARD(RFN_SLOT)
   RFN_OPS_FORWARD_ONLY(RFN_SLOT)
 #undef RFN_SLOT
-#define RFN_SLOT(name) rfn_status (*name##_backward)(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_SLOT(name) \
+  rfn_status (*name##_backward)(rfn_stream & stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
   RFN_OPS_WITH_BACKWARD(RFN_SLOT)
 #undef RFN_SLOT
-#define RFN_SLOT(name) rfn_status (*name##_forward)(rfn_stream& stream, const rfn_##name& op);
+#define RFN_SLOT(name) rfn_status (*name##_forward)(rfn_stream & stream, const rfn_##name& op);
   RFN_OPS_WITHOUT_WORKSPACE(RFN_SLOT)
 #undef RFN_SLOT
-#define RFN_SLOT(name) rfn_status (*name)(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
+#define RFN_SLOT(name) \
+  rfn_status (*name)(rfn_stream & stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
   RFN_LSH_STAGES(RFN_SLOT)
 #undef RFN_SLOT
 };
 
 // Declarations of every op slot, for the namespace of a backend; and the op part of its table, in the table's order.
-#define RFN_DECLARE_WORKSPACE(name) rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
-#define RFN_DECLARE_FORWARD(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-#define RFN_DECLARE_BACKWARD(name) rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_WORKSPACE(name) \
+  rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
+#define RFN_DECLARE_FORWARD(name) \
+  rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_BACKWARD(name) \
+  rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
 #define RFN_DECLARE_SIMPLE(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op);
-#define RFN_DECLARE_STAGE(name) rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
-#define RFN_DECLARE_OPS                                                                  \
-  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_WORKSPACE) RFN_OPS_FORWARD_ONLY(RFN_DECLARE_WORKSPACE) \
-  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_FORWARD) RFN_OPS_FORWARD_ONLY(RFN_DECLARE_FORWARD)     \
-  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_BACKWARD)                                              \
-  RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_SIMPLE)                                            \
-  RFN_LSH_STAGES(RFN_DECLARE_STAGE)
+#define RFN_DECLARE_STAGE(name) \
+  rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_OPS                                                                     \
+  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_WORKSPACE)                                              \
+  RFN_OPS_FORWARD_ONLY(RFN_DECLARE_WORKSPACE) RFN_OPS_WITH_BACKWARD(RFN_DECLARE_FORWARD)    \
+      RFN_OPS_FORWARD_ONLY(RFN_DECLARE_FORWARD) RFN_OPS_WITH_BACKWARD(RFN_DECLARE_BACKWARD) \
+          RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_SIMPLE) RFN_LSH_STAGES(RFN_DECLARE_STAGE)
 #define RFN_WORKSPACE_SLOT(name) name##_workspace,
 #define RFN_FORWARD_SLOT(name) name##_forward,
 #define RFN_BACKWARD_SLOT(name) name##_backward,
 #define RFN_STAGE_SLOT(name) name,
-#define RFN_OP_SLOTS                                                               \
-  RFN_OPS_WITH_BACKWARD(RFN_WORKSPACE_SLOT) RFN_OPS_FORWARD_ONLY(RFN_WORKSPACE_SLOT) \
-  RFN_OPS_WITH_BACKWARD(RFN_FORWARD_SLOT) RFN_OPS_FORWARD_ONLY(RFN_FORWARD_SLOT)     \
-  RFN_OPS_WITH_BACKWARD(RFN_BACKWARD_SLOT)                                           \
-  RFN_OPS_WITHOUT_WORKSPACE(RFN_FORWARD_SLOT)                                        \
-  RFN_LSH_STAGES(RFN_STAGE_SLOT)
+#define RFN_OP_SLOTS                                                                  \
+  RFN_OPS_WITH_BACKWARD(RFN_WORKSPACE_SLOT)                                           \
+  RFN_OPS_FORWARD_ONLY(RFN_WORKSPACE_SLOT) RFN_OPS_WITH_BACKWARD(RFN_FORWARD_SLOT)    \
+      RFN_OPS_FORWARD_ONLY(RFN_FORWARD_SLOT) RFN_OPS_WITH_BACKWARD(RFN_BACKWARD_SLOT) \
+          RFN_OPS_WITHOUT_WORKSPACE(RFN_FORWARD_SLOT) RFN_LSH_STAGES(RFN_STAGE_SLOT)
 
 namespace cpu {
 const Backend& backend();

@@ -31,7 +31,8 @@ inline bool keeps_streams(const rfn_reversible_block& op) { return present(op.ke
 inline bool keeps_activations(const rfn_reversible_block& op) { return present(op.kept_hidden); }
 
 // Of some heads; without rows, which are buffers of the backend.
-inline Attention attention_call(const rfn_reversible_block& op, const BlockShape& s, int64_t first_head, int64_t heads) {
+inline Attention attention_call(const rfn_reversible_block& op, const BlockShape& s, int64_t first_head,
+                                int64_t heads) {
   Attention a;
   a.options = op.attention;
   a.batch = s.batch;

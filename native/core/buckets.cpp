@@ -23,13 +23,16 @@ int64_t floor_sqrt(int64_t n) {
 
 }  // namespace
 
-rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions, int32_t* factors,
-                                     int32_t* factor_count) {
+rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions,
+                                     int32_t* factors, int32_t* factor_count) {
   const auto wrong = [](const char* argument, const char* expected, int64_t got) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_lsh_automatic_buckets: %s: expected %s, got %" PRId64, argument, expected, got);
+    return fail(RFN_INVALID_ARGUMENT, "rfn_lsh_automatic_buckets: %s: expected %s, got %" PRId64, argument, expected,
+                got);
   };
-  if (factors == nullptr) return fail(RFN_INVALID_ARGUMENT, "rfn_lsh_automatic_buckets: factors: expected a pointer, got NULL");
-  if (factor_count == nullptr) return fail(RFN_INVALID_ARGUMENT, "rfn_lsh_automatic_buckets: factor_count: expected a pointer, got NULL");
+  if (factors == nullptr)
+    return fail(RFN_INVALID_ARGUMENT, "rfn_lsh_automatic_buckets: factors: expected a pointer, got NULL");
+  if (factor_count == nullptr)
+    return fail(RFN_INVALID_ARGUMENT, "rfn_lsh_automatic_buckets: factor_count: expected a pointer, got NULL");
   if (length < 1 || length > INT32_MAX) return wrong("length", "1 to 2147483647", length);
   if (chunk_length < 1 || chunk_length > INT32_MAX) return wrong("chunk_length", "1 to 2147483647", chunk_length);
 
@@ -62,7 +65,8 @@ rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk
       if (chunks < 2 || chunks % 2 != 0) return wrong("length", "an even number of chunks", chunks);
       first = chunks;
       break;
-    default: return wrong("rule", "RFN_BUCKETS_* (0 to 2)", rule);
+    default:
+      return wrong("rule", "RFN_BUCKETS_* (0 to 2)", rule);
   }
   if (first * second > (int64_t{1} << 30)) return wrong("length", "at most 2^30 buckets", first * second);
   factors[0] = static_cast<int32_t>(first);

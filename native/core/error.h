@@ -13,8 +13,8 @@ const char* last_error() noexcept;
 }  // namespace rfn
 
 // Passes a failure on.
-#define RFN_TRY(expression)                          \
-  do {                                               \
-    const rfn_status rfn_try_status = (expression);  \
+#define RFN_TRY(expression)                              \
+  do {                                                   \
+    const rfn_status rfn_try_status = (expression);      \
     if (rfn_try_status != RFN_OK) return rfn_try_status; \
   } while (0)

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011): the only source of randomness. Shared by both backends, host and device.
-// Key: seed. Counter: quad index (64 bits), (layer + 1) * 256 + site, low word of step. Element e of a site is word e % 4 of quad e / 4.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011): the only source of randomness. Shared by both backends, host and
+// device. Key: seed. Counter: quad index (64 bits), (layer + 1) * 256 + site, low word of step. Element e of a site is
+// word e % 4 of quad e / 4.
 #pragma once
 #include <cstdint>
 
@@ -20,8 +21,8 @@ struct PhiloxWords {
 };
 
 RFN_HOST_DEVICE Philox philox(uint64_t seed, uint64_t step, int32_t layer, int32_t site) {
-  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(layer + 1) * 256u + static_cast<uint32_t>(site),
-          static_cast<uint32_t>(step)};
+  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
+          static_cast<uint32_t>(layer + 1) * 256u + static_cast<uint32_t>(site), static_cast<uint32_t>(step)};
 }
 
 RFN_HOST_DEVICE PhiloxWords philox_quad(const Philox& p, uint64_t quad) {
@@ -44,11 +45,13 @@ RFN_HOST_DEVICE PhiloxWords philox_quad(const Philox& p, uint64_t quad) {
 
 RFN_HOST_DEVICE uint32_t philox_word(const Philox& p, uint64_t element) {
   const PhiloxWords quad = philox_quad(p, element / 4);
-  const uint32_t even = (element & 2) == 0 ? quad.w[0] : quad.w[2], odd = (element & 2) == 0 ? quad.w[1] : quad.w[3];  // no index: it would
-  return (element & 1) == 0 ? even : odd;                                                                              // put w on a GPU's stack
+  const uint32_t even = (element & 2) == 0 ? quad.w[0] : quad.w[2],
+                 odd = (element & 2) == 0 ? quad.w[1] : quad.w[3];  // no index: it would
+  return (element & 1) == 0 ? even : odd;                           // put w on a GPU's stack
 }
 
-// Dropout keeps an element when (word >> 8) >= threshold, threshold = ceil(p 2^24): the comparison u >= p in exact arithmetic.
+// Dropout keeps an element when (word >> 8) >= threshold, threshold = ceil(p 2^24): the comparison u >= p in exact
+// arithmetic.
 RFN_HOST_DEVICE uint32_t dropout_threshold(float p) {
   const double scaled = static_cast<double>(p) * 16777216.0;
   const uint32_t floor = static_cast<uint32_t>(scaled);

@@ -41,10 +41,11 @@ const Backend* load(const std::string& file) {
   fail(RFN_UNSUPPORTED, "no reason given");  // what a plug-in that returns nullptr in silence leaves
   const Backend* const table = entry(kBackendAbi, &record);
   if (table == nullptr) {
-    fail(RFN_UNSUPPORTED, "CUDA is not available: %s refused backend table %u (%s)", file.c_str(), kBackendAbi, last_error());
+    fail(RFN_UNSUPPORTED, "CUDA is not available: %s refused backend table %u (%s)", file.c_str(), kBackendAbi,
+         last_error());
   } else if (table->abi != kBackendAbi || table->struct_size != sizeof(Backend)) {
-    fail(RFN_UNSUPPORTED, "CUDA is not available: %s: expected backend table %u of %zu bytes, got table %u of %u bytes", file.c_str(), kBackendAbi,
-         sizeof(Backend), table->abi, table->struct_size);
+    fail(RFN_UNSUPPORTED, "CUDA is not available: %s: expected backend table %u of %zu bytes, got table %u of %u bytes",
+         file.c_str(), kBackendAbi, sizeof(Backend), table->abi, table->struct_size);
   } else {
     return table;  // never unloaded: contexts point into it
   }

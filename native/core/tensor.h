@@ -6,7 +6,9 @@
 
 namespace rfn {
 
-inline bool present(const rfn_tensor& t) { return t.struct_size != 0; }  // described by shape; data may still be null in workspace queries
+inline bool present(const rfn_tensor& t) {
+  return t.struct_size != 0;
+}  // described by shape; data may still be null in workspace queries
 inline float* f32(const rfn_tensor& t) { return static_cast<float*>(t.data); }
 inline double* f64(const rfn_tensor& t) { return static_cast<double*>(t.data); }
 inline int32_t* i32(const rfn_tensor& t) { return static_cast<int32_t*>(t.data); }

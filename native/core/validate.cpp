@@ -17,13 +17,15 @@
 namespace rfn {
 namespace {
 
-constexpr int64_t kLargestSize = INT32_MAX;               // of one axis: positions, rows of BLAS products and leading dimensions are 32-bit
-constexpr int64_t kMostElements = int64_t{1} << 48;       // of a tensor, so that products with small factors fit 64 bits
-constexpr int64_t kMostPairs = int64_t{1} << 62;          // (query, key) pairs: each is an element of dropout's counter
-constexpr int64_t kMostBuckets = int64_t{1} << 30;        // bucket numbers, the padding's included, are I32
+constexpr int64_t kLargestSize =
+    INT32_MAX;  // of one axis: positions, rows of BLAS products and leading dimensions are 32-bit
+constexpr int64_t kMostElements = int64_t{1} << 48;  // of a tensor, so that products with small factors fit 64 bits
+constexpr int64_t kMostPairs = int64_t{1} << 62;     // (query, key) pairs: each is an element of dropout's counter
+constexpr int64_t kMostBuckets = int64_t{1} << 30;   // bucket numbers, the padding's included, are I32
 constexpr int32_t kMostFactors = 8;
-constexpr int32_t kMostNeighbours = 1 << 16;              // chunks before or after: every query walks over them, whether they are there or not
-constexpr int32_t kLastLayer = (1 << 24) - 2;             // (layer + 1) * 256 + site is a 32-bit word of the random counter
+constexpr int32_t kMostNeighbours =
+    1 << 16;  // chunks before or after: every query walks over them, whether they are there or not
+constexpr int32_t kLastLayer = (1 << 24) - 2;  // (layer + 1) * 256 + site is a 32-bit word of the random counter
 constexpr uintptr_t kWorkspaceAlignment = 64;
 
 struct DataType {
@@ -48,8 +50,8 @@ int64_t product(std::initializer_list<int64_t> sizes, int64_t most) {
 }
 
 bool all_zero(const rfn_tensor& t) {
-  return t.struct_size == 0 && t.dtype == 0 && t.rank == 0 && t.reserved == 0 && t.shape[0] == 0 && t.shape[1] == 0 && t.shape[2] == 0 &&
-         t.shape[3] == 0 && t.data == nullptr && t.bytes == 0;
+  return t.struct_size == 0 && t.dtype == 0 && t.rank == 0 && t.reserved == 0 && t.shape[0] == 0 && t.shape[1] == 0 &&
+         t.shape[2] == 0 && t.shape[3] == 0 && t.data == nullptr && t.bytes == 0;
 }
 
 std::string sizes_text(const int64_t* sizes, int64_t rank) {
@@ -69,7 +71,8 @@ std::string tensor_text(const rfn_tensor& t) {
 // What an op does with a tensor's memory.
 enum class Access { kRead, kWritten };
 
-// Name of an argument, made of parts, as much as there is room for. Names are made in every call, where snprintf would take most of its time.
+// Name of an argument, made of parts, as much as there is room for. Names are made in every call, where snprintf would
+// take most of its time.
 struct Name {
   char text[48];
 
@@ -90,8 +93,8 @@ struct Name {
   };
 };
 
-// The checks of one call, in the order of its arguments. The first that fails is kept and the rest are passed over, so that an op's checks read as
-// a list of what it expects.
+// The checks of one call, in the order of its arguments. The first that fails is kept and the rest are passed over, so
+// that an op's checks read as a list of what it expects.
 class Checks {
  public:
   Checks(const char* op, Call call, const Workspace& workspace) : op_(op), call_(call) {
@@ -120,10 +123,12 @@ class Checks {
 
   // A finite number, at least `least` (or more than it).
   void at_least(const char* name, double value, double least) {
-    if (!(std::isfinite(value) && value >= least)) failed("%s: expected a finite number of at least %g, got %g", name, least, value);
+    if (!(std::isfinite(value) && value >= least))
+      failed("%s: expected a finite number of at least %g, got %g", name, least, value);
   }
   void more_than(const char* name, double value, double bound) {
-    if (!(std::isfinite(value) && value > bound)) failed("%s: expected a finite number above %g, got %g", name, bound, value);
+    if (!(std::isfinite(value) && value > bound))
+      failed("%s: expected a finite number above %g, got %g", name, bound, value);
   }
   void finite(const char* name, double value) {
     if (!std::isfinite(value)) failed("%s: expected a finite number, got %g", name, value);
@@ -133,7 +138,8 @@ class Checks {
   }
 
   void largest(const char* what, std::initializer_list<int64_t> sizes, int64_t most) {
-    if (ok() && product(sizes, most) < 0) failed("%s: expected a product of at most %" PRId64 ", got %s", what, most, factors_text(sizes).c_str());
+    if (ok() && product(sizes, most) < 0)
+      failed("%s: expected a product of at most %" PRId64 ", got %s", what, most, factors_text(sizes).c_str());
   }
 
   [[gnu::format(printf, 2, 3)]] void failed(const char* format, ...) {
@@ -149,25 +155,31 @@ class Checks {
   // ---- tensors: dtype, letters of the shape and the sizes that they stand for ----
 
   // A tensor that gives sizes: needed by workspace queries too.
-  void anchor(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes) {
+  void anchor(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+              std::initializer_list<int64_t> sizes) {
     tensor(name, t, dtype, letters, sizes, Access::kRead, call_ == Call::kRun);
   }
   // One that gives sizes and whose data is not used.
-  void shape(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes) {
+  void shape(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+             std::initializer_list<int64_t> sizes) {
     tensor(name, t, dtype, letters, sizes, Access::kRead, false);
   }
-  void input(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes) {
+  void input(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+             std::initializer_list<int64_t> sizes) {
     if (call_ == Call::kQuery && all_zero(t)) return;
     tensor(name, t, dtype, letters, sizes, Access::kRead, call_ == Call::kRun);
   }
-  void output(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes) {
+  void output(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+              std::initializer_list<int64_t> sizes) {
     if (call_ == Call::kQuery && all_zero(t)) return;
     tensor(name, t, dtype, letters, sizes, Access::kWritten, call_ == Call::kRun);
   }
-  void optional_input(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes) {
+  void optional_input(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+                      std::initializer_list<int64_t> sizes) {
     if (!all_zero(t)) input(name, t, dtype, letters, sizes);
   }
-  void optional_output(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes) {
+  void optional_output(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+                       std::initializer_list<int64_t> sizes) {
     if (!all_zero(t)) output(name, t, dtype, letters, sizes);
   }
   void absent(const char* name, const rfn_tensor& t, const char* why) {
@@ -180,13 +192,16 @@ class Checks {
     data(name, t, access, call_ == Call::kRun);
   }
   // F32 of the shape of another.
-  void same_shape(const char* name, const rfn_tensor& t, const char* other_name, const rfn_tensor& other, Access access) {
+  void same_shape(const char* name, const rfn_tensor& t, const char* other_name, const rfn_tensor& other,
+                  Access access) {
     if (!ok()) return;
     any_shape(name, t, access);
     if (!ok()) return;
     bool same = t.rank == other.rank;
     for (int32_t i = 0; same && i < t.rank; ++i) same = t.shape[i] == other.shape[i];
-    if (!same) failed("%s: expected the shape of %s, %s, got %s", name, other_name, tensor_text(other).c_str(), tensor_text(t).c_str());
+    if (!same)
+      failed("%s: expected the shape of %s, %s, got %s", name, other_name, tensor_text(other).c_str(),
+             tensor_text(t).c_str());
   }
 
   // These two may be the same memory.
@@ -230,7 +245,8 @@ class Checks {
 
   bool is_pair(const char* a, const char* b) const {
     const auto same = [](const char* x, const char* y) { return std::strcmp(x, y) == 0; };
-    return same_first_ != nullptr && ((same(a, same_first_) && same(b, same_second_)) || (same(a, same_second_) && same(b, same_first_)));
+    return same_first_ != nullptr &&
+           ((same(a, same_first_) && same(b, same_second_)) || (same(a, same_second_) && same(b, same_first_)));
   }
 
   void add_span(const char* name, const void* data, int64_t bytes, Access access) {
@@ -247,7 +263,8 @@ class Checks {
   }
 
   // Everything about the view itself; rank -1: any.
-  void described(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, int32_t rank, int64_t most) {
+  void described(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, int32_t rank,
+                 int64_t most) {
     if (!ok()) return;
     const char* const type = data_type(dtype).name;
     if (all_zero(t)) return failed("%s: expected %s %s, got an absent tensor", name, type, letters);
@@ -260,11 +277,14 @@ class Checks {
     int64_t count = 1;
     for (int32_t i = 0; i < 4; ++i) {
       if (i >= t.rank) {
-        if (t.shape[i] != 0) failed("%s.shape[%" PRId32 "]: expected 0 behind rank %" PRId32 ", got %" PRId64, name, i, t.rank, t.shape[i]);
+        if (t.shape[i] != 0)
+          failed("%s.shape[%" PRId32 "]: expected 0 behind rank %" PRId32 ", got %" PRId64, name, i, t.rank,
+                 t.shape[i]);
         continue;
       }
       if (t.shape[i] < 1 || t.shape[i] > most) {
-        failed("%s: expected %s %s with sizes of 1 to %" PRId64 ", got %s", name, type, letters, most, tensor_text(t).c_str());
+        failed("%s: expected %s %s with sizes of 1 to %" PRId64 ", got %s", name, type, letters, most,
+               tensor_text(t).c_str());
       } else if (ok() && (count = product({count, t.shape[i]}, kMostElements)) < 0) {
         failed("%s: expected at most %" PRId64 " elements, got %s", name, kMostElements, tensor_text(t).c_str());
       }
@@ -275,23 +295,25 @@ class Checks {
     if (!ok() || !needed) return;
     const int64_t element = data_type(t.dtype).bytes, bytes = elements(t) * element;
     if (t.data == nullptr) return failed("%s.data: expected a pointer, got NULL", name);
-    if (t.bytes < bytes) return failed("%s.bytes: expected at least %" PRId64 " for %s, got %" PRId64, name, bytes, tensor_text(t).c_str(), t.bytes);
+    if (t.bytes < bytes)
+      return failed("%s.bytes: expected at least %" PRId64 " for %s, got %" PRId64, name, bytes, tensor_text(t).c_str(),
+                    t.bytes);
     if (reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(element) != 0) {
       return failed("%s.data: expected a multiple of %" PRId64 " bytes, got %p", name, element, t.data);
     }
     add_span(name, t.data, bytes, access);
   }
 
-  void tensor(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters, std::initializer_list<int64_t> sizes, Access access,
-              bool needs_data) {
+  void tensor(const char* name, const rfn_tensor& t, int32_t dtype, const char* letters,
+              std::initializer_list<int64_t> sizes, Access access, bool needs_data) {
     if (!ok()) return;
     const int32_t rank = static_cast<int32_t>(sizes.size());
     described(name, t, dtype, letters, rank, kLargestSize);
     if (!ok()) return;
     for (int32_t i = 0; i < rank; ++i) {
       if (t.shape[i] == sizes.begin()[i]) continue;
-      return failed("%s: expected %s %s = %s, got %s", name, data_type(dtype).name, letters, sizes_text(sizes.begin(), rank).c_str(),
-                    tensor_text(t).c_str());
+      return failed("%s: expected %s %s = %s, got %s", name, data_type(dtype).name, letters,
+                    sizes_text(sizes.begin(), rank).c_str(), tensor_text(t).c_str());
     }
     data(name, t, access, needs_data);
   }
@@ -310,7 +332,9 @@ class Checks {
 void check_pass(Checks& c, int32_t pass) { c.integer("pass", pass, RFN_PASS_FORWARD, RFN_PASS_BACKWARD); }
 void check_forward(Checks& c, int32_t pass) { c.integer("pass", pass, RFN_PASS_FORWARD, RFN_PASS_FORWARD); }
 void check_layer(Checks& c, int32_t layer) { c.integer("layer", layer, -1, kLastLayer); }
-void check_activation(Checks& c, int32_t activation) { c.integer("activation", activation, RFN_ACTIVATION_NONE, RFN_ACTIVATION_TANH); }
+void check_activation(Checks& c, int32_t activation) {
+  c.integer("activation", activation, RFN_ACTIVATION_NONE, RFN_ACTIVATION_TANH);
+}
 void check_grid(Checks& c, int32_t exponent) { c.integer("grid_exponent", exponent, -24, -4); }
 
 // Options of attention over T tokens in B examples of H heads.
@@ -359,7 +383,8 @@ void check_options(Checks& c, const rfn_attention_options& o, int64_t batch, int
     window = chunks * o.chunk_length;
     padded = o.padded_length != 0 ? o.padded_length : round_up(length, o.chunk_length);
     if (padded < length || padded % o.chunk_length != 0 || padded > kLargestSize) {
-      c.failed("options.padded_length: expected 0 or a multiple of chunk_length %" PRId64 " from %" PRId64 " to %" PRId64 ", got %" PRId64,
+      c.failed("options.padded_length: expected 0 or a multiple of chunk_length %" PRId64 " from %" PRId64
+               " to %" PRId64 ", got %" PRId64,
                o.chunk_length, length, kLargestSize, o.padded_length);
     }
   }
@@ -376,7 +401,8 @@ int64_t rotation_columns(const rfn_attention_options& o) {
 }
 
 // F32 [S,D,R,sum(factors)/2]
-void check_rotations(Checks& c, const rfn_tensor& t, const rfn_attention_options& o, int64_t batch, int64_t heads, int64_t head_size) {
+void check_rotations(Checks& c, const rfn_tensor& t, const rfn_attention_options& o, int64_t batch, int64_t heads,
+                     int64_t head_size) {
   if (!c.ok()) return;
   const int64_t sets = t.shape[0];
   c.input("rotations", t, RFN_F32, "[S,D,R,sum(factors)/2]", {sets, head_size, o.rounds, rotation_columns(o)});
@@ -439,7 +465,8 @@ rfn_status validate(const rfn_embedding& op, int32_t pass, Call call, const Work
   if (op.axes > 0 && c.ok()) {
     if (width != e) c.failed("position: expected widths that sum to E = %" PRId64 ", got %" PRId64, e, width);
     if (op.first_position + t > positions) {
-      c.failed("position: expected tables for first_position + T = %" PRId64 " positions, got %" PRId64, op.first_position + t, positions);
+      c.failed("position: expected tables for first_position + T = %" PRId64 " positions, got %" PRId64,
+               op.first_position + t, positions);
     }
   }
   if (pass == RFN_PASS_FORWARD) {
@@ -452,7 +479,8 @@ rfn_status validate(const rfn_embedding& op, int32_t pass, Call call, const Work
     c.output("grad_word", op.grad_word, RFN_F32, "[V,E]", {v, e});
     for (int32_t i = 0; c.ok() && i < op.axes; ++i) {
       const Name name("grad_position", i);
-      c.output(name.text, op.grad_position[i], RFN_F32, "(shape of position)", {op.position[i].shape[0], op.position[i].shape[1]});
+      c.output(name.text, op.grad_position[i], RFN_F32, "(shape of position)",
+               {op.position[i].shape[0], op.position[i].shape[1]});
     }
   }
   return c.finish();
@@ -535,7 +563,8 @@ struct AttentionSizes {
 };
 
 AttentionSizes attention_sizes(const rfn_attention& op) {
-  AttentionSizes s{op.q.shape[0], op.q.shape[1], op.q.shape[2], op.q.shape[3], op.options.rounds, op.options.padded_length};
+  AttentionSizes s{op.q.shape[0], op.q.shape[1],     op.q.shape[2],
+                   op.q.shape[3], op.options.rounds, op.options.padded_length};
   if (s.padded == 0 && op.options.chunk_length > 0) s.padded = round_up(s.t, op.options.chunk_length);
   return s;
 }
@@ -562,7 +591,8 @@ rfn_status validate(const rfn_attention& op, int32_t pass, Call call, const Work
   check_attention(c, op, s, true);
   check_pass(c, pass);
   if (!c.ok()) return c.finish();
-  const bool forward = pass == RFN_PASS_FORWARD, lsh = op.options.kind == RFN_ATTENTION_LSH, shared = op.options.shared_qk == 1;
+  const bool forward = pass == RFN_PASS_FORWARD, lsh = op.options.kind == RFN_ATTENTION_LSH,
+             shared = op.options.shared_qk == 1;
   const std::initializer_list<int64_t> heads = {s.b, s.t, s.h, s.d};
   if (shared) {
     c.absent("k", op.k, "options.shared_qk is 1");
@@ -598,7 +628,8 @@ rfn_status validate(const rfn_attention& op, int32_t pass, Call call, const Work
 }
 
 int32_t stage_pass(LshStage stage) {
-  return stage == LshStage::lsh_combine_backward || stage == LshStage::lsh_attend_backward ? RFN_PASS_BACKWARD : RFN_PASS_FORWARD;
+  return stage == LshStage::lsh_combine_backward || stage == LshStage::lsh_attend_backward ? RFN_PASS_BACKWARD
+                                                                                           : RFN_PASS_FORWARD;
 }
 
 rfn_status validate_stage(const rfn_attention& op, LshStage stage, const Workspace& workspace) {
@@ -619,8 +650,12 @@ rfn_status validate_stage(const rfn_attention& op, LshStage stage, const Workspa
                           std::initializer_list<int64_t> sizes) {
     written ? c.output(name, t, dtype, letters, sizes) : c.input(name, t, dtype, letters, sizes);
   };
-  const auto buckets = [&](bool written) { tensor(written, "buckets", op.buckets, RFN_I32, "[B,H,R,T]", {s.b, s.h, s.r, s.t}); };
-  const auto sorted = [&](bool written) { tensor(written, "sorted", op.sorted, RFN_I32, "[B,H,R,padded]", {s.b, s.h, s.r, s.padded}); };
+  const auto buckets = [&](bool written) {
+    tensor(written, "buckets", op.buckets, RFN_I32, "[B,H,R,T]", {s.b, s.h, s.r, s.t});
+  };
+  const auto sorted = [&](bool written) {
+    tensor(written, "sorted", op.sorted, RFN_I32, "[B,H,R,padded]", {s.b, s.h, s.r, s.padded});
+  };
   const auto rounds = [&](bool written) {
     tensor(written, "round_out", op.round_out, RFN_F32, "[R*B,T,H,D]", {s.r * s.b, s.t, s.h, s.d});
     tensor(written, "round_lse", op.round_lse, RFN_F32, "[R,B,H,T]", {s.r, s.b, s.h, s.t});
@@ -680,14 +715,16 @@ struct BlockSizes {
   int64_t e, projected, f;  // projected = H*D
 };
 
-using CheckTensor = void (Checks::*)(const char*, const rfn_tensor&, int32_t, const char*, std::initializer_list<int64_t>);
+using CheckTensor = void (Checks::*)(const char*, const rfn_tensor&, int32_t, const char*,
+                                     std::initializer_list<int64_t>);
 
 // Parameters (read) or gradients of them (written).
-void check_block(Checks& c, const char* prefix, const rfn_block_parameters& p, const BlockSizes& s, bool shared, bool output_bias,
-                 CheckTensor check) {
+void check_block(Checks& c, const char* prefix, const rfn_block_parameters& p, const BlockSizes& s, bool shared,
+                 bool output_bias, CheckTensor check) {
   c.struct_size(prefix, p.struct_size, sizeof(p));
   c.integer(Name({prefix, ".reserved"}).text, p.reserved, 0, 0);
-  const auto tensor = [&](const char* name, const rfn_tensor& t, const char* letters, std::initializer_list<int64_t> sizes) {
+  const auto tensor = [&](const char* name, const rfn_tensor& t, const char* letters,
+                          std::initializer_list<int64_t> sizes) {
     (c.*check)(Name({prefix, ".", name}).text, t, RFN_F32, letters, sizes);
   };
   tensor("attention_norm_weight", p.attention_norm_weight, "[E]", {s.e});
@@ -709,14 +746,15 @@ void check_block(Checks& c, const char* prefix, const rfn_block_parameters& p, c
   tensor("b2", p.b2, "[E]", {s.e});
 }
 
-// The kept tensors of a block, but for attention_result and buckets: forward takes any of them, backward the streams, or all. Returns whether
-// backward is given activations.
+// The kept tensors of a block, but for attention_result and buckets: forward takes any of them, backward the streams,
+// or all. Returns whether backward is given activations.
 bool check_kept(Checks& c, const rfn_reversible_block& op, const BlockSizes& s, bool forward, bool shared) {
   const int64_t b = op.stream1.shape[0], t = op.stream1.shape[1];
   const bool activations = !forward && !(all_zero(op.kept_query) && all_zero(op.kept_key) && all_zero(op.kept_value) &&
                                          all_zero(op.kept_log_sum_exp) && all_zero(op.kept_hidden));
   const bool streams = activations || (!forward && !(all_zero(op.kept_stream1) && all_zero(op.kept_stream2)));
-  const auto tensor = [&](bool needed, const char* name, const rfn_tensor& view, const char* letters, std::initializer_list<int64_t> sizes) {
+  const auto tensor = [&](bool needed, const char* name, const rfn_tensor& view, const char* letters,
+                          std::initializer_list<int64_t> sizes) {
     if (needed) return c.input(name, view, RFN_F32, letters, sizes);
     if (forward) c.optional_output(name, view, RFN_F32, letters, sizes);
   };
@@ -759,7 +797,8 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
   c.anchor("parameters.query", op.parameters.query, RFN_F32, "[H*D,E]", {sizes.projected, e});
   c.anchor("parameters.w1", op.parameters.w1, RFN_F32, "[F,E]", {sizes.f, e});
   if (c.ok() && sizes.projected % h != 0) {
-    c.failed("parameters.query: expected rows that are a multiple of heads = %" PRId64 ", got %" PRId64, h, sizes.projected);
+    c.failed("parameters.query: expected rows that are a multiple of heads = %" PRId64 ", got %" PRId64, h,
+             sizes.projected);
   }
   if (!c.ok()) return c.finish();
   c.largest("B * T * H * D", {b, t, sizes.projected}, kMostElements);
@@ -777,7 +816,8 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
     if (!hashes) {
       c.input("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
     } else if (exact) {
-      c.optional_output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);  // backward hashes again, to the same place
+      c.optional_output("buckets", op.buckets, RFN_I32, "[B,H,R,T]",
+                        bucket_sizes);  // backward hashes again, to the same place
     } else {
       c.output("buckets", op.buckets, RFN_I32, "[B,H,R,T]", bucket_sizes);
     }
@@ -820,7 +860,8 @@ rfn_status validate(const rfn_reversible_block_decode& op, int32_t pass, Call ca
   c.anchor("parameters.query", op.parameters.query, RFN_F32, "[H*D,E]", {sizes.projected, e});
   c.anchor("parameters.w1", op.parameters.w1, RFN_F32, "[F,E]", {sizes.f, e});
   if (c.ok() && sizes.projected % h != 0) {
-    c.failed("parameters.query: expected rows that are a multiple of heads = %" PRId64 ", got %" PRId64, h, sizes.projected);
+    c.failed("parameters.query: expected rows that are a multiple of heads = %" PRId64 ", got %" PRId64, h,
+             sizes.projected);
   }
   if (!c.ok()) return c.finish();
   c.largest("B * F", {b, sizes.f}, kMostElements);
@@ -831,12 +872,14 @@ rfn_status validate(const rfn_reversible_block_decode& op, int32_t pass, Call ca
   if (options.dropout != 0) c.failed("options.dropout: expected 0, got %g", static_cast<double>(options.dropout));
   if (!c.ok()) return c.finish();
 
-  check_block(c, "parameters", op.parameters, sizes, options.shared_qk == 1, !all_zero(op.parameters.output_bias), &Checks::input);
+  check_block(c, "parameters", op.parameters, sizes, options.shared_qk == 1, !all_zero(op.parameters.output_bias),
+              &Checks::input);
   if (call == Call::kQuery) c.shape("keys", op.keys, RFN_F32, "[B,S,H*D]", {b, rows, sizes.projected});
   c.output("keys", op.keys, RFN_F32, "[B,S,H*D]", {b, rows, sizes.projected});
   c.output("values", op.values, RFN_F32, "[B,S,H*D]", {b, rows, sizes.projected});
   int64_t least = op.position + 1;
-  if (options.kind == RFN_ATTENTION_LOCAL) least = std::min(least, (1 + int64_t{options.chunks_before}) * options.chunk_length);
+  if (options.kind == RFN_ATTENTION_LOCAL)
+    least = std::min(least, (1 + int64_t{options.chunks_before}) * options.chunk_length);
   if (c.ok() && rows < least) c.failed("keys: expected S of at least %" PRId64 " rows, got %" PRId64, least, rows);
   if (c.ok() && options.kind == RFN_ATTENTION_LSH) {
     int64_t buckets = 1;
@@ -986,7 +1029,8 @@ rfn_status validate(const rfn_sample& op, int32_t pass, Call call, const Workspa
   Checks c("sample", call, workspace);
   check_forward(c, pass);
   c.at_least("temperature", op.temperature, 0);
-  if (!(op.top_p > 0 && op.top_p <= 1)) c.failed("top_p: expected 0 < value <= 1, got %g", static_cast<double>(op.top_p));
+  if (!(op.top_p > 0 && op.top_p <= 1))
+    c.failed("top_p: expected 0 < value <= 1, got %g", static_cast<double>(op.top_p));
   c.integer("top_k", op.top_k, 0, INT32_MAX);
   const int64_t n = op.logits.shape[0], v = op.logits.shape[1];
   c.anchor("logits", op.logits, RFN_F32, "[N,V]", {n, v});
@@ -1003,13 +1047,15 @@ rfn_status validate_struct(const char* op, uint32_t struct_size, size_t expected
 
 rfn_status validate_workspace(const char* op, const Workspace& workspace, int64_t needed) {
   if (workspace.bytes < needed) {
-    return fail(RFN_INVALID_ARGUMENT, "%s: workspace_bytes: expected at least %" PRId64 ", got %" PRId64, op, needed, workspace.bytes);
+    return fail(RFN_INVALID_ARGUMENT, "%s: workspace_bytes: expected at least %" PRId64 ", got %" PRId64, op, needed,
+                workspace.bytes);
   }
   if (needed == 0) return RFN_OK;
-  if (workspace.data == nullptr) return fail(RFN_INVALID_ARGUMENT, "%s: workspace: expected %" PRId64 " bytes, got NULL", op, needed);
+  if (workspace.data == nullptr)
+    return fail(RFN_INVALID_ARGUMENT, "%s: workspace: expected %" PRId64 " bytes, got NULL", op, needed);
   if (reinterpret_cast<uintptr_t>(workspace.data) % kWorkspaceAlignment != 0) {
-    return fail(RFN_INVALID_ARGUMENT, "%s: workspace: expected a multiple of %zu bytes, got %p", op, static_cast<size_t>(kWorkspaceAlignment),
-                workspace.data);
+    return fail(RFN_INVALID_ARGUMENT, "%s: workspace: expected a multiple of %zu bytes, got %p", op,
+                static_cast<size_t>(kWorkspaceAlignment), workspace.data);
   }
   return RFN_OK;
 }

@@ -21,7 +21,8 @@ struct Workspace {
 // Comes first: without it, nothing behind struct_size may be read.
 rfn_status validate_struct(const char* op, uint32_t struct_size, size_t expected);
 
-#define RFN_VALIDATE(name) rfn_status validate(const rfn_##name& op, int32_t pass, Call call, const Workspace& workspace);
+#define RFN_VALIDATE(name) \
+  rfn_status validate(const rfn_##name& op, int32_t pass, Call call, const Workspace& workspace);
 RFN_OPS_WITH_BACKWARD(RFN_VALIDATE)
 RFN_OPS_FORWARD_ONLY(RFN_VALIDATE)
 RFN_OPS_WITHOUT_WORKSPACE(RFN_VALIDATE)

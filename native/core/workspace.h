@@ -8,11 +8,12 @@ class Arena {
  public:
   static constexpr int64_t kAlignment = 256;  // bytes; cache lines, vector loads and CUDA transactions all divide it
 
-  Arena() = default;                                              // counting
+  Arena() = default;                                                                       // counting
   Arena(void* base, int64_t bytes) : base_(static_cast<char*>(base)), capacity_(bytes) {}  // carving
 
-  // `count` elements, 256-byte aligned relative to the base; nullptr while counting. Sizes that overflow set overflowed().
-  // Large arrays are kept kAlignment apart: rows of equal index that lie a power of two apart would compete for the same places of the caches.
+  // `count` elements, 256-byte aligned relative to the base; nullptr while counting. Sizes that overflow set
+  // overflowed(). Large arrays are kept kAlignment apart: rows of equal index that lie a power of two apart would
+  // compete for the same places of the caches.
   template <class T>
   T* take(int64_t count) {
     int64_t bytes = 0, end = 0;

@@ -6,7 +6,8 @@
 namespace rfn {
 
 inline rfn_status workspace_size(const Arena& arena, const char* op, int64_t* bytes) {
-  if (arena.overflowed()) return fail(RFN_INVALID_ARGUMENT, "%s: the workspace for these shapes is larger than any memory", op);
+  if (arena.overflowed())
+    return fail(RFN_INVALID_ARGUMENT, "%s: the workspace for these shapes is larger than any memory", op);
   *bytes = arena.used();
   return RFN_OK;
 }

@@ -1,17 +1,19 @@
 // Attention on the CPU: LSH, local and full, forward and backward, over the tile engine.
 //
-// Every kind is the same walk: tiles of queries, each against the keys of its window in blocks. LSH walks the sorted order of one round after the
-// other, the rounds of a token merged by the running maximum and sum that the token carries; local walks the sequence itself; full has one window
-// that holds everything. Nothing of size [rounds, tokens, width] or [tokens, window] exists.
+// Every kind is the same walk: tiles of queries, each against the keys of its window in blocks. LSH walks the sorted
+// order of one round after the other, the rounds of a token merged by the running maximum and sum that the token
+// carries; local walks the sequence itself; full has one window that holds everything. Nothing of size [rounds, tokens,
+// width] or [tokens, window] exists.
 //
 // Threads never write the same row at a time, and the order in which a row receives its contributions is fixed:
 //  - forward: a token is a query once per round, and rounds follow each other;
-//  - backward, chunked: tiles of neighbouring chunks form items; an item writes its own rows and those of up to chunks_before + chunks_after chunks
+//  - backward, chunked: tiles of neighbouring chunks form items; an item writes its own rows and those of up to
+//  chunks_before + chunks_after chunks
 //    beside it, so that odd items, then even items, then the ones whose window wraps around (first, last) never meet;
 //  - backward, full: S stripes of tokens; every step pairs them up so that no stripe is in two pairs.
 //
-// Keys are packed (gathered, normalised) a block at a time and stay packed while the walk goes on to the next tiles whose windows hold them; so do
-// their gradients, which are added to their rows when the block is given up.
+// Keys are packed (gathered, normalised) a block at a time and stay packed while the walk goes on to the next tiles
+// whose windows hold them; so do their gradients, which are added to their rows when the block is given up.
 #include "cpu/attention.h"
 
 #include <algorithm>
@@ -31,12 +33,12 @@ namespace rfn::cpu {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-constexpr int64_t kItemRows = 512;         // query rows of one work item, roughly
-constexpr int64_t kPackedBlocks = 8;       // blocks of keys that a thread holds, at most
-constexpr int64_t kTokensPerItem = 512;    // of element-wise passes
-constexpr int64_t kFullRows = 256;         // full attention, forward: query rows of one work item
-constexpr int64_t kStripes = 16;           // full attention, backward
-constexpr int64_t kParts = 4;              // of a chunked backward round: odd inner items, even ones, the first, the last
+constexpr int64_t kItemRows = 512;       // query rows of one work item, roughly
+constexpr int64_t kPackedBlocks = 8;     // blocks of keys that a thread holds, at most
+constexpr int64_t kTokensPerItem = 512;  // of element-wise passes
+constexpr int64_t kFullRows = 256;       // full attention, forward: query rows of one work item
+constexpr int64_t kStripes = 16;         // full attention, backward
+constexpr int64_t kParts = 4;            // of a chunked backward round: odd inner items, even ones, the first, the last
 constexpr int64_t kPlacesPerRound = kTileQueries;
 static_assert(kTileQueries == kBlockKeys, "queries of a tile and keys of a block have places alike");
 constexpr int64_t kHeadGroupBytes = int64_t{256} << 20;
@@ -54,10 +56,10 @@ Chunks chunks_of(const Attention& a) {
 
 // One (example, head) of the call.
 struct Pair {
-  int64_t index;    // in the scratch
+  int64_t index;  // in the scratch
   int64_t example;
-  int64_t head;     // of the call
-  int64_t global;   // example * all_heads + head of the model: dropout and rotations count by it
+  int64_t head;         // of the call
+  int64_t global;       // example * all_heads + head of the model: dropout and rotations count by it
   const uint8_t* mask;  // [T] or null
   int32_t* buckets;     // [R,T]
   const int32_t* sorted;
@@ -101,10 +103,11 @@ TileMask tile_mask(const Attention& a) {
   return m;
 }
 
-// Within a chunk any order of slots will do when nothing but the chunk decides what a query sees. Ascending positions then turn a causal mask into a
-// staircase, and what lies behind it is never computed.
+// Within a chunk any order of slots will do when nothing but the chunk decides what a query sees. Ascending positions
+// then turn a causal mask into a staircase, and what lies behind it is never computed.
 bool orders_chunks(const Attention& a) {
-  return a.lsh() && a.options.causal != 0 && a.options.window == RFN_WINDOW_SLOTS && a.options.dropout == 0.0f;  // dropout counts by slots
+  return a.lsh() && a.options.causal != 0 && a.options.window == RFN_WINDOW_SLOTS &&
+         a.options.dropout == 0.0f;  // dropout counts by slots
 }
 
 // Blocks of keys to hold: those of one window, if they are not too many.
@@ -152,9 +155,17 @@ ThreadBuffers thread_buffers(const Attention& a, const AttentionScratch& s, int3
 // Everything a thread needs to walk the tiles of one (example, head), and one round if there are rounds.
 class Walker {
  public:
-  Walker(const Attention& attention, const AttentionScratch& scratch, int32_t thread, int32_t pass, const Pair& pair, int64_t of_round = 0)
-      : a(attention), s(scratch), kernels(tile_kernels()), buffers(thread_buffers(attention, scratch, thread, pass)), t(buffers.tile),
-        mask(tile_mask(attention)), p(pair), round(of_round), c(attention.options.kind == RFN_ATTENTION_FULL ? Chunks{} : chunks_of(attention)),
+  Walker(const Attention& attention, const AttentionScratch& scratch, int32_t thread, int32_t pass, const Pair& pair,
+         int64_t of_round = 0)
+      : a(attention),
+        s(scratch),
+        kernels(tile_kernels()),
+        buffers(thread_buffers(attention, scratch, thread, pass)),
+        t(buffers.tile),
+        mask(tile_mask(attention)),
+        p(pair),
+        round(of_round),
+        c(attention.options.kind == RFN_ATTENTION_FULL ? Chunks{} : chunks_of(attention)),
         capacity(packed_blocks(attention)) {
     buffers.tile.ahead = &ahead;
     buffers.tile.duplicates = duplicates();
@@ -198,8 +209,12 @@ class Walker {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_backward();
       ahead.count = ahead.next = 0;
-      look_ahead(chunk + 1, first, {{a.q, a.q_stride}, {a.v, a.v_stride}, {a.grad_out, a.grad_out_stride}, {a.grad_q, a.grad_q_stride},
-                                    {a.grad_v, a.grad_v_stride}});
+      look_ahead(chunk + 1, first,
+                 {{a.q, a.q_stride},
+                  {a.v, a.v_stride},
+                  {a.grad_out, a.grad_out_stride},
+                  {a.grad_q, a.grad_q_stride},
+                  {a.grad_v, a.grad_v_stride}});
       for_chunk_keys(chunk, [&] { backward_step(); });
       end_backward();
     }
@@ -254,7 +269,8 @@ class Walker {
       const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
       const bool there = real(a, p, position);
       const int32_t bucket = mask.same_bucket && there ? p.buckets[round * a.length + position] : 0;
-      add_query(position, slot, bucket, there, ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
+      add_query(position, slot, bucket, there,
+                ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
     }
     return end_queries();
   }
@@ -309,11 +325,15 @@ class Walker {
       const int32_t* const buckets = mask.same_bucket && other_round == round ? p.buckets + round * a.length : nullptr;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         add_keys(other * pieces + piece, (offset + c.before) * c.length - first_slot, step, [&](KeyBlock& block) {
-          const int64_t begin = first_slot + piece * kBlockKeys, end = std::min(first_slot + c.length, begin + kBlockKeys);
+          const int64_t begin = first_slot + piece * kBlockKeys,
+                        end = std::min(first_slot + c.length, begin + kBlockKeys);
           for (int64_t slot = begin; slot < end; ++slot) {
             const int64_t position = sorted != nullptr ? sorted[slot] : slot;
             if (!real(a, p, position)) continue;
-            add_key(block, position, slot, buckets != nullptr ? buckets[position] : mask.same_bucket ? -1 : 0);  // -1: no query's
+            add_key(block, position, slot,
+                    buckets != nullptr ? buckets[position]
+                    : mask.same_bucket ? -1
+                                       : 0);  // -1: no query's
           }
         });
       }
@@ -377,8 +397,8 @@ class Walker {
 
   void give_up(KeyBlock& block) {
     if (block.has_gradient) {
-      kernels.add_key_gradients(block, a.options.key_norm, t, row_base(a.grad_k, a.grad_k_stride, a, p), a.grad_k_stride,
-                                row_base(a.grad_v, a.grad_v_stride, a, p), a.grad_v_stride);
+      kernels.add_key_gradients(block, a.options.key_norm, t, row_base(a.grad_k, a.grad_k_stride, a, p),
+                                a.grad_k_stride, row_base(a.grad_v, a.grad_v_stride, a, p), a.grad_v_stride);
     }
     block.has_gradient = false;
     block.count = 0;
@@ -402,7 +422,8 @@ class Walker {
   }
 
   void fill_dropout() {
-    int64_t element[kTileKeys];  // of the key in the query's row: ascending by column, or with strict windows descending by slot
+    int64_t element[kTileKeys];  // of the key in the query's row: ascending by column, or with strict windows
+                                 // descending by slot
     for (int64_t b = 0; b < blocks; ++b) {
       for (int64_t j = 0; j < keys[b].block->count; ++j) {
         const int64_t slot = keys[b].block->slot[j];
@@ -417,7 +438,8 @@ class Walker {
       for (int64_t j = 0; j < key_count;) {  // runs of consecutive elements
         int64_t end = j + 1;
         while (end < key_count && element[end] == element[end - 1] + step) ++end;
-        apply_dropout(row + j, end - j, a.dropout, static_cast<uint64_t>(base + (mask.strict ? element[end - 1] : element[j])), a.options.dropout);
+        apply_dropout(row + j, end - j, a.dropout,
+                      static_cast<uint64_t>(base + (mask.strict ? element[end - 1] : element[j])), a.options.dropout);
         if (mask.strict) std::reverse(row + j, row + end);
         j = end;
       }
@@ -425,7 +447,8 @@ class Walker {
     kernels.transpose(buffers.dropout_rows, used, kTileKeys, t.dropout);
   }
 
-  // Paper eqs. 13-16. A pair that is visible only across the boundary of two rounds has count 0. A chunk that is met twice is one round all the same.
+  // Paper eqs. 13-16. A pair that is visible only across the boundary of two rounds has count 0. A chunk that is met
+  // twice is one round all the same.
   Duplicates duplicates() const {
     Duplicates d;
     if (s.places == nullptr) return d;
@@ -440,14 +463,16 @@ class Walker {
     const int64_t width = c.before + 1 + c.after;
     d.shift = static_cast<int32_t>(c.after);
     d.width = static_cast<int32_t>(width);
-    if (a.options.wrap != 0 && c.total <= std::numeric_limits<int32_t>::max()) {  // no window reaches round a longer ring
+    if (a.options.wrap != 0 &&
+        c.total <= std::numeric_limits<int32_t>::max()) {  // no window reaches round a longer ring
       d.ring = static_cast<int32_t>(c.total);
       if (width >= c.total) d.shift = 0, d.width = d.ring;  // it holds everything
     }
     return d;
   }
 
-  // Slots (chunks, where the window is one of chunks) and buckets in all rounds of tokens that are there; of others, those of token 0.
+  // Slots (chunks, where the window is one of chunks) and buckets in all rounds of tokens that are there; of others,
+  // those of token 0.
   void find_places(const int32_t* positions, int64_t count, const RoundPlaces& places) const {
     if (places.place == nullptr) return;
     const int64_t unit = mask.strict ? 1 : c.length;
@@ -477,12 +502,14 @@ class Walker {
       std::fill_n(queries.sum, used, 0.0f);
       std::fill_n(t.out, queries.count * t.wide, 0.0f);
     }
-    kernels.merge(queries, fresh, last, t, row_base(a.out, a.out_stride, a, p), a.out_stride, s.merged + p.index * a.length);
+    kernels.merge(queries, fresh, last, t, row_base(a.out, a.out_stride, a, p), a.out_stride,
+                  s.merged + p.index * a.length);
   }
 
   void begin_backward() {
     kernels.pack_queries(row_base(a.q, a.q_stride, a, p), a.q_stride, queries, logit_scale(a), t, t.q, t.q_transposed);
-    kernels.pack_queries(row_base(a.grad_out, a.grad_out_stride, a, p), a.grad_out_stride, queries, 1.0f, t, t.grad_out, t.grad_out_transposed);
+    kernels.pack_queries(row_base(a.grad_out, a.grad_out_stride, a, p), a.grad_out_stride, queries, 1.0f, t, t.grad_out,
+                         t.grad_out_transposed);
     const float* const lse = a.lse + (p.example * a.lse_heads + p.head) * a.length;
     for (int64_t i = 0; i < round_up(queries.count, kLanePad); ++i) {
       const int64_t position = queries.position[i];
@@ -535,7 +562,8 @@ void for_tokens(int32_t threads, const Attention& a, const AttentionScratch& s, 
   });
 }
 
-// The log-sum-exp; tokens without any key get their own value (shared QK) or 0. The others are divided by their sum already.
+// The log-sum-exp; tokens without any key get their own value (shared QK) or 0. The others are divided by their sum
+// already.
 void finish_forward(int32_t threads, const Attention& a, const AttentionScratch& s) {
   for_tokens(threads, a, s, [&](const Pair& p, int64_t first, int64_t last) {
     float* const out = row_base(a.out, a.out_stride, a, p);
@@ -596,7 +624,8 @@ void forward_full(int32_t threads, const Attention& a, const AttentionScratch& s
   parallel_for(threads, a.pairs() * items, [&](int64_t item, int32_t thread) {
     // The long tiles of causal attention first.
     const int64_t first = (items - 1 - item % items) * kFullRows;
-    Walker(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, item / items)).forward_full(first, std::min(a.length, first + kFullRows));
+    Walker(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, item / items))
+        .forward_full(first, std::min(a.length, first + kFullRows));
   });
 }
 
@@ -604,15 +633,16 @@ void backward_full(int32_t threads, const Attention& a, const AttentionScratch& 
   const int64_t tiles = div_up(a.length, kTileQueries), stripes = std::min(kStripes, tiles);
   const auto begin = [&](int64_t stripe) { return std::min(a.length, stripe * tiles / stripes * kTileQueries); };
   const auto run = [&](Walker& w, int64_t query, int64_t key) {
-    if (a.options.causal == 0 || key <= query) w.backward_full(begin(query), begin(query + 1), begin(key), begin(key + 1));
+    if (a.options.causal == 0 || key <= query)
+      w.backward_full(begin(query), begin(query + 1), begin(key), begin(key + 1));
   };
   parallel_for(threads, a.pairs() * stripes, [&](int64_t item, int32_t thread) {
     Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, item / stripes));
     run(w, item % stripes, item % stripes);
     w.give_up_keys();
   });
-  // All pairs of stripes as the rounds of a tournament: the last player stays, the others go round in a ring. An odd number gets a player who is not
-  // there.
+  // All pairs of stripes as the rounds of a tournament: the last player stays, the others go round in a ring. An odd
+  // number gets a player who is not there.
   const int64_t ring = round_up(stripes, 2) - 1, matches = (ring + 1) / 2;
   for (int64_t day = 0; day < ring; ++day) {
     parallel_for(threads, a.pairs() * matches, [&](int64_t item, int32_t thread) {
@@ -627,8 +657,9 @@ void backward_full(int32_t threads, const Attention& a, const AttentionScratch& 
   }
 }
 
-// The chunked kinds: phases of (example, head) pairs and rounds, in groups of a few pairs that go through all rounds together, so that their rows stay in
-// a cache from round to round. The phases of one pair follow each other; while the last items of one end there are those of another to take.
+// The chunked kinds: phases of (example, head) pairs and rounds, in groups of a few pairs that go through all rounds
+// together, so that their rows stay in a cache from round to round. The phases of one pair follow each other; while the
+// last items of one end there are those of another to take.
 template <class Body>
 void for_phases(int64_t pairs, int64_t group, int64_t first_round, int64_t last_round, const Body& body) {
   for (int64_t first = 0; first < pairs; first += group) {
@@ -636,33 +667,42 @@ void for_phases(int64_t pairs, int64_t group, int64_t first_round, int64_t last_
   }
 }
 
-void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
+void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round,
+                     int64_t last_round) {
   const Chunks c = chunks_of(a);
-  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item), rounds = last_round - first_round;
+  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item),
+                rounds = last_round - first_round;
   Phases phases(s.phases, a.pairs() * rounds);
   parallel_region(threads, [&](int32_t thread) {
-    for_phases(a.pairs(), 1 + div_up(2 * threads, items), first_round, last_round, [&](int64_t first_pair, int64_t last_pair, int64_t round) {
-      for (int64_t pair = first_pair; pair < last_pair; ++pair) {
-        const int64_t phase = pair * rounds + round - first_round;
-        if (round > first_round) phases.wait(phase - 1, items);
-        phases.work(phase, items, [&](int64_t item) {
-          Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, pair), round);
-          for (int64_t chunk = item * per_item; chunk < std::min(c.per_round, (item + 1) * per_item); ++chunk) {
-            w.forward_chunk(chunk, round == first_round, round == last_round - 1);
-          }
-        });
-      }
-    });
+    for_phases(a.pairs(), 1 + div_up(2 * threads, items), first_round, last_round,
+               [&](int64_t first_pair, int64_t last_pair, int64_t round) {
+                 for (int64_t pair = first_pair; pair < last_pair; ++pair) {
+                   const int64_t phase = pair * rounds + round - first_round;
+                   if (round > first_round) phases.wait(phase - 1, items);
+                   phases.work(phase, items, [&](int64_t item) {
+                     Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, pair), round);
+                     for (int64_t chunk = item * per_item; chunk < std::min(c.per_round, (item + 1) * per_item);
+                          ++chunk) {
+                       w.forward_chunk(chunk, round == first_round, round == last_round - 1);
+                     }
+                   });
+                 }
+               });
   });
 }
 
-void backward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round, int64_t last_round) {
+void backward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round,
+                      int64_t last_round) {
   const Chunks c = chunks_of(a);
-  const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}), rounds = last_round - first_round;
-  const int64_t items = std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
-  const int64_t inner = std::max<int64_t>(0, items - 2);               // items 1 .. items - 2 never wrap
+  const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}),
+                rounds = last_round - first_round;
+  const int64_t items =
+      std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
+  const int64_t inner = std::max<int64_t>(0, items - 2);  // items 1 .. items - 2 never wrap
   const int64_t part_items[kParts] = {div_up(inner, 2), inner / 2, 1, items > 1 ? 1 : 0};
-  const auto item_of = [&](int64_t part, int64_t i) { return part == 0 ? 2 * i + 1 : part == 1 ? 2 * i + 2 : part == 2 ? 0 : items - 1; };
+  const auto item_of = [&](int64_t part, int64_t i) {
+    return part == 0 ? 2 * i + 1 : part == 1 ? 2 * i + 2 : part == 2 ? 0 : items - 1;
+  };
   Phases phases(s.phases, a.pairs() * rounds * kParts);
   parallel_region(threads, [&](int32_t thread) {
     const int64_t group = std::max<int64_t>(threads, 1 + div_up(2 * threads, items));
@@ -674,7 +714,9 @@ void backward_chunked(int32_t threads, const Attention& a, const AttentionScratc
           phases.work(phase, part_items[part], [&](int64_t i) {
             const int64_t item = item_of(part, i);
             Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, pair), round);
-            for (int64_t chunk = item * per_item; chunk < (item == items - 1 ? c.per_round : (item + 1) * per_item); ++chunk) w.backward_chunk(chunk);
+            for (int64_t chunk = item * per_item; chunk < (item == items - 1 ? c.per_round : (item + 1) * per_item);
+                 ++chunk)
+              w.backward_chunk(chunk);
             w.give_up_keys();
           });
         }
@@ -689,8 +731,8 @@ rfn_status check_indices(const rfn_tensor& tensor, int64_t limit, const char* wh
   const int32_t* const values = i32(tensor);
   for (int64_t i = 0, count = elements(tensor); i < count; ++i) {
     if (values[i] < 0 || values[i] >= limit) {
-      return fail(RFN_INVALID_ARGUMENT, "%s: expected values from 0 to %lld, got %d at element %lld", what, static_cast<long long>(limit - 1), values[i],
-                  static_cast<long long>(i));
+      return fail(RFN_INVALID_ARGUMENT, "%s: expected values from 0 to %lld, got %d at element %lld", what,
+                  static_cast<long long>(limit - 1), values[i], static_cast<long long>(i));
     }
   }
   return RFN_OK;
@@ -715,13 +757,16 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
       s.places = arena.take<int32_t>(threads * s.places_per_thread);
       s.log_counts = arena.take<float>(rounds + 1);
     }
-    s.counts_per_thread = round_up(
-        std::max(sort_counts(bucket_product(a.options) + 1, a.length), orders_chunks(a) ? chunk_order_counts(a.padded(), a.options.chunk_length) : 0), 64);
+    s.counts_per_thread =
+        round_up(std::max(sort_counts(bucket_product(a.options) + 1, a.length),
+                          orders_chunks(a) ? chunk_order_counts(a.padded(), a.options.chunk_length) : 0),
+                 64);
     s.counts = arena.take<int32_t>(threads * s.counts_per_thread);
   }
   s.merged = arena.take<RowSoftmax>(pairs * a.length);
   if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
-  if (a.options.kind != RFN_ATTENTION_FULL) s.phases = arena.take<Phases::Phase>(pairs * rounds * (pass == RFN_PASS_BACKWARD ? kParts : 1));
+  if (a.options.kind != RFN_ATTENTION_FULL)
+    s.phases = arena.take<Phases::Phase>(pairs * rounds * (pass == RFN_PASS_BACKWARD ? kParts : 1));
   Arena tile;
   thread_layout(tile, a, pass);
   s.tile_floats = tile.used() / static_cast<int64_t>(sizeof(float));
@@ -784,7 +829,8 @@ void attention_arrange_slots(int32_t threads, const Attention& a, const Attentio
   const bool order = orders_chunks(a);
   if (!order && s.slot_of == nullptr) return;
   for (int64_t count = 0; s.log_counts != nullptr && count <= a.rounds(); ++count) {
-    s.log_counts[count] = std::log(count > 0 ? static_cast<float>(count) : 1e-9f);  // 1e-9 as in the implementation that this option comes from
+    s.log_counts[count] = std::log(count > 0 ? static_cast<float>(count)
+                                             : 1e-9f);  // 1e-9 as in the implementation that this option comes from
   }
   const int64_t rounds = a.rounds(), padded = a.padded();
   parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
@@ -797,7 +843,8 @@ void attention_arrange_slots(int32_t threads, const Attention& a, const Attentio
   });
 }
 
-void attention_forward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last) {
+void attention_forward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first,
+                              int64_t last) {
   if (a.options.kind == RFN_ATTENTION_FULL) {
     forward_full(threads, a, s);
   } else {
@@ -806,7 +853,8 @@ void attention_forward_rounds(int32_t threads, const Attention& a, const Attenti
   finish_forward(threads, a, s);
 }
 
-void attention_backward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last, bool overwrite) {
+void attention_backward_rounds(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first,
+                               int64_t last, bool overwrite) {
   start_backward(threads, a, s, overwrite);
   if (a.options.kind == RFN_ATTENTION_FULL) {
     backward_full(threads, a, s);
@@ -815,17 +863,19 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
   }
 }
 
-// ---- the op ----------------------------------------------------------------------------------------------------------------------------------
+// ---- the op -------------------------------------------------------------------------------------
 
 namespace {
 
 int64_t bytes_per_head(const Attention& a) {
-  return a.batch * (a.rounds() * (a.length + a.padded()) * static_cast<int64_t>(sizeof(int32_t)) + 3 * a.length * static_cast<int64_t>(sizeof(float)));
+  return a.batch * (a.rounds() * (a.length + a.padded()) * static_cast<int64_t>(sizeof(int32_t)) +
+                    3 * a.length * static_cast<int64_t>(sizeof(float)));
 }
 
 // Calls body(heads of the call, scratch) for one group of heads after the other.
 template <class Body>
-void for_head_groups(const rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t bytes, int32_t pass, const Body& body) {
+void for_head_groups(const rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t bytes, int32_t pass,
+                     const Body& body) {
   const Attention whole = attention_call(op);
   const int64_t group = head_group(op.head_group, whole.heads, bytes_per_head(whole));
   for (int64_t first = 0; first < whole.heads; first += group) {
@@ -859,13 +909,14 @@ rfn_status attention_workspace(const rfn_context& context, const rfn_attention& 
 
 rfn_status attention_forward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   const int32_t threads = stream.context->threads;
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
-    if (a.lsh()) {
-      attention_hash(threads, a, s);
-      attention_sort(threads, a, s);
-    }
-    attention_forward_rounds(threads, a, s, 0, a.rounds());
-  });
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                  [&](const Attention& a, const AttentionScratch& s) {
+                    if (a.lsh()) {
+                      attention_hash(threads, a, s);
+                      attention_sort(threads, a, s);
+                    }
+                    attention_forward_rounds(threads, a, s, 0, a.rounds());
+                  });
   return RFN_OK;
 }
 
@@ -874,62 +925,70 @@ rfn_status attention_backward(rfn_stream& stream, const rfn_attention& op, void*
     RFN_TRY(check_indices(op.buckets, bucket_product(op.options) + 1, "attention: buckets"));
   }
   const int32_t threads = stream.context->threads;
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
-    if (a.lsh()) {
-      if (a.buckets == nullptr) attention_hash(threads, a, s);
-      attention_sort(threads, a, s);
-    }
-    attention_backward_rounds(threads, a, s, 0, a.rounds(), true);
-  });
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
+                  [&](const Attention& a, const AttentionScratch& s) {
+                    if (a.lsh()) {
+                      if (a.buckets == nullptr) attention_hash(threads, a, s);
+                      attention_sort(threads, a, s);
+                    }
+                    attention_backward_rounds(threads, a, s, 0, a.rounds(), true);
+                  });
   return RFN_OK;
 }
 
 rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
-                  [&](const Attention& a, const AttentionScratch& s) { attention_hash(stream.context->threads, a, s); });
+  for_head_groups(
+      stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+      [&](const Attention& a, const AttentionScratch& s) { attention_hash(stream.context->threads, a, s); });
   return RFN_OK;
 }
 
 rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   RFN_TRY(check_indices(op.buckets, bucket_product(op.options) + 1, "lsh_sort: buckets"));
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
-    sort_by_bucket(stream.context->threads, a, s);
-    copy_sorted(a, s, i32(op.sorted), false);
-  });
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                  [&](const Attention& a, const AttentionScratch& s) {
+                    sort_by_bucket(stream.context->threads, a, s);
+                    copy_sorted(a, s, i32(op.sorted), false);
+                  });
   return RFN_OK;
 }
 
 rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   RFN_TRY(check_indices(op.sorted, attention_call(op).padded(), "lsh_attend: sorted"));
   const int32_t threads = stream.context->threads;
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) {
-    copy_sorted(a, s, i32(op.sorted), true);
-    attention_arrange_slots(threads, a, s);
-    for (int64_t r = 0; r < a.rounds(); ++r) attention_forward_rounds(threads, round_view(a, op, r), s, r, r + 1);
-  });
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                  [&](const Attention& a, const AttentionScratch& s) {
+                    copy_sorted(a, s, i32(op.sorted), true);
+                    attention_arrange_slots(threads, a, s);
+                    for (int64_t r = 0; r < a.rounds(); ++r)
+                      attention_forward_rounds(threads, round_view(a, op, r), s, r, r + 1);
+                  });
   return RFN_OK;
 }
 
 rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   RFN_TRY(check_indices(op.sorted, attention_call(op).padded(), "lsh_attend_backward: sorted"));
   const int32_t threads = stream.context->threads;
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) {
-    copy_sorted(a, s, i32(op.sorted), true);
-    attention_arrange_slots(threads, a, s);
-    for (int64_t r = 0; r < a.rounds(); ++r) attention_backward_rounds(threads, round_view(a, op, r), s, r, r + 1, r == 0);
-  });
+  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
+                  [&](const Attention& a, const AttentionScratch& s) {
+                    copy_sorted(a, s, i32(op.sorted), true);
+                    attention_arrange_slots(threads, a, s);
+                    for (int64_t r = 0; r < a.rounds(); ++r)
+                      attention_backward_rounds(threads, round_view(a, op, r), s, r, r + 1, r == 0);
+                  });
   return RFN_OK;
 }
 
-// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse -inf and weight 0; when all
-// have, the token's output is that of round 0 (its own value, or 0).
+// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse
+// -inf and weight 0; when all have, the token's output is that of round 0 (its own value, or 0).
 rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
   const Attention a = attention_call(op);
   const int64_t rounds = a.rounds(), lse_size = a.batch * a.all_heads * a.length, out_size = lse_size * a.head_size;
   const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
   for_tokens(stream.context->threads, a, AttentionScratch{}, [&](const Pair& p, int64_t first, int64_t last) {
     for (int64_t position = first; position < last; ++position) {
-      const int64_t lse_at = p.global * a.length + position, row_at = (p.example * a.length + position) * a.out_stride + p.head * a.head_size;
+      const int64_t lse_at = p.global * a.length + position,
+                    row_at = (p.example * a.length + position) * a.out_stride + p.head * a.head_size;
       float maximum = kNegativeInfinity, sum = 0.0f;
       for (int64_t r = 0; r < rounds; ++r) maximum = std::max(maximum, round_lse[r * lse_size + lse_at]);
       if (maximum == kNegativeInfinity) {
@@ -960,7 +1019,8 @@ rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, voi
   float *const grad_round_out = f32(op.grad_round_out), *const grad_round_lse = f32(op.grad_round_lse);
   for_tokens(stream.context->threads, a, AttentionScratch{}, [&](const Pair& p, int64_t first, int64_t last) {
     for (int64_t position = first; position < last; ++position) {
-      const int64_t lse_at = p.global * a.length + position, row_at = (p.example * a.length + position) * a.out_stride + p.head * a.head_size;
+      const int64_t lse_at = p.global * a.length + position,
+                    row_at = (p.example * a.length + position) * a.out_stride + p.head * a.head_size;
       const float lse = a.lse[lse_at];
       for (int64_t r = 0; r < rounds; ++r) {
         const float own = round_lse[r * lse_size + lse_at];

@@ -28,8 +28,8 @@ HWY_INLINE int64_t lanes() { return static_cast<int64_t>(hn::Lanes(F32())); }
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-// Accumulator blocks of the product kernel, in vectors: as wide as kVectors, and as many rows as the register file holds (32 registers with AVX-512,
-// 16 elsewhere).
+// Accumulator blocks of the product kernel, in vectors: as wide as kVectors, and as many rows as the register file
+// holds (32 registers with AVX-512, 16 elsewhere).
 #if HWY_TARGET == HWY_AVX3
 constexpr int kVectors = 4;
 constexpr int block_rows(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
@@ -40,8 +40,8 @@ constexpr int block_rows(int vectors) { return vectors == 2 ? 6 : 12; }
 
 // C[rows, vectors] (+)= A B for one accumulator block; A(i, k) = a[i * row_step + k * column_step].
 template <int rows, int vectors, bool add>
-HWY_INLINE void product_block(int64_t depth, const float* HWY_RESTRICT a, int64_t row_step, int64_t column_step, const float* HWY_RESTRICT b,
-                              int64_t ldb, float* HWY_RESTRICT c, int64_t ldc) {
+HWY_INLINE void product_block(int64_t depth, const float* HWY_RESTRICT a, int64_t row_step, int64_t column_step,
+                              const float* HWY_RESTRICT b, int64_t ldb, float* HWY_RESTRICT c, int64_t ldc) {
   const F32 f;
   VecF32 sum[rows][vectors];
   for (int i = 0; i < rows; ++i) {
@@ -65,8 +65,8 @@ constexpr int64_t kRowsAhead = 8;
 
 // The last m < rows of them.
 template <int rows, int vectors, bool add>
-HWY_INLINE void product_tail(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb, float* c,
-                             int64_t ldc) {
+HWY_INLINE void product_tail(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step,
+                             const float* b, int64_t ldb, float* c, int64_t ldc) {
   if constexpr (rows > 1) {
     if (m == rows - 1) return product_block<rows - 1, vectors, add>(depth, a, row_step, column_step, b, ldb, c, ldc);
     product_tail<rows - 1, vectors, add>(m, depth, a, row_step, column_step, b, ldb, c, ldc);
@@ -74,8 +74,8 @@ HWY_INLINE void product_tail(int64_t m, int64_t depth, const float* a, int64_t r
 }
 
 template <int vectors, bool add>
-HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb, float* c,
-                              int64_t ldc, RowsAhead* ahead) {
+HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t row_step, int64_t column_step,
+                              const float* b, int64_t ldb, float* c, int64_t ldc, RowsAhead* ahead) {
   constexpr int rows = block_rows(vectors);
   int64_t i = 0;
   for (; i + rows <= m; i += rows) {
@@ -87,15 +87,17 @@ HWY_INLINE void product_panel(int64_t m, int64_t depth, const float* a, int64_t 
 
 // C[m, n] (+)= A[m, depth] B[depth, n]; n is a multiple of kLanePad, b and c rows are aligned and padded.
 template <bool add>
-HWY_NOINLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t row_step, int64_t column_step, const float* b, int64_t ldb,
-                          float* c, int64_t ldc, RowsAhead* ahead) {
+HWY_NOINLINE void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t row_step, int64_t column_step,
+                          const float* b, int64_t ldb, float* c, int64_t ldc, RowsAhead* ahead) {
   int64_t j = 0;
   for (; j + kVectors * lanes() <= n; j += kVectors * lanes()) {
     product_panel<kVectors, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
   }
 #if HWY_TARGET == HWY_AVX3
-  if (j + 3 * lanes() <= n) return product_panel<3, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
-  if (j + 2 * lanes() <= n) return product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
+  if (j + 3 * lanes() <= n)
+    return product_panel<3, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
+  if (j + 2 * lanes() <= n)
+    return product_panel<2, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
 #endif
   if (j < n) product_panel<1, add>(m, depth, a, row_step, column_step, b + j, ldb, c + j, ldc, ahead);
 }
@@ -128,9 +130,12 @@ void transpose(const float* HWY_RESTRICT rows, int64_t count, int64_t columns, f
       const float* const from = rows + i * columns + j;
       float* const to = transposed + j * kTileQueries + i;
       const VecF32 row0 = load_blocks(f, from, columns), row1 = load_blocks(f, from + columns, columns);
-      const VecF32 row2 = load_blocks(f, from + 2 * columns, columns), row3 = load_blocks(f, from + 3 * columns, columns);
-      const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(f, row0, row1)), low23 = hn::BitCast(pairs, hn::InterleaveLower(f, row2, row3));
-      const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(f, row0, row1)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(f, row2, row3));
+      const VecF32 row2 = load_blocks(f, from + 2 * columns, columns),
+                   row3 = load_blocks(f, from + 3 * columns, columns);
+      const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(f, row0, row1)),
+                 low23 = hn::BitCast(pairs, hn::InterleaveLower(f, row2, row3));
+      const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(f, row0, row1)),
+                 high23 = hn::BitCast(pairs, hn::InterleaveUpper(f, row2, row3));
       hn::Store(hn::BitCast(f, hn::InterleaveLower(pairs, low01, low23)), f, to);
       hn::Store(hn::BitCast(f, hn::InterleaveUpper(pairs, low01, low23)), f, to + kTileQueries);
       hn::Store(hn::BitCast(f, hn::InterleaveLower(pairs, high01, high23)), f, to + 2 * kTileQueries);
@@ -140,13 +145,14 @@ void transpose(const float* HWY_RESTRICT rows, int64_t count, int64_t columns, f
 #endif
 }
 
-// exp(x) for x <= 0, 0 below -87 (where it is under 2e-38), NaN for NaN; relative error below (2 + 2 |x|) 2^-24, about that of a score of
-// size |x|. Fewer instructions than the library's, which is exact for large and tiny results too.
+// exp(x) for x <= 0, 0 below -87 (where it is under 2e-38), NaN for NaN; relative error below (2 + 2 |x|) 2^-24, about
+// that of a score of size |x|. Fewer instructions than the library's, which is exact for large and tiny results too.
 HWY_INLINE VecF32 exp_of_negative(VecF32 x) {
   const F32 f;
   const I32 n;
   const VecF32 log2_e = hn::Set(f, 1.44269504f);
-  // x log2(e) = k + r, |r| <= 1/2. Added to 3 * 2^22, k is rounded off into the lowest bits, with the bias of an exponent; its float is 2^k.
+  // x log2(e) = k + r, |r| <= 1/2. Added to 3 * 2^22, k is rounded off into the lowest bits, with the bias of an
+  // exponent; its float is 2^k.
   const VecF32 shift = hn::Set(f, 12582912.0f + 127.0f);
   const VecF32 shifted = hn::MulAdd(x, log2_e, shift);
   const VecF32 r = hn::MulSub(x, log2_e, hn::Sub(shifted, shift));
@@ -161,18 +167,21 @@ HWY_INLINE VecF32 exp_of_negative(VecF32 x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(f, -87.0f)), hn::Mul(e, power));
 }
 
-HWY_INLINE int64_t used_lanes(const TileQueries& queries) { return (queries.count + kLanePad - 1) / kLanePad * kLanePad; }
+HWY_INLINE int64_t used_lanes(const TileQueries& queries) {
+  return (queries.count + kLanePad - 1) / kLanePad * kLanePad;
+}
 
 // A row of head_size floats, times scale, padded with zeros to wide.
 HWY_INLINE void pack_row(const float* HWY_RESTRICT from, float scale, const TileBuffers& t, float* HWY_RESTRICT row) {
   const F32 f;
   const VecF32 factor = hn::Set(f, scale);
   if (t.wide != t.head_size) std::fill(row + t.head_size, row + t.wide, 0.0f);
-  for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::Mul(load(from), factor), row); });
+  for_vectors(f, t.head_size,
+              [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::Mul(load(from), factor), row); });
 }
 
-void pack_queries(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t, float* HWY_RESTRICT rows,
-                  float* HWY_RESTRICT transposed) {
+void pack_queries(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t,
+                  float* HWY_RESTRICT rows, float* HWY_RESTRICT transposed) {
   const int64_t used = used_lanes(queries);
   for (int64_t i = 0; i < used; ++i) {
     const int32_t position = i < queries.count ? queries.position[i] : -1;
@@ -185,8 +194,8 @@ void pack_queries(const float* base, int64_t stride, const TileQueries& queries,
   transpose(rows, used, t.wide, transposed);
 }
 
-void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
-               KeyBlock& block) {
+void pack_keys(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm,
+               const TileBuffers& t, KeyBlock& block) {
   const F32 f;
   for (int64_t j = 0; j < block.count; ++j) {
     const float* const key = keys + block.position[j] * key_stride;
@@ -225,8 +234,10 @@ HWY_INLINE void for_mask(const TileMask& mask, const Body& body) {
     }
   };
   if (mask.strict) return self(MaskOf<Window::kStrict, true, false>(), MaskOf<Window::kStrict, true, true>());
-  if (mask.same_bucket && mask.causal) return self(MaskOf<Window::kSameBucket, true, false>(), MaskOf<Window::kSameBucket, true, true>());
-  if (mask.same_bucket) return self(MaskOf<Window::kSameBucket, false, false>(), MaskOf<Window::kSameBucket, false, true>());
+  if (mask.same_bucket && mask.causal)
+    return self(MaskOf<Window::kSameBucket, true, false>(), MaskOf<Window::kSameBucket, true, true>());
+  if (mask.same_bucket)
+    return self(MaskOf<Window::kSameBucket, false, false>(), MaskOf<Window::kSameBucket, false, true>());
   if (mask.causal) return self(MaskOf<Window::kAll, true, false>(), MaskOf<Window::kAll, true, true>());
   self(MaskOf<Window::kAll, false, false>(), MaskOf<Window::kAll, false, true>());
 }
@@ -250,7 +261,8 @@ struct LaneQueries {
     const F32 f;
     const I32 n;
     const VecI32 key = hn::Set(n, keys.position[j]);
-    const auto take = [&](hn::Mask<I32> forbidden) HWY_ATTR { score = hn::IfThenElse(hn::RebindMask(f, forbidden), otherwise, score); };
+    const auto take = [&](hn::Mask<I32> forbidden)
+                          HWY_ATTR { score = hn::IfThenElse(hn::RebindMask(f, forbidden), otherwise, score); };
     if (M::causal) take(hn::Gt(key, limit));
     if (M::exclude_self && !M::causal) take(hn::Eq(key, position));
     if (M::window != Window::kAll) take(hn::Ne(bucket, hn::Set(n, keys.bucket[j])));
@@ -270,8 +282,8 @@ struct Rectangle {
   int64_t first_key, last_key, first_lane, last_lane;
 };
 
-// What the mask leaves of the scores of a tile and a block of keys, by position, bucket and slot alone: a whole block in general, a staircase where
-// positions or buckets of queries and keys ascend.
+// What the mask leaves of the scores of a tile and a block of keys, by position, bucket and slot alone: a whole block
+// in general, a staircase where positions or buckets of queries and keys ascend.
 class Visible {
  public:
   template <class M>
@@ -295,7 +307,9 @@ class Visible {
         first = std::min(first, g);
         last = g + 1;
       }
-      if (last > 0) rectangles_[count_++] = {key, cuts == 0 ? kBlockKeys : __builtin_ctzll(cuts), first * kLanePad, last * kLanePad};
+      if (last > 0)
+        rectangles_[count_++] = {key, cuts == 0 ? kBlockKeys : __builtin_ctzll(cuts), first * kLanePad,
+                                 last * kLanePad};
     }
   }
 
@@ -305,8 +319,8 @@ class Visible {
   const Rectangle* begin() const { return rectangles_; }
   const Rectangle* end() const { return rectangles_ + count_; }
 
-  // body(first query, last query, first key, last key) for all queries of the tile in order: what they see lies in that range of keys, maybe empty, and
-  // that in the rectangles.
+  // body(first query, last query, first key, last key) for all queries of the tile in order: what they see lies in that
+  // range of keys, maybe empty, and that in the rectangles.
   template <class Body>
   HWY_INLINE void for_queries(int64_t queries, const Body& body) const {
     for (int64_t g = 0; g < groups_;) {
@@ -323,7 +337,8 @@ class Visible {
 
   // A bit for each key that some query of the kLanePad ones from `lane` on may see.
   template <class M>
-  static HWY_INLINE uint64_t seen_by_any(const TileMask& mask, const TileQueries& queries, int64_t lane, const KeyBlock& keys) {
+  static HWY_INLINE uint64_t seen_by_any(const TileMask& mask, const TileQueries& queries, int64_t lane,
+                                         const KeyBlock& keys) {
     const I32 n;
     constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
     int32_t last_position = -1, first_bucket = kMost, last_bucket = -kMost, first_slot = kMost, last_slot = -1;
@@ -342,11 +357,13 @@ class Visible {
       if (M::causal) hidden = hn::Gt(hn::Load(n, keys.position + j), hn::Set(n, last_position));
       if (M::window != Window::kAll) {
         const VecI32 bucket = hn::Load(n, keys.bucket + j);
-        hidden = hn::Or(hidden, hn::Or(hn::Gt(hn::Set(n, first_bucket), bucket), hn::Gt(bucket, hn::Set(n, last_bucket))));
+        hidden =
+            hn::Or(hidden, hn::Or(hn::Gt(hn::Set(n, first_bucket), bucket), hn::Gt(bucket, hn::Set(n, last_bucket))));
       }
       if (M::window == Window::kStrict) {
         const VecI32 slot = hn::Load(n, keys.slot + j);
-        hidden = hn::Or(hidden, hn::Or(hn::Gt(slot, hn::Set(n, last_slot - 1)), hn::Gt(hn::Set(n, first_slot - mask.span), slot)));
+        hidden = hn::Or(
+            hidden, hn::Or(hn::Gt(slot, hn::Set(n, last_slot - 1)), hn::Gt(hn::Set(n, first_slot - mask.span), slot)));
       }
       uint64_t bits = 0;
       hn::StoreMaskBits(n, hn::Not(hidden), reinterpret_cast<uint8_t*>(&bits));
@@ -360,7 +377,8 @@ class Visible {
   Rectangle rectangles_[2 * kLaneGroups];
 };
 
-// Calls body(lane, group) for the lanes of a rectangle, as many vectors at a time as the registers hold beside what is known of one key.
+// Calls body(lane, group) for the lanes of a rectangle, as many vectors at a time as the registers hold beside what is
+// known of one key.
 template <class Body>
 HWY_INLINE void for_lanes(const Rectangle& part, const Body& body) {
 #if HWY_TARGET == HWY_AVX3
@@ -369,7 +387,8 @@ HWY_INLINE void for_lanes(const Rectangle& part, const Body& body) {
   constexpr int kGroup = 2;
 #endif
   int64_t lane = part.first_lane;
-  for (; lane + kGroup * lanes() <= part.last_lane; lane += kGroup * lanes()) body(lane, std::integral_constant<int, kGroup>());
+  for (; lane + kGroup * lanes() <= part.last_lane; lane += kGroup * lanes())
+    body(lane, std::integral_constant<int, kGroup>());
   if (kGroup > 2 && lane + 2 * lanes() <= part.last_lane) {
     body(lane, std::integral_constant<int, 2>());
     lane += 2 * lanes();
@@ -389,7 +408,8 @@ void multiply_scores(float* HWY_RESTRICT x, const float* HWY_RESTRICT y, const R
 }
 
 // scores -= log(number of rounds in which the query's window holds the key).
-void subtract_log_counts(const Duplicates& d, const TileQueries& queries, const KeyBlock& block, const Rectangle& part, float* HWY_RESTRICT scores) {
+void subtract_log_counts(const Duplicates& d, const TileQueries& queries, const KeyBlock& block, const Rectangle& part,
+                         float* HWY_RESTRICT scores) {
   const F32 f;
   const I32 n;
   const VecI32 one = hn::Set(n, 1), below = hn::Set(n, -1), width = hn::Set(n, d.width), ring = hn::Set(n, d.ring);
@@ -399,15 +419,19 @@ void subtract_log_counts(const Duplicates& d, const TileQueries& queries, const 
       VecI32 count = hn::Zero(n);
       for (int64_t r = 0; r < d.rounds; ++r) {
         const int64_t query = r * kTileQueries + lane, key = r * kBlockKeys + j;
-        const VecI32 distance = hn::Sub(hn::Load(n, queries.places.place + query), hn::Set(n, block.places.place[key] - d.shift));
+        const VecI32 distance =
+            hn::Sub(hn::Load(n, queries.places.place + query), hn::Set(n, block.places.place[key] - d.shift));
         auto held = inside(distance);
         if (d.ring != 0) held = hn::Or(held, hn::Or(inside(hn::Sub(distance, ring)), inside(hn::Add(distance, ring))));
-        if (d.same_bucket) held = hn::And(held, hn::Eq(hn::Load(n, queries.places.bucket + query), hn::Set(n, block.places.bucket[key])));
+        if (d.same_bucket)
+          held =
+              hn::And(held, hn::Eq(hn::Load(n, queries.places.bucket + query), hn::Set(n, block.places.bucket[key])));
         count = hn::Add(count, hn::IfThenElseZero(held, one));
       }
       VecF32 log_count = hn::Set(f, d.log_counts[0]);
       for (int32_t c = 1; c <= d.rounds; ++c) {
-        log_count = hn::IfThenElse(hn::RebindMask(f, hn::Eq(count, hn::Set(n, c))), hn::Set(f, d.log_counts[c]), log_count);
+        log_count =
+            hn::IfThenElse(hn::RebindMask(f, hn::Eq(count, hn::Set(n, c))), hn::Set(f, d.log_counts[c]), log_count);
       }
       float* const score = scores + j * kTileQueries + lane;
       hn::Store(hn::Sub(hn::Load(f, score), log_count), f, score);
@@ -442,7 +466,8 @@ HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const Ke
 }
 
 // scores: exp(score - reference); queries.sum: those added.
-HWY_INLINE void exponentials(TileQueries& queries, const float* reference, const Rectangle& part, float* HWY_RESTRICT scores) {
+HWY_INLINE void exponentials(TileQueries& queries, const float* reference, const Rectangle& part,
+                             float* HWY_RESTRICT scores) {
   const F32 f;
   for_lanes(part, [&](int64_t lane, auto group) HWY_ATTR {
     constexpr int n = decltype(group)::value;
@@ -470,18 +495,20 @@ HWY_INLINE VecF32 finite_reference(VecF32 maximum) {
 }
 
 // Part of the scores: rows of `keys` times columns of the transposed queries.
-HWY_INLINE void score_product(const float* keys, const float* transposed, const Rectangle& part, const TileBuffers& t, float* scores) {
-  product<false>(part.last_key - part.first_key, part.last_lane - part.first_lane, t.head_size, keys + part.first_key * t.wide, t.wide, 1,
-                 transposed + part.first_lane, kTileQueries, scores + part.first_key * kTileQueries + part.first_lane, kTileQueries, t.ahead);
+HWY_INLINE void score_product(const float* keys, const float* transposed, const Rectangle& part, const TileBuffers& t,
+                              float* scores) {
+  product<false>(part.last_key - part.first_key, part.last_lane - part.first_lane, t.head_size,
+                 keys + part.first_key * t.wide, t.wide, 1, transposed + part.first_lane, kTileQueries,
+                 scores + part.first_key * kTileQueries + part.first_lane, kTileQueries, t.ahead);
 }
 
 // rows [queries, wide] = or += sum over the keys that each sees of scores [keys, lanes] times key_rows [keys, wide].
-HWY_INLINE void query_product(bool set, const Visible& visible, int64_t queries, const float* scores, const float* key_rows, const TileBuffers& t,
-                              float* rows) {
+HWY_INLINE void query_product(bool set, const Visible& visible, int64_t queries, const float* scores,
+                              const float* key_rows, const TileBuffers& t, float* rows) {
   visible.for_queries(queries, [&](int64_t first, int64_t last, int64_t first_key, int64_t last_key) HWY_ATTR {
     const auto run = [&](auto kernel) HWY_ATTR {
-      kernel(last - first, t.wide, last_key - first_key, scores + first_key * kTileQueries + first, int64_t{1}, kTileQueries,
-             key_rows + first_key * t.wide, t.wide, rows + first * t.wide, t.wide, t.ahead);
+      kernel(last - first, t.wide, last_key - first_key, scores + first_key * kTileQueries + first, int64_t{1},
+             kTileQueries, key_rows + first_key * t.wide, t.wide, rows + first * t.wide, t.wide, t.ahead);
     };
     if (set) {
       run(product<false>);  // no keys: zeros
@@ -491,7 +518,8 @@ HWY_INLINE void query_product(bool set, const Visible& visible, int64_t queries,
   });
 }
 
-void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
+void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
+             const TileBuffers& t) {
   const F32 f;
   const int64_t used = used_lanes(queries);
   HWY_ALIGN float before[kTileQueries], reference[kTileQueries], rescale[kTileQueries];
@@ -523,7 +551,8 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
   for (int64_t i = 0; !first && i < queries.count; ++i) {
     if (rescale[i] == 1.0f) continue;
     const VecF32 factor = hn::Set(f, rescale[i]);
-    for (int64_t d = 0; d < t.wide; d += lanes()) hn::Store(hn::Mul(hn::Load(f, t.out + i * t.wide + d), factor), f, t.out + i * t.wide + d);
+    for (int64_t d = 0; d < t.wide; d += lanes())
+      hn::Store(hn::Mul(hn::Load(f, t.out + i * t.wide + d), factor), f, t.out + i * t.wide + d);
   }
   for (int64_t b = 0; b < blocks; ++b) {
     float* const scores = t.scores + keys[b].row * kTileQueries;
@@ -535,7 +564,8 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
   }
 }
 
-void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* HWY_RESTRICT out, int64_t stride, RowSoftmax* merged) {
+void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* HWY_RESTRICT out,
+           int64_t stride, RowSoftmax* merged) {
   const F32 f;
   HWY_ALIGN float highest[kTileQueries], total[kTileQueries], old_factor[kTileQueries], factor[kTileQueries];
   for (int64_t i = 0; i < queries.count; ++i) {
@@ -547,7 +577,8 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
   std::fill(highest + queries.count, highest + used_lanes(queries), kNegativeInfinity);
   std::fill(total + queries.count, total + used_lanes(queries), 0.0f);
   for (int64_t lane = 0; lane < used_lanes(queries); lane += lanes()) {
-    const VecF32 old = hn::Load(f, highest + lane), tile = hn::Load(f, queries.maximum + lane), both = hn::Max(old, tile);
+    const VecF32 old = hn::Load(f, highest + lane), tile = hn::Load(f, queries.maximum + lane),
+                 both = hn::Max(old, tile);
     const VecF32 reference = finite_reference(both);
     const VecF32 a = exp_of_negative(hn::Sub(old, reference)), b = exp_of_negative(hn::Sub(tile, reference));
     const VecF32 sum = hn::MulAdd(hn::Load(f, total + lane), a, hn::Mul(hn::Load(f, queries.sum + lane), b));
@@ -565,7 +596,9 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
     const float* const tile = t.out + i * t.wide;
     float* const row = out + position * stride;
     if (fresh) {
-      for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::Mul(hn::Mul(load(tile), b), inverse), row); });
+      for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR {
+        store(hn::Mul(hn::Mul(load(tile), b), inverse), row);
+      });
     } else {
       for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR {
         store(hn::Mul(hn::MulAdd(load(row), a, hn::Mul(load(tile), b)), inverse), row);
@@ -576,8 +609,9 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
 
 // scores: the probabilities P (times dropout); grad_scores: dS = P (dP - delta), of dP = dO . v (times dropout).
 template <class M>
-HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const KeyBlock& block, const Rectangle& part,
-                                 const float* HWY_RESTRICT dropout, float* HWY_RESTRICT scores, float* HWY_RESTRICT grad_scores) {
+HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const KeyBlock& block,
+                                 const Rectangle& part, const float* HWY_RESTRICT dropout, float* HWY_RESTRICT scores,
+                                 float* HWY_RESTRICT grad_scores) {
   const F32 f;
   const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
   for_lanes(part, [&](int64_t lane, auto group) HWY_ATTR {
@@ -605,14 +639,15 @@ HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& querie
 }
 
 // gradient [keys, wide] += scores [keys, lanes] times the queries' rows [lanes, wide].
-HWY_INLINE void key_product(const Rectangle& part, int64_t queries, const float* scores, const float* query_rows, const TileBuffers& t,
-                            float* gradient) {
+HWY_INLINE void key_product(const Rectangle& part, int64_t queries, const float* scores, const float* query_rows,
+                            const TileBuffers& t, float* gradient) {
   product<true>(part.last_key - part.first_key, t.wide, std::min(queries, part.last_lane) - part.first_lane,
-                scores + part.first_key * kTileQueries + part.first_lane, kTileQueries, 1, query_rows + part.first_lane * t.wide, t.wide,
-                gradient + part.first_key * t.wide, t.wide, t.ahead);
+                scores + part.first_key * kTileQueries + part.first_lane, kTileQueries, 1,
+                query_rows + part.first_lane * t.wide, t.wide, gradient + part.first_key * t.wide, t.wide, t.ahead);
 }
 
-void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t) {
+void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
+              const TileBuffers& t) {
   Visible visible;
   for (int64_t b = 0; b < blocks; ++b) {
     KeyBlock& block = *keys[b].block;
@@ -624,7 +659,8 @@ void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* 
         score_product(block.k, t.q_transposed, part, t, scores);
         score_product(block.v, t.grad_out_transposed, part, t, grad_scores);
         if (t.duplicates.rounds > 0) subtract_log_counts(t.duplicates, queries, block, part, scores);
-        softmax_backward<decltype(m)>(mask, queries, block, part, t.dropout == nullptr ? nullptr : t.dropout + at, scores, grad_scores);
+        softmax_backward<decltype(m)>(mask, queries, block, part, t.dropout == nullptr ? nullptr : t.dropout + at,
+                                      scores, grad_scores);
       }
     });
     if (!block.has_gradient && !visible.none()) {
@@ -648,21 +684,25 @@ void add_query_gradients(const TileQueries& queries, float scale, const TileBuff
     if (queries.position[i] < 0) continue;
     const float* const from = t.grad_q + i * t.wide;
     float* const row = grad + queries.position[i] * stride;
-    for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::MulAdd(load(from), factor, load(row)), row); });
+    for_vectors(f, t.head_size, [&](auto load, auto store, int64_t) HWY_ATTR {
+      store(hn::MulAdd(load(from), factor, load(row)), row);
+    });
   }
 }
 
-void add_key_gradients(const KeyBlock& block, int32_t key_norm, const TileBuffers& t, float* grad_k, int64_t k_stride, float* grad_v,
-                       int64_t v_stride) {
+void add_key_gradients(const KeyBlock& block, int32_t key_norm, const TileBuffers& t, float* grad_k, int64_t k_stride,
+                       float* grad_v, int64_t v_stride) {
   const F32 f;
   for (int64_t j = 0; j < block.count; ++j) {
-    const float *const key = block.k + j * t.wide, *const key_gradient = block.grad_k + j * t.wide, *const value_gradient = block.grad_v + j * t.wide;
+    const float *const key = block.k + j * t.wide, *const key_gradient = block.grad_k + j * t.wide,
+                       *const value_gradient = block.grad_v + j * t.wide;
     float *const k_row = grad_k + block.position[j] * k_stride, *const v_row = grad_v + block.position[j] * v_stride;
     // k = q / n: dq = (dk - k (k . dk) c) / n, with c = 1 / D when n is the root mean square, 1 when it is the length.
     float along = 0.0f;
     if (key_norm != RFN_KEY_NORM_NONE) {
       VecF32 products = hn::Zero(f);
-      for (int64_t d = 0; d < t.wide; d += lanes()) products = hn::MulAdd(hn::Load(f, key + d), hn::Load(f, key_gradient + d), products);
+      for (int64_t d = 0; d < t.wide; d += lanes())
+        products = hn::MulAdd(hn::Load(f, key + d), hn::Load(f, key_gradient + d), products);
       along = sum(f, products);
       if (key_norm == RFN_KEY_NORM_RMS) along /= static_cast<float>(t.head_size);
     }
@@ -716,8 +756,8 @@ struct Digit {
   }
 };
 
-void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors, int64_t factor_count, int32_t* buckets,
-          int64_t bucket_stride) {
+void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors,
+          int64_t factor_count, int32_t* buckets, int64_t bucket_stride) {
   const int64_t used = (count + kLanePad - 1) / kLanePad * kLanePad;
   int64_t columns = 0;
   for (int64_t f = 0; f < factor_count; ++f) columns += factors[f] / 2;
@@ -735,8 +775,8 @@ void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t r
         if (column == end) {
           begin = end;
           end = std::min(columns, begin + kTileKeys);
-          product<false>(end - begin, used, t.head_size, rotations + begin, 1, columns, t.q_transposed, kTileQueries, t.scores, kTileQueries,
-                         t.ahead);
+          product<false>(end - begin, used, t.head_size, rotations + begin, 1, columns, t.q_transposed, kTileQueries,
+                         t.scores, kTileQueries, t.ahead);
         }
         const int64_t some = std::min(half - j, end - column);
         digit.add(t.scores + (column - begin) * kTileQueries, j, some, used);
@@ -750,8 +790,8 @@ void hash(const TileBuffers& t, int64_t count, const float* rotations, int64_t r
 }
 
 const TileKernels& kernels() {
-  static const TileKernels table = {pack_queries, pack_keys, forward, merge, backward,
-                                    add_query_gradients, add_key_gradients, hash, transpose};
+  static const TileKernels table = {pack_queries,        pack_keys,         forward, merge,    backward,
+                                    add_query_gradients, add_key_gradients, hash,    transpose};
   return table;
 }
 

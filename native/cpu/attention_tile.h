@@ -1,6 +1,6 @@
-// The tile engine of all attention kinds: up to 64 queries against up to 128 keys, both gathered into packed buffers. Scores are held transposed,
-// one row per key and one vector lane per query, so that masks, maxima, exponentials and sums run along lanes without shuffles and only the query
-// tile is ever transposed.
+// The tile engine of all attention kinds: up to 64 queries against up to 128 keys, both gathered into packed buffers.
+// Scores are held transposed, one row per key and one vector lane per query, so that masks, maxima, exponentials and
+// sums run along lanes without shuffles and only the query tile is ever transposed.
 #pragma once
 #include <cstdint>
 
@@ -12,14 +12,16 @@ inline constexpr int64_t kTileKeys = 128;   // of all blocks of one step
 inline constexpr int64_t kTileBlocks = 16;  // at most, of one step
 inline constexpr int64_t kLanePad = 16;     // packed rows are padded with zeros to a multiple of the widest vector
 
-// Places of tokens in all rounds: [R, 64], a token of the tile or block after the other. A place is a slot in strict windows, else a chunk.
+// Places of tokens in all rounds: [R, 64], a token of the tile or block after the other. A place is a slot in strict
+// windows, else a chunk.
 struct RoundPlaces {
   int32_t* place = nullptr;
   int32_t* bucket = nullptr;
 };
 
-// The correction of duplicates (RFN_DUPLICATES_LOG_COUNT): a score loses the logarithm of the number of rounds in which the query's window holds the
-// key: 0 <= query place - key place + shift < width, or that plus or minus `ring` if it is not 0, and equal buckets if they matter.
+// The correction of duplicates (RFN_DUPLICATES_LOG_COUNT): a score loses the logarithm of the number of rounds in which
+// the query's window holds the key: 0 <= query place - key place + shift < width, or that plus or minus `ring` if it is
+// not 0, and equal buckets if they matter.
 struct Duplicates {
   int32_t rounds = 0;  // 0: no correction
   int32_t shift = 0, width = 0, ring = 0;
@@ -41,7 +43,8 @@ struct TileQueries {
   alignas(64) int32_t position[kTileQueries];
   alignas(64) int32_t slot[kTileQueries];
   alignas(64) int32_t bucket[kTileQueries];
-  alignas(64) float maximum[kTileQueries];  // forward: maximum and sum of exponentials of the tile so far; backward: log-sum-exp
+  alignas(64) float maximum[kTileQueries];  // forward: maximum and sum of exponentials of the tile so far; backward:
+                                            // log-sum-exp
   alignas(64) float sum[kTileQueries];
   alignas(64) float delta[kTileQueries];  // backward: dO . O - dlse
   RoundPlaces places;
@@ -74,8 +77,8 @@ struct TileKeys {
   int64_t first_column;  // index in the window of slot 0, for dropout
 };
 
-// Rows that the next tile will gather. In sorted order they are all over the memory, and power-of-two strides leave them few places in the caches, so
-// they are fetched a few at a time between the products of this tile.
+// Rows that the next tile will gather. In sorted order they are all over the memory, and power-of-two strides leave
+// them few places in the caches, so they are fetched a few at a time between the products of this tile.
 struct RowsAhead {
   static constexpr int64_t kMost = 5 * kTileQueries;
   const float* rows[kMost];
@@ -99,8 +102,8 @@ struct TileBuffers {
   float* q_transposed;  // [wide, lanes]
   float* scores;        // [kTileKeys, lanes]
   Duplicates duplicates;
-  float* dropout;       // [kTileKeys, lanes]; null: no dropout
-  float* out;           // [lanes, wide]
+  float* dropout;  // [kTileKeys, lanes]; null: no dropout
+  float* out;      // [lanes, wide]
   // backward
   float* grad_out;             // [lanes, wide]
   float* grad_out_transposed;  // [wide, lanes]
@@ -109,30 +112,36 @@ struct TileBuffers {
 };
 
 struct TileKernels {
-  // Copies rows of head_size floats at base + position * stride, times scale, and pads with zeros (whole rows for position -1, up to a multiple of
-  // kLanePad rows).
-  void (*pack_queries)(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t, float* rows,
-                       float* transposed);
+  // Copies rows of head_size floats at base + position * stride, times scale, and pads with zeros (whole rows for
+  // position -1, up to a multiple of kLanePad rows).
+  void (*pack_queries)(const float* base, int64_t stride, const TileQueries& queries, float scale, const TileBuffers& t,
+                       float* rows, float* transposed);
   // Copies keys, normalised (RFN_KEY_NORM_*), and values at base + position * stride; sets their scales.
-  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm, const TileBuffers& t,
-                    KeyBlock& block);
+  void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm,
+                    const TileBuffers& t, KeyBlock& block);
   // One step of the online softmax: updates queries.maximum, queries.sum and t.out; `first` of the tile: sets them.
-  void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
-  // Merges the tile's result into rows at out + position * stride and merged[position], or sets these when `fresh`; divides by the sum when `last`,
-  // unless it is 0.
-  void (*merge)(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* out, int64_t stride, RowSoftmax* merged);
+  void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
+                  const TileBuffers& t);
+  // Merges the tile's result into rows at out + position * stride and merged[position], or sets these when `fresh`;
+  // divides by the sum when `last`, unless it is 0.
+  void (*merge)(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* out, int64_t stride,
+                RowSoftmax* merged);
   // Adds to the blocks' gradients and to t.grad_q; `first` of the tile: sets the latter.
-  void (*backward)(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first, const TileBuffers& t);
+  void (*backward)(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
+                   const TileBuffers& t);
   // Rows at grad + position * stride += scale * t.grad_q.
-  void (*add_query_gradients)(const TileQueries& queries, float scale, const TileBuffers& t, float* grad, int64_t stride);
+  void (*add_query_gradients)(const TileQueries& queries, float scale, const TileBuffers& t, float* grad,
+                              int64_t stride);
   // Rows at grad_* + position * stride += the block's gradients, those of the keys through their norm.
-  void (*add_key_gradients)(const KeyBlock& block, int32_t key_norm, const TileBuffers& t, float* grad_k, int64_t k_stride, float* grad_v,
-                            int64_t v_stride);
-  // Buckets of the first `count` queries in all rounds: digit f of round r is argmax over [z, -z] of z_j = q_i . rotations[:, column + j],
-  // j < factors[f] / 2, the columns of factors and rounds one after the other. buckets[r * bucket_stride + i].
-  void (*hash)(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors, int64_t factor_count,
-               int32_t* buckets, int64_t bucket_stride);
-  // transposed[j * kTileQueries + i] = rows[i * columns + j] for `count` rows; columns a multiple of 4, count one of kLanePad.
+  void (*add_key_gradients)(const KeyBlock& block, int32_t key_norm, const TileBuffers& t, float* grad_k,
+                            int64_t k_stride, float* grad_v, int64_t v_stride);
+  // Buckets of the first `count` queries in all rounds: digit f of round r is argmax over [z, -z] of z_j = q_i .
+  // rotations[:, column + j], j < factors[f] / 2, the columns of factors and rounds one after the other. buckets[r *
+  // bucket_stride + i].
+  void (*hash)(const TileBuffers& t, int64_t count, const float* rotations, int64_t rounds, const int32_t* factors,
+               int64_t factor_count, int32_t* buckets, int64_t bucket_stride);
+  // transposed[j * kTileQueries + i] = rows[i * columns + j] for `count` rows; columns a multiple of 4, count one of
+  // kLanePad.
   void (*transpose)(const float* rows, int64_t count, int64_t columns, float* transposed);
 };
 

@@ -1,4 +1,5 @@
-// The CPU backend: its table, and everything in it that is not an op. A stream has finished whatever it was given when the call returns.
+// The CPU backend: its table, and everything in it that is not an op. A stream has finished whatever it was given when
+// the call returns.
 #include "core/backend.h"
 
 #include <sys/mman.h>
@@ -28,11 +29,12 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 // Buffers from here on start on a huge page: with fewer page faults and TLB misses for arrays that are swept through.
 constexpr int64_t kHugePageBuffer = 2 * kHugePage;
-// Large buffers start at different distances from the page, one after the other. Rows of tensors often lie a power of two apart; at equal distances
-// the rows of one token in all tensors would compete for the same few places of every cache.
+// Large buffers start at different distances from the page, one after the other. Rows of tensors often lie a power of
+// two apart; at equal distances the rows of one token in all tensors would compete for the same few places of every
+// cache.
 constexpr int64_t kColours = 16;
-// Buffers from here on are held against the memory that is left. Linux grants address space for more than there is, and kills the process that
-// uses it; asking costs a dozen small files.
+// Buffers from here on are held against the memory that is left. Linux grants address space for more than there is, and
+// kills the process that uses it; asking costs a dozen small files.
 constexpr int64_t kCheckedBuffer = int64_t{1} << 20;
 
 struct Mapping {
@@ -55,13 +57,16 @@ rfn_status device_count(int32_t* count) {
 }
 
 rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
-  if (index != 0) return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0, got %" PRId32, index);
+  if (index != 0)
+    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0, got %" PRId32, index);
   const HostMemory memory = host_memory();
   std::string json = "{\"name\": " + json_quoted(host_processor_name()) + ", \"type\": \"cpu\"";
-  json += ", \"memory_bytes\": " + std::to_string(memory.total_bytes) + ", \"free_bytes\": " + std::to_string(memory.free_bytes);
+  json += ", \"memory_bytes\": " + std::to_string(memory.total_bytes) +
+          ", \"free_bytes\": " + std::to_string(memory.free_bytes);
   json += ", \"processors\": " + std::to_string(host_processors()) + ", \"simd\": \"" + simd_name(simd()) + "\"}";
   if (static_cast<int64_t>(json.size()) >= capacity) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64, json.size() + 1, capacity);
+    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64,
+                json.size() + 1, capacity);
   }
   std::memcpy(text, json.c_str(), json.size() + 1);
   return RFN_OK;
@@ -69,7 +74,8 @@ rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
 
 rfn_status context_create(rfn_context& context) {
   if (const char* const refused = simd_refused(); refused != nullptr) {
-    return fail(RFN_UNSUPPORTED, "RFN_SIMD: expected portable, avx2 or avx512 as far as this processor has them, got %s", refused);
+    return fail(RFN_UNSUPPORTED,
+                "RFN_SIMD: expected portable, avx2 or avx512 as far as this processor has them, got %s", refused);
   }
   if (context.threads == 0) context.threads = host_processors();
   context.native = new Memory;
@@ -80,7 +86,8 @@ void context_destroy(rfn_context& context) { delete static_cast<Memory*>(context
 
 rfn_status context_set_precision(rfn_context&, int32_t precision) {
   if (precision == RFN_PRECISION_F32) return RFN_OK;
-  return fail(RFN_UNSUPPORTED, "rfn_context_set_precision: precision: the CPU has RFN_PRECISION_F32 (0) alone, got %" PRId32, precision);
+  return fail(RFN_UNSUPPORTED,
+              "rfn_context_set_precision: precision: the CPU has RFN_PRECISION_F32 (0) alone, got %" PRId32, precision);
 }
 
 rfn_status memory_info(const rfn_context&, int64_t* free_bytes, int64_t* total_bytes) {
@@ -92,7 +99,9 @@ rfn_status memory_info(const rfn_context&, int64_t* free_bytes, int64_t* total_b
 
 rfn_status stream_create(rfn_stream&) { return RFN_OK; }
 
-rfn_status stream_wrap(rfn_stream&, void*) { return fail(RFN_UNSUPPORTED, "rfn_stream_wrap: the CPU has no streams of its own to wrap"); }
+rfn_status stream_wrap(rfn_stream&, void*) {
+  return fail(RFN_UNSUPPORTED, "rfn_stream_wrap: the CPU has no streams of its own to wrap");
+}
 
 void stream_destroy(rfn_stream&) {}
 
@@ -121,7 +130,8 @@ rfn_status event_wait(rfn_event&, rfn_stream&) { return RFN_OK; }  // all earlie
 
 rfn_status event_elapsed(rfn_event& start, rfn_event& stop, double* milliseconds) {
   if (!event_of(start).recorded || !event_of(stop).recorded) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_event_elapsed: %s: expected a recorded event", event_of(start).recorded ? "stop" : "start");
+    return fail(RFN_INVALID_ARGUMENT, "rfn_event_elapsed: %s: expected a recorded event",
+                event_of(start).recorded ? "stop" : "start");
   }
   *milliseconds = std::chrono::duration<double, std::milli>(event_of(stop).time - event_of(start).time).count();
   return RFN_OK;
@@ -129,7 +139,8 @@ rfn_status event_elapsed(rfn_event& start, rfn_event& stop, double* milliseconds
 
 rfn_status out_of_memory(int64_t bytes) {
   const HostMemory memory = host_memory();
-  return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %" PRId64 " of %" PRId64 " are free", bytes,
+  return fail(RFN_OUT_OF_MEMORY,
+              "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %" PRId64 " of %" PRId64 " are free", bytes,
               memory.free_bytes, memory.total_bytes);
 }
 
@@ -139,12 +150,14 @@ rfn_status buffer_allocate(rfn_context& context, int32_t, int64_t bytes, void** 
   const bool huge = bytes >= kHugePageBuffer;
   const int64_t used = round_up(bytes == 0 ? 1 : bytes, page) + (huge ? kColours * Arena::kAlignment : 0);
   const int64_t mapped = huge ? used + kHugePage : used;
-  char* const start = static_cast<char*>(mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  char* const start = static_cast<char*>(
+      mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (start == MAP_FAILED) return out_of_memory(bytes);
   char* buffer = start;
   if (huge) {
     buffer = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(start), kHugePage));
-    madvise(buffer, static_cast<size_t>(round_up(used, page)), MADV_HUGEPAGE);  // advice: a kernel without huge pages serves small ones
+    madvise(buffer, static_cast<size_t>(round_up(used, page)),
+            MADV_HUGEPAGE);  // advice: a kernel without huge pages serves small ones
   }
   Memory& memory = memory_of(context);
   try {
@@ -166,7 +179,9 @@ rfn_status buffer_free(rfn_context& context, int32_t, void* buffer) {
     const std::lock_guard<std::mutex> lock(memory.mutex);
     const auto found = memory.buffers.find(buffer);
     if (found == memory.buffers.end()) {
-      return fail(RFN_INVALID_ARGUMENT, "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p", buffer);
+      return fail(RFN_INVALID_ARGUMENT,
+                  "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p",
+                  buffer);
     }
     mapping = found->second;
     memory.buffers.erase(found);
@@ -189,30 +204,10 @@ rfn_status fill_zero(rfn_stream&, void* destination, int64_t bytes) {
 
 const Backend& backend() {
   static const Backend table = {
-      kBackendAbi,
-      sizeof(Backend),
-      "CPU",
-      device_count,
-      device_describe,
-      context_create,
-      context_destroy,
-      context_set_precision,
-      memory_info,
-      stream_create,
-      stream_wrap,
-      stream_destroy,
-      stream_synchronize,
-      event_create,
-      event_destroy,
-      event_record,
-      event_wait,
-      event_elapsed,
-      buffer_allocate,
-      buffer_free,
-      copy,
-      fill_zero,
-      RFN_OP_SLOTS
-  };
+      kBackendAbi,        sizeof(Backend),       "CPU",         device_count,  device_describe, context_create,
+      context_destroy,    context_set_precision, memory_info,   stream_create, stream_wrap,     stream_destroy,
+      stream_synchronize, event_create,          event_destroy, event_record,  event_wait,      event_elapsed,
+      buffer_allocate,    buffer_free,           copy,          fill_zero,     RFN_OP_SLOTS};
   return table;
 }
 

@@ -16,9 +16,10 @@ char* openblas_get_corename(void);
 char* __real_getenv(const char* name);
 char* __wrap_getenv(const char* name);
 
-// The linker sends every getenv of this library, OpenBLAS's included, here (--wrap=getenv). OpenBLAS reads its settings when the library is loaded, and
-// people set them for the other copies of OpenBLAS in a process. This private copy, of which only sgemm is used, works on the calling thread alone and
-// takes the SkylakeX kernels wherever there is AVX-512, what OpenBLAS detects elsewhere (docs/decisions/0002). RFN_BLAS_CORE overrides.
+// The linker sends every getenv of this library, OpenBLAS's included, here (--wrap=getenv). OpenBLAS reads its settings
+// when the library is loaded, and people set them for the other copies of OpenBLAS in a process. This private copy, of
+// which only sgemm is used, works on the calling thread alone and takes the SkylakeX kernels wherever there is AVX-512,
+// what OpenBLAS detects elsewhere (docs/decisions/0002). RFN_BLAS_CORE overrides.
 char* __wrap_getenv(const char* name) {
   static char one[] = "1";
   if (std::strcmp(name, "OPENBLAS_NUM_THREADS") == 0) return one;
@@ -40,8 +41,8 @@ char* __wrap_getenv(const char* name) {
 namespace rfn::cpu {
 namespace {
 
-// Tile of C given to one thread at a time. Large enough that BLAS packs its operands well, small enough that two threads of an ordinary product
-// of a model find several; fixed, so that the tiling does not depend on the threads.
+// Tile of C given to one thread at a time. Large enough that BLAS packs its operands well, small enough that two
+// threads of an ordinary product of a model find several; fixed, so that the tiling does not depend on the threads.
 constexpr int64_t kTileRows = 512;
 constexpr int64_t kTileColumns = 512;
 
@@ -49,8 +50,8 @@ CBLAS_TRANSPOSE cblas(Transpose t) { return t == Transpose::kYes ? CblasTrans : 
 
 }  // namespace
 
-void gemm(Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-          float beta, float* c, int64_t ldc) {
+void gemm(Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+          const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   if (k == 0) {
     if (beta == 0.0f) {
@@ -58,19 +59,22 @@ void gemm(Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, in
     }
     return;
   }
-  cblas_sgemm(CblasRowMajor, cblas(a_transpose), cblas(b_transpose), static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1.0f, a,
-              static_cast<int>(lda), b, static_cast<int>(ldb), beta, c, static_cast<int>(ldc));
+  cblas_sgemm(CblasRowMajor, cblas(a_transpose), cblas(b_transpose), static_cast<int>(m), static_cast<int>(n),
+              static_cast<int>(k), 1.0f, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta, c,
+              static_cast<int>(ldc));
 }
 
-void parallel_gemm(int32_t threads, Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-                   const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+void parallel_gemm(int32_t threads, Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k,
+                   const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   const int64_t row_tiles = div_up(m, kTileRows), column_tiles = div_up(n, kTileColumns);
   // Equal tiles, so that no thread is left with a sliver.
-  const int64_t rows = row_tiles == 0 ? 0 : div_up(m, row_tiles), columns = column_tiles == 0 ? 0 : div_up(n, column_tiles);
+  const int64_t rows = row_tiles == 0 ? 0 : div_up(m, row_tiles),
+                columns = column_tiles == 0 ? 0 : div_up(n, column_tiles);
   parallel_for(threads, row_tiles * column_tiles, [&](int64_t item, int32_t) {
     const int64_t i = item / column_tiles * rows, j = item % column_tiles * columns;
     if (i >= m || j >= n) return;
-    gemm(a_transpose, b_transpose, std::min(rows, m - i), std::min(columns, n - j), k, a_transpose == Transpose::kYes ? a + i : a + i * lda, lda,
+    gemm(a_transpose, b_transpose, std::min(rows, m - i), std::min(columns, n - j), k,
+         a_transpose == Transpose::kYes ? a + i : a + i * lda, lda,
          b_transpose == Transpose::kYes ? b + j * ldb : b + j, ldb, beta, c + i * ldc + j, ldc);
   });
 }

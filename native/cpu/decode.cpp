@@ -1,8 +1,9 @@
 // One token of every example through a reversible block, with the tokens before it in a cache.
 //
-// Every weight is read once and takes part in a product or two: the time is that of reading the weights. So a call is one parallel region of five
-// phases (projections; attention by heads; output projection; two maps of the feed-forward layer), whose items are runs of weight rows. Each thread
-// computes the layer norm of a phase for itself, which is less than waiting for another to do it.
+// Every weight is read once and takes part in a product or two: the time is that of reading the weights. So a call is
+// one parallel region of five phases (projections; attention by heads; output projection; two maps of the feed-forward
+// layer), whose items are runs of weight rows. Each thread computes the layer norm of a phase for itself, which is less
+// than waiting for another to do it.
 #include <algorithm>
 #include <atomic>
 #include <cinttypes>
@@ -53,33 +54,37 @@ Shape shape_of(const rfn_reversible_block_decode& op) {
     s.ring = std::max<int64_t>(1, o.chunks_before * o.chunk_length);
     s.most_keys = s.rounds * s.ring;
   } else {
-    s.most_keys = o.kind == RFN_ATTENTION_FULL ? s.capacity : std::min(s.capacity, (1 + o.chunks_before) * o.chunk_length);
+    s.most_keys =
+        o.kind == RFN_ATTENTION_FULL ? s.capacity : std::min(s.capacity, (1 + o.chunks_before) * o.chunk_length);
   }
   return s;
 }
 
 // What a thread has to itself.
 struct ThreadBuffers {
-  float* x;         // [B,E]: normalised rows
-  float* y;         // [B, columns of an item]
-  int32_t* rows;    // [most keys]
-  float* scores;    // [most keys]
+  float* x;       // [B,E]: normalised rows
+  float* y;       // [B, columns of an item]
+  int32_t* rows;  // [most keys]
+  float* scores;  // [most keys]
   AttentionScratch hash;
 };
 
 struct Buffers {
-  float* query;      // [B,H*D], when not shared: then the query is the key's row of the cache
-  float* result;     // [B,H*D]
-  float* hidden;     // [B,F]
-  int32_t* buckets;  // [B,H,R]
+  float* query;           // [B,H*D], when not shared: then the query is the key's row of the cache
+  float* result;          // [B,H*D]
+  float* hidden;          // [B,F]
+  int32_t* buckets;       // [B,H,R]
   RangeCheck* checks[2];  // [items, B] of each half's last phase
   ThreadBuffers* thread;
 };
 
-int64_t item_columns(const Shape& s, int64_t depth) { return std::min(std::max({s.projected, s.width, s.hidden}), row_product_columns(depth)); }
+int64_t item_columns(const Shape& s, int64_t depth) {
+  return std::min(std::max({s.projected, s.width, s.hidden}), row_product_columns(depth));
+}
 
 // The hash of one head: attention over the single row.
-Attention hash_call(const rfn_reversible_block_decode& op, const Shape& s, const float* query, int64_t query_stride, int32_t* buckets) {
+Attention hash_call(const rfn_reversible_block_decode& op, const Shape& s, const float* query, int64_t query_stride,
+                    int32_t* buckets) {
   Attention a;
   a.options = op.attention;
   a.options.duplicates = RFN_DUPLICATES_NONE;
@@ -111,7 +116,8 @@ Buffers take_buffers(Arena& arena, const rfn_reversible_block_decode& op, const 
     t.y = arena.take<float>(s.batch * columns);
     t.rows = arena.take<int32_t>(s.most_keys);
     t.scores = arena.take<float>(s.most_keys);
-    if (s.lsh) t.hash = attention_layout(arena, slice_heads(hash_call(op, s, nullptr, 0, nullptr), 0, 1), 1, RFN_PASS_FORWARD);
+    if (s.lsh)
+      t.hash = attention_layout(arena, slice_heads(hash_call(op, s, nullptr, 0, nullptr), 0, 1), 1, RFN_PASS_FORWARD);
     if (b.thread != nullptr) b.thread[i] = t;
   }
   return b;
@@ -149,7 +155,8 @@ struct Decoder {
   int64_t projection_items() const { return (s.shared ? 2 : 3) * div_up(s.projected, item_columns(s, s.width)); }
 
   void project(int64_t item, const ThreadBuffers& t) const {
-    const int64_t columns = item_columns(s, s.width), per_weight = div_up(s.projected, columns), which = item / per_weight;
+    const int64_t columns = item_columns(s, s.width), per_weight = div_up(s.projected, columns),
+                  which = item / per_weight;
     const int64_t first = item % per_weight * columns, count = std::min(columns, s.projected - first);
     const rfn_tensor* weight = &op.parameters.value;
     float* y = cache_row(op.values);
@@ -194,7 +201,8 @@ struct Decoder {
       return count;
     }
     const int64_t chunk = o.kind == RFN_ATTENTION_LOCAL ? position / o.chunk_length : 0;
-    const int64_t first = o.kind == RFN_ATTENTION_LOCAL ? std::max<int64_t>(0, chunk - o.chunks_before) * o.chunk_length : 0;
+    const int64_t first =
+        o.kind == RFN_ATTENTION_LOCAL ? std::max<int64_t>(0, chunk - o.chunks_before) * o.chunk_length : 0;
     const int64_t last = s.shared ? position : position + 1;
     for (int64_t p = first; p < last; ++p) rows[count++] = static_cast<int32_t>(p % s.capacity);
     return count;
@@ -240,8 +248,8 @@ struct Decoder {
 
   int64_t residual_items(int64_t depth) const { return div_up(s.width, item_columns(s, depth)); }
 
-  void add_product(int64_t item, int64_t depth, const float* x, const rfn_tensor& weight, const rfn_tensor& bias, const rfn_tensor& stream,
-                   RangeCheck* checks, const ThreadBuffers& t) const {
+  void add_product(int64_t item, int64_t depth, const float* x, const rfn_tensor& weight, const rfn_tensor& bias,
+                   const rfn_tensor& stream, RangeCheck* checks, const ThreadBuffers& t) const {
     const int64_t columns = item_columns(s, depth), first = item * columns, count = std::min(columns, s.width - first);
     product(s.batch, count, depth, x, f32(weight) + first * depth, t.y, count);
     if (present(bias)) {
@@ -280,7 +288,8 @@ struct Decoder {
   int64_t hidden_items() const { return div_up(s.hidden, item_columns(s, s.width)); }
 
   void hidden(int64_t item, const ThreadBuffers& t) const {
-    const int64_t columns = item_columns(s, s.width), first = item * columns, count = std::min(columns, s.hidden - first);
+    const int64_t columns = item_columns(s, s.width), first = item * columns,
+                  count = std::min(columns, s.hidden - first);
     float* const y = b.hidden + first;
     product(s.batch, count, s.width, t.x, f32(op.parameters.w1) + first * s.width, y, s.hidden);
     for (int64_t i = 0; i < s.batch; ++i) {
@@ -300,14 +309,17 @@ struct Decoder {
     };
     parallel_region(threads, [&](int32_t thread) {
       const ThreadBuffers& t = b.thread[thread];
-      whole(0, projection_items(), [&] { normalize(op.stream2, p.attention_norm_weight, p.attention_norm_bias, t.x); },
-            [&](int64_t item) { project(item, t); });
+      whole(
+          0, projection_items(), [&] { normalize(op.stream2, p.attention_norm_weight, p.attention_norm_bias, t.x); },
+          [&](int64_t item) { project(item, t); });
       whole(1, s.heads, [&](int64_t head) { attend(head, t); });
       if (broken.load(std::memory_order_relaxed)) return;
-      whole(2, residual_items(s.projected),
-            [&](int64_t item) { add_product(item, s.projected, b.result, p.output, p.output_bias, op.stream1, b.checks[0], t); });
-      whole(3, hidden_items(), [&] { normalize(op.stream1, p.feed_forward_norm_weight, p.feed_forward_norm_bias, t.x); },
-            [&](int64_t item) { hidden(item, t); });
+      whole(2, residual_items(s.projected), [&](int64_t item) {
+        add_product(item, s.projected, b.result, p.output, p.output_bias, op.stream1, b.checks[0], t);
+      });
+      whole(
+          3, hidden_items(), [&] { normalize(op.stream1, p.feed_forward_norm_weight, p.feed_forward_norm_bias, t.x); },
+          [&](int64_t item) { hidden(item, t); });
       whole(4, residual_items(s.hidden),
             [&](int64_t item) { add_product(item, s.hidden, b.hidden, p.w2, p.b2, op.stream2, b.checks[1], t); });
     });
@@ -320,21 +332,25 @@ struct Decoder {
 
 }  // namespace
 
-rfn_status reversible_block_decode_workspace(const rfn_context& context, const rfn_reversible_block_decode& op, int32_t, int64_t* bytes) {
+rfn_status reversible_block_decode_workspace(const rfn_context& context, const rfn_reversible_block_decode& op, int32_t,
+                                             int64_t* bytes) {
   Arena arena;
   take_buffers(arena, op, shape_of(op), context.threads);
   return workspace_size(arena, "reversible_block_decode", bytes);
 }
 
-rfn_status reversible_block_decode_forward(rfn_stream& stream, const rfn_reversible_block_decode& op, void* workspace, int64_t workspace_bytes) {
+rfn_status reversible_block_decode_forward(rfn_stream& stream, const rfn_reversible_block_decode& op, void* workspace,
+                                           int64_t workspace_bytes) {
   const int32_t threads = stream.context->threads;
   const Shape s = shape_of(op);
   Arena arena(workspace, workspace_bytes);
   Decoder decoder(op, s, take_buffers(arena, op, s, threads));
   decoder.run(threads);
   if (!decoder.broken) return RFN_OK;
-  return fail(RFN_INVALID_ARGUMENT, "reversible_block_decode: rings, counts: expected positions and counts of the %" PRId64
-              " tokens before this one, got others", op.position);
+  return fail(RFN_INVALID_ARGUMENT,
+              "reversible_block_decode: rings, counts: expected positions and counts of the %" PRId64
+              " tokens before this one, got others",
+              op.position);
 }
 
 rfn_status bucket_rings_forward(rfn_stream& stream, const rfn_bucket_rings& op) {
@@ -344,7 +360,8 @@ rfn_status bucket_rings_forward(rfn_stream& stream, const rfn_bucket_rings& op) 
   parallel_for(stream.context->threads, op.rings.shape[0] * op.rings.shape[1], [&](int64_t item, int32_t) {
     const int32_t* const bucket = i32(op.buckets) + item * length;
     int32_t *const rings = i32(op.rings) + item * buckets * ring, *const counts = i32(op.counts) + item * buckets;
-    for (int64_t i = 0; i < length; ++i) rings[bucket[i] * ring + counts[bucket[i]]++ % ring] = static_cast<int32_t>(op.first + i);
+    for (int64_t i = 0; i < length; ++i)
+      rings[bucket[i] * ring + counts[bucket[i]]++ % ring] = static_cast<int32_t>(op.first + i);
   });
   return RFN_OK;
 }

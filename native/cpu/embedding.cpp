@@ -14,7 +14,8 @@ namespace {
 constexpr int64_t kForwardTokens = 128;  // per item
 constexpr int64_t kColumns = 128;        // of a table's gradient per item: its sums stay in first-level cache
 constexpr int64_t kGroupTokens = 64;     // at least, per item of a gradient
-constexpr int64_t kPartTokens = 128;     // summed by themselves before they join the rest: the error grows with n / 128 + 128, not n
+constexpr int64_t kPartTokens =
+    128;  // summed by themselves before they join the rest: the error grows with n / 128 + 128, not n
 
 struct Shape {
   int64_t batch, length, tokens, width, vocabulary;
@@ -55,8 +56,9 @@ rfn_status check_ids(const rfn_embedding& op, const Shape& s) {
   const int32_t* const ids = i32(op.ids);
   for (int64_t i = 0; i < s.tokens; ++i) {
     if (ids[i] < 0 || ids[i] >= s.vocabulary) {
-      return fail(RFN_INVALID_ARGUMENT, "embedding: ids[%lld,%lld]: expected 0 .. %lld, got %d", static_cast<long long>(i / s.length),
-                  static_cast<long long>(i % s.length), static_cast<long long>(s.vocabulary - 1), ids[i]);
+      return fail(RFN_INVALID_ARGUMENT, "embedding: ids[%lld,%lld]: expected 0 .. %lld, got %d",
+                  static_cast<long long>(i / s.length), static_cast<long long>(i % s.length),
+                  static_cast<long long>(s.vocabulary - 1), ids[i]);
     }
   }
   return RFN_OK;
@@ -68,7 +70,8 @@ struct ForwardBuffers {
 };
 
 ForwardBuffers forward_buffers(Arena& arena, const rfn_embedding& op, const Shape& s, int32_t threads) {
-  return {arena.take<float>(threads * s.width), arena.take<RangeCheck>(op.exact_residual != 0 ? div_up(s.tokens, kForwardTokens) : 0)};
+  return {arena.take<float>(threads * s.width),
+          arena.take<RangeCheck>(op.exact_residual != 0 ? div_up(s.tokens, kForwardTokens) : 0)};
 }
 
 // Tokens by id. A stable counting sort, so that the tokens of an id come in order.
@@ -79,7 +82,8 @@ struct BackwardBuffers {
 };
 
 BackwardBuffers backward_buffers(Arena& arena, const Shape& s) {
-  return {arena.take<int64_t>(s.vocabulary + 1), arena.take<int64_t>(s.tokens), arena.take<int64_t>(s.tokens / kGroupTokens + 2)};
+  return {arena.take<int64_t>(s.vocabulary + 1), arena.take<int64_t>(s.tokens),
+          arena.take<int64_t>(s.tokens / kGroupTokens + 2)};
 }
 
 // Returns the number of groups.
@@ -89,7 +93,8 @@ int64_t sort_tokens(const rfn_embedding& op, const Shape& s, const BackwardBuffe
   for (int64_t i = 0; i < s.tokens; ++i) ++b.begin[ids[i] + 1];
   for (int64_t id = 0; id < s.vocabulary; ++id) b.begin[id + 1] += b.begin[id];
   for (int64_t i = 0; i < s.tokens; ++i) b.order[b.begin[ids[i]]++] = i;
-  std::copy_backward(b.begin, b.begin + s.vocabulary, b.begin + s.vocabulary + 1);  // each entry had moved on to its id's end
+  std::copy_backward(b.begin, b.begin + s.vocabulary,
+                     b.begin + s.vocabulary + 1);  // each entry had moved on to its id's end
   b.begin[0] = 0;
   int64_t groups = 0, group_begin = 0;
   b.groups[0] = 0;
@@ -141,7 +146,8 @@ class ColumnSum {
 void word_gradient(const rfn_embedding& op, const Shape& s, const BackwardBuffers& b, int32_t threads) {
   const int64_t groups = sort_tokens(op, s, b), tiles = div_up(s.width, kColumns);
   parallel_for(threads, groups * tiles, [&](int64_t item, int32_t) {
-    const int64_t group = item / tiles, column = item % tiles * kColumns, columns = std::min(kColumns, s.width - column);
+    const int64_t group = item / tiles, column = item % tiles * kColumns,
+                  columns = std::min(kColumns, s.width - column);
     for (int64_t id = b.groups[group]; id < b.groups[group + 1]; ++id) {
       if (b.begin[id] == b.begin[id + 1]) continue;
       ColumnSum sum(op, s, s.word_random, column, columns);
@@ -152,9 +158,11 @@ void word_gradient(const rfn_embedding& op, const Shape& s, const BackwardBuffer
 }
 
 // `first`: the axis's position of token 0 of every example.
-void position_gradient(const rfn_embedding& op, const Shape& s, const Axis& axis, int64_t first, float* gradient, int32_t threads) {
+void position_gradient(const rfn_embedding& op, const Shape& s, const Axis& axis, int64_t first, float* gradient,
+                       int32_t threads) {
   const int64_t end = first + s.length, period = axis.inner * axis.rows;
-  const int64_t tiles = div_up(axis.width, kColumns), item_rows = std::max<int64_t>(1, kGroupTokens * axis.rows / std::max<int64_t>(1, s.tokens));
+  const int64_t tiles = div_up(axis.width, kColumns),
+                item_rows = std::max<int64_t>(1, kGroupTokens * axis.rows / std::max<int64_t>(1, s.tokens));
   parallel_for(threads, div_up(axis.rows, item_rows) * tiles, [&](int64_t item, int32_t) {
     const int64_t column = item % tiles * kColumns, columns = std::min(kColumns, axis.width - column);
     for (int64_t row = item / tiles * item_rows; row < std::min(axis.rows, (item / tiles + 1) * item_rows); ++row) {
@@ -204,7 +212,8 @@ rfn_status embedding_forward(rfn_stream& stream, const rfn_embedding& op, void* 
       apply_dropout(e, s.width, s.word_random, static_cast<uint64_t>(place), op.dropout);
       if (axis_count == 0) continue;
       for (int32_t i = 0; i < axis_count; ++i) {
-        std::copy_n(f32(op.position[i]) + p / axes[i].inner % axes[i].rows * axes[i].width, axes[i].width, position + axes[i].column);
+        std::copy_n(f32(op.position[i]) + p / axes[i].inner % axes[i].rows * axes[i].width, axes[i].width,
+                    position + axes[i].column);
       }
       apply_dropout(position, s.width, s.position_random, static_cast<uint64_t>(place), op.dropout);
       add(e, position, s.width);
@@ -240,10 +249,12 @@ rfn_status embedding_backward(rfn_stream& stream, const rfn_embedding& op, void*
   Arena arena(workspace, workspace_bytes);
   word_gradient(op, s, backward_buffers(arena, s), threads);
   if (op.positions == RFN_POSITIONS_LEARNED) {  // only the rows in use
-    position_gradient(op, s, {s.length, s.width, 0, 1}, 0, f32(op.grad_position[0]) + op.first_position * s.width, threads);
+    position_gradient(op, s, {s.length, s.width, 0, 1}, 0, f32(op.grad_position[0]) + op.first_position * s.width,
+                      threads);
     return RFN_OK;
   }
-  for (int32_t i = 0; i < axis_count; ++i) position_gradient(op, s, axes[i], op.first_position, f32(op.grad_position[i]), threads);
+  for (int32_t i = 0; i < axis_count; ++i)
+    position_gradient(op, s, axes[i], op.first_position, f32(op.grad_position[i]), threads);
   return RFN_OK;
 }
 

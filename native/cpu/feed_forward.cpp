@@ -1,6 +1,6 @@
-// Rows are divided into items, an item's work into slices of the hidden layer: a slice of an item (at most 256 x 512 floats) stays in the
-// second-level cache between the two products, whatever F is. The division depends on the shape alone. Forward and backward run the same products
-// over the same division, so that both compute the same bits of y.
+// Rows are divided into items, an item's work into slices of the hidden layer: a slice of an item (at most 256 x 512
+// floats) stays in the second-level cache between the two products, whatever F is. The division depends on the shape
+// alone. Forward and backward run the same products over the same division, so that both compute the same bits of y.
 #include "cpu/feed_forward.h"
 
 #include <algorithm>
@@ -17,11 +17,11 @@
 namespace rfn::cpu {
 namespace {
 
-constexpr int64_t kItemRows = 256;      // at most; enough to make up for packing the weights again for every item
+constexpr int64_t kItemRows = 256;  // at most; enough to make up for packing the weights again for every item
 constexpr int64_t kMinItemRows = 32;
-constexpr int64_t kItems = 8;           // wanted of a small chunk
-constexpr int64_t kSlice = 512;         // hidden units at a time, at most
-constexpr int64_t kGradientTile = 256;  // rows and columns of a weight gradient per item
+constexpr int64_t kItems = 8;                       // wanted of a small chunk
+constexpr int64_t kSlice = 512;                     // hidden units at a time, at most
+constexpr int64_t kGradientTile = 256;              // rows and columns of a weight gradient per item
 constexpr int64_t kChunkBytes = int64_t{64} << 20;  // hidden values of an automatic chunk
 
 struct Division {
@@ -38,7 +38,8 @@ Division divide(const FeedForward& op, int64_t rows) {
   return d;
 }
 
-// What backward keeps of a chunk. Slices lie one after the other, so that a slice of an item is one dense block, as forward's is.
+// What backward keeps of a chunk. Slices lie one after the other, so that a slice of an item is one dense block, as
+// forward's is.
 struct Backward {
   float* hidden;       // [slices][rows, slice]: first the values before the activation, then after it
   float* grad_hidden;  // the same: gradient of the values after, then before the activation
@@ -55,19 +56,22 @@ Backward take_backward(Arena& arena, const FeedForward& op, int64_t chunk_rows) 
 }
 
 // dropout(x W1^T + b1) for hidden units [begin, begin + units), in rows that are `stride` apart.
-void hidden_before_activation(const FeedForward& op, int64_t first_row, int64_t rows, int64_t begin, int64_t units, const float* x, float* hidden,
-                              int64_t stride) {
-  gemm(Transpose::kNo, Transpose::kYes, rows, units, op.width, x, op.width, op.w1 + begin * op.width, op.width, 0.0f, hidden, stride);
+void hidden_before_activation(const FeedForward& op, int64_t first_row, int64_t rows, int64_t begin, int64_t units,
+                              const float* x, float* hidden, int64_t stride) {
+  gemm(Transpose::kNo, Transpose::kYes, rows, units, op.width, x, op.width, op.w1 + begin * op.width, op.width, 0.0f,
+       hidden, stride);
   for (int64_t row = 0; row < rows; ++row) {
     float* const values = hidden + row * stride;
     add(values, op.b1 + begin, units);
-    apply_dropout(values, units, op.hidden_random, static_cast<uint64_t>((first_row + row) * op.hidden + begin), op.dropout);
+    apply_dropout(values, units, op.hidden_random, static_cast<uint64_t>((first_row + row) * op.hidden + begin),
+                  op.dropout);
   }
 }
 
 // y (+)= hidden W2^T over these units; the last slice's caller finishes with output_end.
 void output_slice(const FeedForward& op, int64_t rows, int64_t begin, int64_t units, const float* hidden, float* y) {
-  gemm(Transpose::kNo, Transpose::kYes, rows, op.width, units, hidden, units, op.w2 + begin, op.hidden, begin == 0 ? 0.0f : 1.0f, y, op.width);
+  gemm(Transpose::kNo, Transpose::kYes, rows, op.width, units, hidden, units, op.w2 + begin, op.hidden,
+       begin == 0 ? 0.0f : 1.0f, y, op.width);
 }
 
 void output_end(const FeedForward& op, int64_t first_row, int64_t rows, float* y) {
@@ -100,8 +104,8 @@ int64_t feed_forward_backward_scratch(const FeedForward& op, int32_t, int64_t ch
   return floats(arena);
 }
 
-void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, float* scratch, float* hidden,
-                                float* y) {
+void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x,
+                                float* scratch, float* hidden, float* y) {
   const Division d = divide(op, rows);
   parallel_for(threads, d.items, [&](int64_t item, int32_t thread) {
     const int64_t first = item * d.item_rows, count = std::min(d.item_rows, rows - first);
@@ -111,15 +115,17 @@ void feed_forward_chunk_forward(int32_t threads, const FeedForward& op, int64_t 
       float* const before = hidden != nullptr ? hidden + first * op.hidden + begin : active;
       const int64_t stride = hidden != nullptr ? op.hidden : units;
       hidden_before_activation(op, first_row + first, count, begin, units, x + first * op.width, before, stride);
-      for (int64_t row = 0; row < count; ++row) activation_forward(op.activation, before + row * stride, active + row * units, units);
+      for (int64_t row = 0; row < count; ++row)
+        activation_forward(op.activation, before + row * stride, active + row * units, units);
       output_slice(op, count, begin, units, active, out);
     }
     output_end(op, first_row + first, count, out);
   });
 }
 
-void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
-                                 float* scratch, const float* hidden, float* y, float* dx) {
+void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t first_row, int64_t rows,
+                                 const float* x, const float* dy, float* scratch, const float* hidden, float* y,
+                                 float* dx) {
   const Division d = divide(op, rows);
   Arena arena(scratch, 0);
   const Backward b = take_backward(arena, op, rows);
@@ -130,42 +136,47 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
     const float* const x_item = x + first * op.width;
     if (op.dropout > 0) {
       std::copy_n(dy + first * op.width, count * op.width, b.grad_output + first * op.width);
-      apply_dropout(b.grad_output + first * op.width, count * op.width, op.output_random, static_cast<uint64_t>((first_row + first) * op.width),
-                    op.dropout);
+      apply_dropout(b.grad_output + first * op.width, count * op.width, op.output_random,
+                    static_cast<uint64_t>((first_row + first) * op.width), op.dropout);
     }
     for (int64_t begin = 0; begin < op.hidden; begin += d.slice) {
       const int64_t units = std::min(d.slice, op.hidden - begin), place = begin * rows + first * units;
       float *const active = b.hidden + place, *const grad_hidden = b.grad_hidden + place;
       const float* const before = hidden != nullptr ? hidden + first * op.hidden + begin : active;
       const int64_t stride = hidden != nullptr ? op.hidden : units;
-      if (hidden == nullptr) hidden_before_activation(op, first_row + first, count, begin, units, x_item, active, units);
-      gemm(Transpose::kNo, Transpose::kNo, count, units, op.width, dz + first * op.width, op.width, op.w2 + begin, op.hidden, 0.0f, grad_hidden,
-           units);
+      if (hidden == nullptr)
+        hidden_before_activation(op, first_row + first, count, begin, units, x_item, active, units);
+      gemm(Transpose::kNo, Transpose::kNo, count, units, op.width, dz + first * op.width, op.width, op.w2 + begin,
+           op.hidden, 0.0f, grad_hidden, units);
       for (int64_t row = 0; row < count; ++row) {
         float* const gradient = grad_hidden + row * units;
         activation_backward(op.activation, before + row * stride, gradient, gradient, units);
-        apply_dropout(gradient, units, op.hidden_random, static_cast<uint64_t>((first_row + first + row) * op.hidden + begin), op.dropout);
+        apply_dropout(gradient, units, op.hidden_random,
+                      static_cast<uint64_t>((first_row + first + row) * op.hidden + begin), op.dropout);
         activation_forward(op.activation, before + row * stride, active + row * units, units);
       }
       if (y != nullptr) output_slice(op, count, begin, units, active, y + first * op.width);
-      gemm(Transpose::kNo, Transpose::kNo, count, op.width, units, grad_hidden, units, op.w1 + begin * op.width, op.width,
-           begin == 0 ? 0.0f : 1.0f, dx + first * op.width, op.width);
+      gemm(Transpose::kNo, Transpose::kNo, count, op.width, units, grad_hidden, units, op.w1 + begin * op.width,
+           op.width, begin == 0 ? 0.0f : 1.0f, dx + first * op.width, op.width);
     }
     if (y != nullptr) output_end(op, first_row + first, count, y + first * op.width);
   });
 
   // Parameter gradients: every item is a tile of one weight's gradient and sums over all rows of the chunk.
-  const int64_t tiles = div_up(op.width, kGradientTile), blocks = d.slices * div_up(d.slice, kGradientTile), per_slice = blocks / d.slices;
+  const int64_t tiles = div_up(op.width, kGradientTile), blocks = d.slices * div_up(d.slice, kGradientTile),
+                per_slice = blocks / d.slices;
   parallel_for(threads, blocks * tiles * 2, [&](int64_t item, int32_t) {
     const bool second = item >= blocks * tiles;
-    const int64_t block = item % (blocks * tiles) / tiles, e = item % tiles * kGradientTile, columns = std::min(kGradientTile, op.width - e);
-    const int64_t begin = block / per_slice * d.slice, units = std::min(d.slice, op.hidden - begin), u = block % per_slice * kGradientTile;
+    const int64_t block = item % (blocks * tiles) / tiles, e = item % tiles * kGradientTile,
+                  columns = std::min(kGradientTile, op.width - e);
+    const int64_t begin = block / per_slice * d.slice, units = std::min(d.slice, op.hidden - begin),
+                  u = block % per_slice * kGradientTile;
     if (u >= units) return;
     const int64_t count = std::min(kGradientTile, units - u);
     const float *const hidden = b.hidden + begin * rows, *const grad_hidden = b.grad_hidden + begin * rows;
     if (second) {
-      gemm(Transpose::kYes, Transpose::kNo, columns, count, rows, dz + e, op.width, hidden + u, units, 1.0f, op.grad_w2 + e * op.hidden + begin + u,
-           op.hidden);
+      gemm(Transpose::kYes, Transpose::kNo, columns, count, rows, dz + e, op.width, hidden + u, units, 1.0f,
+           op.grad_w2 + e * op.hidden + begin + u, op.hidden);
     } else {
       gemm(Transpose::kYes, Transpose::kNo, count, columns, rows, grad_hidden + u, units, x + e, op.width, 1.0f,
            op.grad_w1 + (begin + u) * op.width + e, op.width);
@@ -178,7 +189,8 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
   });
 }
 
-rfn_status feed_forward_workspace(const rfn_context& context, const rfn_feed_forward& op, int32_t pass, int64_t* bytes) {
+rfn_status feed_forward_workspace(const rfn_context& context, const rfn_feed_forward& op, int32_t pass,
+                                  int64_t* bytes) {
   const FeedForward f = feed_forward_call(op);
   const int64_t chunk = feed_forward_chunk_rows(op.chunk, op.x.shape[0], f.width, f.hidden);
   Arena arena;
@@ -191,8 +203,9 @@ rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, 
   const FeedForward f = feed_forward_call(op);
   const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
   for (int64_t first = 0; first < rows; first += chunk) {
-    feed_forward_chunk_forward(stream.context->threads, f, first, std::min(chunk, rows - first), f32(op.x) + first * f.width,
-                               static_cast<float*>(workspace), nullptr, f32(op.y) + first * f.width);
+    feed_forward_chunk_forward(stream.context->threads, f, first, std::min(chunk, rows - first),
+                               f32(op.x) + first * f.width, static_cast<float*>(workspace), nullptr,
+                               f32(op.y) + first * f.width);
   }
   return RFN_OK;
 }
@@ -201,9 +214,9 @@ rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op,
   const FeedForward f = feed_forward_call(op);
   const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
   for (int64_t first = 0; first < rows; first += chunk) {
-    feed_forward_chunk_backward(stream.context->threads, f, first, std::min(chunk, rows - first), f32(op.x) + first * f.width,
-                                f32(op.grad_y) + first * f.width, static_cast<float*>(workspace), nullptr, nullptr,
-                                f32(op.grad_x) + first * f.width);
+    feed_forward_chunk_backward(stream.context->threads, f, first, std::min(chunk, rows - first),
+                                f32(op.x) + first * f.width, f32(op.grad_y) + first * f.width,
+                                static_cast<float*>(workspace), nullptr, nullptr, f32(op.grad_x) + first * f.width);
   }
   return RFN_OK;
 }

@@ -75,21 +75,24 @@ rfn_status final_norm_backward(rfn_stream& stream, const rfn_final_norm& op, voi
   const BackwardBuffers b = backward_buffers(arena, s, threads);
   sum_norm_gradients(threads, s.rows, s.combined, b.sums, f32(op.grad_weight), f32(op.grad_bias),
                      [&](int64_t first, int64_t rows, int32_t thread, float* weight_sum, float* bias_sum) {
-    float *const x = b.x + thread * kNormBlockRows * s.combined, *gradient = b.gradient + thread * kNormBlockRows * s.combined;
-    combine(op, s, first, rows, x);
-    std::copy_n(f32(op.grad_y) + first * s.combined, rows * s.combined, gradient);
-    apply_dropout(gradient, rows * s.combined, s.random, static_cast<uint64_t>(first * s.combined), op.dropout);
-    layer_norm_rows_backward(rows, s.combined, op.epsilon, x, f32(op.weight), gradient, gradient, false, weight_sum, bias_sum);
-    float *a = f32(op.grad_stream1) + first * s.width, *c = f32(op.grad_stream2) + first * s.width;
-    for (int64_t row = 0; row < rows; ++row, gradient += s.combined, a += s.width, c += s.width) {
-      if (op.combine == RFN_COMBINE_CONCATENATE) {
-        std::copy_n(gradient, s.width, a);
-        std::copy_n(gradient + s.width, s.width, c);
-      } else {
-        for (int64_t i = 0; i < s.width; ++i) a[i] = c[i] = 0.5f * gradient[i];
-      }
-    }
-  });
+                       float *const x = b.x + thread * kNormBlockRows * s.combined,
+                                    *gradient = b.gradient + thread * kNormBlockRows * s.combined;
+                       combine(op, s, first, rows, x);
+                       std::copy_n(f32(op.grad_y) + first * s.combined, rows * s.combined, gradient);
+                       apply_dropout(gradient, rows * s.combined, s.random, static_cast<uint64_t>(first * s.combined),
+                                     op.dropout);
+                       layer_norm_rows_backward(rows, s.combined, op.epsilon, x, f32(op.weight), gradient, gradient,
+                                                false, weight_sum, bias_sum);
+                       float *a = f32(op.grad_stream1) + first * s.width, *c = f32(op.grad_stream2) + first * s.width;
+                       for (int64_t row = 0; row < rows; ++row, gradient += s.combined, a += s.width, c += s.width) {
+                         if (op.combine == RFN_COMBINE_CONCATENATE) {
+                           std::copy_n(gradient, s.width, a);
+                           std::copy_n(gradient + s.width, s.width, c);
+                         } else {
+                           for (int64_t i = 0; i < s.width; ++i) a[i] = c[i] = 0.5f * gradient[i];
+                         }
+                       }
+                     });
   return RFN_OK;
 }
 

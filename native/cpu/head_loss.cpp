@@ -33,14 +33,16 @@ HWY_INLINE double blocked_sum(int64_t n, const Value& value) {
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     VecF32 part = hn::Zero(d);
     const int64_t count = n - begin < kBlock ? n - begin : kBlock;
-    for_vectors(d, count, [&](auto load, auto store, int64_t i) HWY_ATTR { part = hn::Add(part, value(begin, load, store, count - i)); });
+    for_vectors(d, count, [&](auto load, auto store, int64_t i) HWY_ATTR {
+      part = hn::Add(part, value(begin, load, store, count - i));
+    });
     total += static_cast<double>(sum(d, part));
   }
   return total;
 }
 
-// The loss of a row z of n logits against the target (1 - smoothing) onehot(label) + smoothing / n; z becomes scale times its gradient if asked
-// for. hit: the first largest logit is the label's.
+// The loss of a row z of n logits against the target (1 - smoothing) onehot(label) + smoothing / n; z becomes scale
+// times its gradient if asked for. hit: the first largest logit is the label's.
 double row_loss(float* z, int64_t n, int32_t label, double smoothing, double scale, bool gradient, bool& hit) {
   const F32 d;
   const VecF32 lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -113,8 +115,8 @@ void compute_logits(int32_t threads, const rfn_head_loss& op, int64_t first, int
     const int64_t row = item / across * kTileRows, column = item % across * kTileColumns;
     const int64_t tile_rows = std::min(kTileRows, rows - row), columns = std::min(kTileColumns, vocabulary - column);
     float* const tile = logits + row * vocabulary + column;
-    gemm(Transpose::kNo, Transpose::kYes, tile_rows, columns, k, f32(op.x) + (first + row) * k, k, f32(op.weight) + column * k, k, 0.0f, tile,
-         vocabulary);
+    gemm(Transpose::kNo, Transpose::kYes, tile_rows, columns, k, f32(op.x) + (first + row) * k, k,
+         f32(op.weight) + column * k, k, 0.0f, tile, vocabulary);
     if (!present(op.bias)) return;
     for (int64_t r = 0; r < tile_rows; ++r) add(tile + r * vocabulary, f32(op.bias) + column, columns);
   });
@@ -128,8 +130,8 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
   for (int64_t row = 0; row < rows; ++row) {
     if (labels[row] == op.ignore_index) continue;
     if (labels[row] < 0 || labels[row] >= vocabulary) {
-      return fail(RFN_INVALID_ARGUMENT, "head_loss: labels[%lld]: expected 0 .. %lld or ignore_index %d, got %d", static_cast<long long>(row),
-                  static_cast<long long>(vocabulary - 1), op.ignore_index, labels[row]);
+      return fail(RFN_INVALID_ARGUMENT, "head_loss: labels[%lld]: expected 0 .. %lld or ignore_index %d, got %d",
+                  static_cast<long long>(row), static_cast<long long>(vocabulary - 1), op.ignore_index, labels[row]);
     }
     ++counted;
   }
@@ -162,11 +164,11 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     }
     if (!gradient) continue;
     // The weight's gradient reads x before grad_x, which may be the same memory, is written.
-    parallel_gemm(threads, Transpose::kYes, Transpose::kNo, vocabulary, k, count, b.logits, vocabulary, f32(op.x) + first * k, k, 1.0f,
-                  f32(op.grad_weight), k);
+    parallel_gemm(threads, Transpose::kYes, Transpose::kNo, vocabulary, k, count, b.logits, vocabulary,
+                  f32(op.x) + first * k, k, 1.0f, f32(op.grad_weight), k);
     if (present(op.grad_bias)) add_column_sums(b.logits, count, vocabulary, f32(op.grad_bias));
-    parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, vocabulary, b.logits, vocabulary, f32(op.weight), k, 0.0f,
-                  f32(op.grad_x) + first * k, k);
+    parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, vocabulary, b.logits, vocabulary, f32(op.weight),
+                  k, 0.0f, f32(op.grad_x) + first * k, k);
   }
   double* const statistics = f64(op.statistics);
   statistics[0] = loss;

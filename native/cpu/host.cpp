@@ -31,15 +31,17 @@ int64_t read_key(const std::string& path, const std::string& key) {
   std::ifstream file(path);
   std::string line;
   while (std::getline(file, line)) {
-    if (line.compare(0, key.size(), key) == 0 && line.size() > key.size() && (line[key.size()] == ' ' || line[key.size()] == ':')) {
+    if (line.compare(0, key.size(), key) == 0 && line.size() > key.size() &&
+        (line[key.size()] == ' ' || line[key.size()] == ':')) {
       return std::strtoll(line.c_str() + key.size() + 1, nullptr, 10);
     }
   }
   return 0;
 }
 
-// Directories of this process's control group for a controller, innermost first: version 2 ("0::/path") or 1 ("N:memory:/path"). Inside a
-// container the path may be the host's and not exist here; the mount's root is then the container's own group.
+// Directories of this process's control group for a controller, innermost first: version 2 ("0::/path") or 1
+// ("N:memory:/path"). Inside a container the path may be the host's and not exist here; the mount's root is then the
+// container's own group.
 std::vector<std::string> control_groups(const std::string& controller, bool* version2) {
   std::ifstream file("/proc/self/cgroup");
   std::string line, path, mount;
@@ -76,7 +78,8 @@ int32_t host_processors() {
   int64_t count = std::max<int64_t>(1, sysconf(_SC_NPROCESSORS_ONLN));
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) count = std::max(1, CPU_COUNT(&set));  // fails on machines of over 1,024 processors
+  if (sched_getaffinity(0, sizeof(set), &set) == 0)
+    count = std::max(1, CPU_COUNT(&set));  // fails on machines of over 1,024 processors
   bool version2 = false;
   for (const std::string& group : control_groups("cpu", &version2)) {
     int64_t quota = -1, period = 0;  // microseconds of processor time per period; "max" or -1: no limit
@@ -110,7 +113,8 @@ HostMemory host_memory() {
   }
   rlimit address_space = {};
   if (getrlimit(RLIMIT_AS, &address_space) == 0 && address_space.rlim_cur != RLIM_INFINITY) {
-    limit(memory, static_cast<int64_t>(address_space.rlim_cur), read_number("/proc/self/statm", 0) * sysconf(_SC_PAGESIZE));
+    limit(memory, static_cast<int64_t>(address_space.rlim_cur),
+          read_number("/proc/self/statm", 0) * sysconf(_SC_PAGESIZE));
   }
   return memory;
 }

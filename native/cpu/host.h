@@ -5,7 +5,8 @@
 
 namespace rfn::cpu {
 
-// Processors the process may use: its affinity mask, and no more than the processor quota of its control groups (rounded up).
+// Processors the process may use: its affinity mask, and no more than the processor quota of its control groups
+// (rounded up).
 int32_t host_processors();
 
 struct HostMemory {

@@ -11,14 +11,16 @@ namespace rfn::cpu {
 
 // One thread each.
 // y = (x - mean) / sqrt(var + epsilon) * weight + bias, rows of n. y may be x.
-void layer_norm_rows(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight, const float* bias, float* y);
+void layer_norm_rows(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight, const float* bias,
+                     float* y);
 
-// dx (+)= gradient through the norm of dy; grad_weight, grad_bias [n] are added to, rows in order. dx may be dy when add is false.
-void layer_norm_rows_backward(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight, const float* dy, float* dx, bool add,
-                              float* grad_weight, float* grad_bias);
+// dx (+)= gradient through the norm of dy; grad_weight, grad_bias [n] are added to, rows in order. dx may be dy when
+// add is false.
+void layer_norm_rows_backward(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight,
+                              const float* dy, float* dx, bool add, float* grad_weight, float* grad_bias);
 
-// The gradients of weight and bias are sums over rows: of at most 64 parts of the rows, each the sum of blocks of kNormBlockRows rows, all in
-// order. Only the rows decide the division.
+// The gradients of weight and bias are sums over rows: of at most 64 parts of the rows, each the sum of blocks of
+// kNormBlockRows rows, all in order. Only the rows decide the division.
 inline constexpr int64_t kNormBlockRows = 128;
 
 struct NormSums {
@@ -28,10 +30,11 @@ struct NormSums {
 };
 NormSums take_norm_sums(Arena& arena, int32_t threads, int64_t rows, int64_t n);
 
-// Calls body(first_row, rows, thread, weight_sum, bias_sum) for every block of rows, in parallel; body adds the block's sums to the last two.
-// Then adds all of them to grad_weight and grad_bias.
+// Calls body(first_row, rows, thread, weight_sum, bias_sum) for every block of rows, in parallel; body adds the block's
+// sums to the last two. Then adds all of them to grad_weight and grad_bias.
 template <class Body>
-void sum_norm_gradients(int32_t threads, int64_t rows, int64_t n, const NormSums& sums, float* grad_weight, float* grad_bias, const Body& body) {
+void sum_norm_gradients(int32_t threads, int64_t rows, int64_t n, const NormSums& sums, float* grad_weight,
+                        float* grad_bias, const Body& body) {
   parallel_for(threads, sums.parts, [&](int64_t part, int32_t thread) {
     float *const total = sums.part + part * 2 * n, *const block = sums.block + static_cast<int64_t>(thread) * 2 * n;
     std::fill_n(total, 2 * n, 0.0f);

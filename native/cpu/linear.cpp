@@ -13,7 +13,7 @@ namespace rfn::cpu {
 namespace {
 
 constexpr int64_t kTileRows = 256, kTileColumns = 512;  // of y, per item: bias and activation find the tile in cache
-constexpr int64_t kChunkBytes = int64_t{32} << 20;  // pre-activations that backward holds at a time
+constexpr int64_t kChunkBytes = int64_t{32} << 20;      // pre-activations that backward holds at a time
 
 // y = x W^T + b for a tile.
 void tile(const rfn_linear& op, int64_t row, int64_t rows, int64_t column, int64_t columns, float* y, int64_t ldy) {
@@ -37,7 +37,8 @@ void for_tiles(int32_t threads, int64_t rows, int64_t columns, int64_t depth, co
   });
 }
 
-// Rows whose gradient with respect to the pre-activation is held at a time; all of them, in grad_y itself, without an activation.
+// Rows whose gradient with respect to the pre-activation is held at a time; all of them, in grad_y itself, without an
+// activation.
 int64_t chunk_rows(const rfn_linear& op) {
   const int64_t rows = op.x.shape[0], m = op.weight.shape[0];
   if (op.activation == RFN_ACTIVATION_NONE) return rows;
@@ -58,11 +59,13 @@ rfn_status linear_workspace(const rfn_context&, const rfn_linear& op, int32_t pa
 
 rfn_status linear_forward(rfn_stream& stream, const rfn_linear& op, void*, int64_t) {
   const int64_t m = op.weight.shape[0];
-  for_tiles(stream.context->threads, op.x.shape[0], m, op.x.shape[1], [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
-    float* const y = f32(op.y) + row * m + column;
-    tile(op, row, rows, column, columns, y, m);
-    for (int64_t r = 0; r < rows && op.activation != RFN_ACTIVATION_NONE; ++r) activation_forward(op.activation, y + r * m, y + r * m, columns);
-  });
+  for_tiles(stream.context->threads, op.x.shape[0], m, op.x.shape[1],
+            [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+              float* const y = f32(op.y) + row * m + column;
+              tile(op, row, rows, column, columns, y, m);
+              for (int64_t r = 0; r < rows && op.activation != RFN_ACTIVATION_NONE; ++r)
+                activation_forward(op.activation, y + r * m, y + r * m, columns);
+            });
   return RFN_OK;
 }
 
@@ -78,12 +81,14 @@ rfn_status linear_backward(rfn_stream& stream, const rfn_linear& op, void* works
       for_tiles(threads, count, m, k, [&](int64_t row, int64_t tile_rows, int64_t column, int64_t columns) {
         float* const z = gradient + row * m + column;
         tile(op, first + row, tile_rows, column, columns, z, m);
-        for (int64_t r = 0; r < tile_rows; ++r) activation_backward(op.activation, z + r * m, dz + (row + r) * m + column, z + r * m, columns);
+        for (int64_t r = 0; r < tile_rows; ++r)
+          activation_backward(op.activation, z + r * m, dz + (row + r) * m + column, z + r * m, columns);
       });
       dz = gradient;
     }
     if (present(op.grad_x)) {
-      parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, m, dz, m, f32(op.weight), k, 0.0f, f32(op.grad_x) + first * k, k);
+      parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, m, dz, m, f32(op.weight), k, 0.0f,
+                    f32(op.grad_x) + first * k, k);
     }
     parallel_gemm(threads, Transpose::kYes, Transpose::kNo, m, k, count, dz, m, x, k, 1.0f, f32(op.grad_weight), k);
     if (present(op.grad_bias)) add_column_sums(dz, count, m, f32(op.grad_bias));

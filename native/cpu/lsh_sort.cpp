@@ -49,7 +49,8 @@ void order_chunks(int32_t* sorted, int64_t padded, int64_t chunk_length, int32_t
   std::fill_n(chunk_of, padded, 0);
   for (int64_t chunk = 0; chunk < padded / chunk_length; ++chunk) {
     next_slot[chunk] = static_cast<int32_t>(chunk * chunk_length);
-    for (int64_t slot = chunk * chunk_length; slot < (chunk + 1) * chunk_length; ++slot) chunk_of[sorted[slot]] = static_cast<int32_t>(chunk);
+    for (int64_t slot = chunk * chunk_length; slot < (chunk + 1) * chunk_length; ++slot)
+      chunk_of[sorted[slot]] = static_cast<int32_t>(chunk);
   }
   for (int64_t position = 0; position < padded; ++position) {
     const int64_t slot = next_slot[chunk_of[position]]++;

@@ -18,12 +18,15 @@
 HWY_BEFORE_NAMESPACE();
 namespace rfn::cpu::HWY_NAMESPACE {
 
-// rate: learning rate over the first moment's bias correction; inverse_root: 1 / sqrt of the second's; decay: learning rate times weight decay.
-void adamw_update(int64_t n, float scale, float beta1, float beta2, float epsilon, float rate, float inverse_root, float decay, const float* gradient,
-                  float* parameter, float* moment1, float* moment2) {
+// rate: learning rate over the first moment's bias correction; inverse_root: 1 / sqrt of the second's; decay: learning
+// rate times weight decay.
+void adamw_update(int64_t n, float scale, float beta1, float beta2, float epsilon, float rate, float inverse_root,
+                  float decay, const float* gradient, float* parameter, float* moment1, float* moment2) {
   const F32 d;
-  const VecF32 b1 = hn::Set(d, beta1), b2 = hn::Set(d, beta2), one = hn::Set(d, 1.0f), new1 = hn::Sub(one, b1), new2 = hn::Sub(one, b2);
-  const VecF32 eps = hn::Set(d, epsilon), step = hn::Set(d, rate), root = hn::Set(d, inverse_root), shrink = hn::Set(d, decay);
+  const VecF32 b1 = hn::Set(d, beta1), b2 = hn::Set(d, beta2), one = hn::Set(d, 1.0f), new1 = hn::Sub(one, b1),
+               new2 = hn::Sub(one, b2);
+  const VecF32 eps = hn::Set(d, epsilon), step = hn::Set(d, rate), root = hn::Set(d, inverse_root),
+               shrink = hn::Set(d, decay);
   const VecF32 scales = hn::Set(d, scale);
   for_vectors(d, n, [&](auto load, auto store, int64_t) HWY_ATTR {
     const VecF32 g = scale == 0.0f ? hn::Zero(d) : hn::Mul(scales, load(gradient)), p = load(parameter);
@@ -75,8 +78,8 @@ int64_t blocks_of(const rfn_global_norm& op) {
 struct Adafactor {
   bool factored;
   int64_t n, rows, columns;
-  int64_t item_rows, items;       // rows of one work item; without factors, a row is kBlock elements
-  int64_t part_rows, parts;       // rows of one part of the column sums
+  int64_t item_rows, items;  // rows of one work item; without factors, a row is kBlock elements
+  int64_t part_rows, parts;  // rows of one part of the column sums
   double rho;
   float scale;
 };
@@ -103,8 +106,8 @@ Adafactor adafactor_of(const rfn_adafactor& op) {
 }
 
 AdafactorBuffers adafactor_buffers(Arena& arena, const Adafactor& a) {
-  return {arena.take<double>(a.items), arena.take<double>(a.items), arena.take<double>(a.factored ? a.parts * a.columns : 0),
-          arena.take<float>(a.factored ? a.columns : 0)};
+  return {arena.take<double>(a.items), arena.take<double>(a.items),
+          arena.take<double>(a.factored ? a.parts * a.columns : 0), arena.take<float>(a.factored ? a.columns : 0)};
 }
 
 // Moves the row and column moments on and leaves 1 / sqrt(column) in factors. Returns the mean of the row moments.
@@ -115,7 +118,8 @@ double update_factors(int32_t threads, const rfn_adafactor& op, const Adafactor&
   parallel_for(threads, a.items, [&](int64_t item, int32_t) {
     for (int64_t r = item * a.item_rows; r < std::min(a.rows, (item + 1) * a.item_rows); ++r) {
       const float* const g = gradient + r * a.columns;
-      const double mean = lane_sum(a.columns, [&](int64_t i) { return square(scaled(a.scale, g[i])); }) / static_cast<double>(a.columns);
+      const double mean = lane_sum(a.columns, [&](int64_t i) { return square(scaled(a.scale, g[i])); }) /
+                          static_cast<double>(a.columns);
       row[r] = static_cast<float>(a.rho * row[r] + fresh * (mean + epsilon));
     }
   });
@@ -148,7 +152,8 @@ rfn_status global_norm_workspace(const rfn_context&, const rfn_global_norm& op, 
   return workspace_size(arena, "global_norm", bytes);
 }
 
-rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, void* workspace, int64_t workspace_bytes) {
+rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, void* workspace,
+                               int64_t workspace_bytes) {
   Arena arena(workspace, workspace_bytes);
   double* const sums = arena.take<double>(blocks_of(op));
   double* tensor_sums = sums;
@@ -164,7 +169,9 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
   double total = 0;
   for (const double* sum = sums; sum != tensor_sums; ++sum) total += *sum;
   const float norm = static_cast<float>(std::sqrt(total));
-  const float scale = !std::isfinite(norm) ? 0.0f : op.max_norm > 0.0f && norm > op.max_norm ? op.max_norm / norm : 1.0f;
+  const float scale = !std::isfinite(norm)                       ? 0.0f
+                      : op.max_norm > 0.0f && norm > op.max_norm ? op.max_norm / norm
+                                                                 : 1.0f;
   f32(op.result)[0] = norm;
   f32(op.result)[1] = scale;
   return RFN_OK;
@@ -179,8 +186,8 @@ rfn_status adamw_forward(rfn_stream& stream, const rfn_adamw& op) {
   const auto update = RFN_SIMD_CHOOSE(adamw_update);
   parallel_for(stream.context->threads, div_up(n, kBlock), [&](int64_t block, int32_t) {
     const int64_t i = block * kBlock;
-    update(std::min(kBlock, n - i), scale, op.beta1, op.beta2, op.epsilon, corrected_rate, inverse_root, decay, f32(op.gradient) + i,
-           f32(op.parameter) + i, f32(op.moment1) + i, f32(op.moment2) + i);
+    update(std::min(kBlock, n - i), scale, op.beta1, op.beta2, op.epsilon, corrected_rate, inverse_root, decay,
+           f32(op.gradient) + i, f32(op.parameter) + i, f32(op.moment1) + i, f32(op.moment2) + i);
   });
   return RFN_OK;
 }
@@ -203,7 +210,8 @@ rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* 
   float *const parameter = f32(op.parameter), *const row = f32(op.row), *const moment2 = f32(op.moment2);
   const double row_mean = a.factored ? update_factors(threads, op, a, b) : 0.0;
 
-  // Calls body(elements before, count, update) for every row of an item; update(i) is the row's i-th update before clipping.
+  // Calls body(elements before, count, update) for every row of an item; update(i) is the row's i-th update before
+  // clipping.
   const auto for_rows = [&](int64_t item, const auto& body) {
     for (int64_t r = item * a.item_rows; r < std::min(a.rows, (item + 1) * a.item_rows); ++r) {
       const int64_t place = r * a.columns, count = std::min(a.columns, a.n - place);
@@ -212,7 +220,8 @@ rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* 
         const float factor = static_cast<float>(std::sqrt(row_mean) * inverse_root(row[r]));
         body(place, count, [&](int64_t i) { return scaled(a.scale, g[i]) * factor * b.factors[i]; });
       } else {
-        body(place, count, [&](int64_t i) { return scaled(a.scale, g[i]) * static_cast<float>(inverse_root(moment2[place + i])); });
+        body(place, count,
+             [&](int64_t i) { return scaled(a.scale, g[i]) * static_cast<float>(inverse_root(moment2[place + i])); });
       }
     }
   };
@@ -235,8 +244,10 @@ rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* 
   for (int64_t item = 0; item < a.items; ++item) updates += b.updates[item], parameters += b.parameters[item];
   const double n = static_cast<double>(a.n), rate = op.learning_rate;
   const double clip = std::max(1.0, std::sqrt(updates / n) / static_cast<double>(op.clip_threshold));
-  const double alpha = rate * (op.scale_parameter != 0 ? std::max(static_cast<double>(op.epsilon2), std::sqrt(parameters / n)) : 1.0);
-  const float step = static_cast<float>(alpha / clip), decay = static_cast<float>(rate * static_cast<double>(op.weight_decay));
+  const double alpha =
+      rate * (op.scale_parameter != 0 ? std::max(static_cast<double>(op.epsilon2), std::sqrt(parameters / n)) : 1.0);
+  const float step = static_cast<float>(alpha / clip),
+              decay = static_cast<float>(rate * static_cast<double>(op.weight_decay));
   parallel_for(threads, a.items, [&](int64_t item, int32_t) {
     for_rows(item, [&](int64_t place, int64_t count, const auto& update) {
       float* const p = parameter + place;

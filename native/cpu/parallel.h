@@ -1,5 +1,5 @@
-// Threads over fixed work items. The items, and the order in which their results are combined, never depend on the number of threads:
-// that is why results have the same bits for any of them.
+// Threads over fixed work items. The items, and the order in which their results are combined, never depend on the
+// number of threads: that is why results have the same bits for any of them.
 #pragma once
 #include <omp.h>
 
@@ -22,8 +22,9 @@ void parallel_for(int32_t threads, int64_t items, const Body& body) {
   for (int64_t item = 0; item < items; ++item) body(item, omp_get_thread_num());
 }
 
-// Phases of one parallel region: sets of items, some of which begin when others have ended. Every thread goes through the phases in the same order.
-// Waiting is a short spin, since a region of its own for every phase would cost more than a short phase takes; a thread that comes late holds nobody up.
+// Phases of one parallel region: sets of items, some of which begin when others have ended. Every thread goes through
+// the phases in the same order. Waiting is a short spin, since a region of its own for every phase would cost more than
+// a short phase takes; a thread that comes late holds nobody up.
 class Phases {
  public:
   struct alignas(64) Phase {
@@ -49,7 +50,8 @@ class Phases {
 
   template <class Body>
   void work(int64_t phase, int64_t items, const Body& body) {
-    work(phase, items, [] {}, body);
+    work(
+        phase, items, [] {}, body);
   }
 
   // Returns when all items of a phase have ended.

@@ -13,8 +13,8 @@ constexpr int64_t kItem = 4096;  // elements; a multiple of 4
 
 }  // namespace
 
-// Box-Muller: the words of a quad make two pairs (u1 in (0,1], u2 in [0,1)), a pair makes two elements. In float64, rounded once, so that every
-// platform's mathematics library gives the same float32 but for rare last bits.
+// Box-Muller: the words of a quad make two pairs (u1 in (0,1], u2 in [0,1)), a pair makes two elements. In float64,
+// rounded once, so that every platform's mathematics library gives the same float32 but for rare last bits.
 rfn_status random_normal_forward(rfn_stream& stream, const rfn_random_normal& op) {
   constexpr double kTau = 6.283185307179586476925286766559;
   const Philox random = philox(op.seed, op.step, op.layer, op.site);
@@ -26,7 +26,8 @@ rfn_status random_normal_forward(rfn_stream& stream, const rfn_random_normal& op
     for (int64_t quad = item * kItem; quad < end; quad += 4) {
       const PhiloxWords words = philox_quad(random, static_cast<uint64_t>(quad) / 4);
       for (int64_t pair = 0; pair < 4 && quad + pair < end; pair += 2) {
-        const double u1 = static_cast<double>((words.w[pair] >> 8) + 1) * 0x1p-24, u2 = static_cast<double>(words.w[pair + 1] >> 8) * 0x1p-24;
+        const double u1 = static_cast<double>((words.w[pair] >> 8) + 1) * 0x1p-24,
+                     u2 = static_cast<double>(words.w[pair + 1] >> 8) * 0x1p-24;
         const double radius = deviation * std::sqrt(-2.0 * std::log(u1)), angle = kTau * u2;
         out[quad + pair] = static_cast<float>(mean + radius * std::cos(angle));
         if (quad + pair + 1 < end) out[quad + pair + 1] = static_cast<float>(mean + radius * std::sin(angle));

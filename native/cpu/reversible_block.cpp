@@ -1,14 +1,17 @@
 // The reversible block (paper eq. 9), in place:
 //   forward    stream1 += A(LN(stream2));  stream2 += F(LN(stream1))
 //   backward   stream2 -= F(LN(stream1));  stream1 -= A(LN(stream2)), and the gradients through both on the way.
-// Each half is the same code in both directions, over the same row chunks, head groups and products, so that what backward subtracts has the bits
-// that forward added; with the grid rounding of exact residuals the inverse is then exact.
+// Each half is the same code in both directions, over the same row chunks, head groups and products, so that what
+// backward subtracts has the bits that forward added; with the grid rounding of exact residuals the inverse is then
+// exact.
 //
-// What the caller keeps of the forward pass (rfn_reversible_block) is not computed again: forward writes q, k, v, lse, the result and the hidden layer
-// where the caller wants them instead of into the workspace, and backward reads them there.
+// What the caller keeps of the forward pass (rfn_reversible_block) is not computed again: forward writes q, k, v, lse,
+// the result and the hidden layer where the caller wants them instead of into the workspace, and backward reads them
+// there.
 //
-// Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for one group of heads at a
-// time. Everything else works on chunks of rows. Both halves use the same bytes of the workspace one after the other.
+// Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for
+// one group of heads at a time. Everything else works on chunks of rows. Both halves use the same bytes of the
+// workspace one after the other.
 #include <algorithm>
 #include <cstring>
 
@@ -26,9 +29,9 @@
 namespace rfn::cpu {
 namespace {
 
-constexpr int64_t kRows = 256;         // rows of one work item: E floats each stay in the second-level cache
-constexpr int64_t kBlockRows = 2048;   // rows whose weight gradients are one product
-constexpr int64_t kGradientTile = 128; // columns of a weight gradient given to one thread
+constexpr int64_t kRows = 256;          // rows of one work item: E floats each stay in the second-level cache
+constexpr int64_t kBlockRows = 2048;    // rows whose weight gradients are one product
+constexpr int64_t kGradientTile = 128;  // columns of a weight gradient given to one thread
 
 struct Shape : BlockShape {
   int64_t group;  // heads at a time
@@ -49,19 +52,20 @@ struct Projection {
 };
 
 struct AttentionBuffers {
-  float* result;             // [rows, H*D]
-  float *q, *k, *v;          // [rows, group*D]; k is q when shared
-  float* lse;                // backward [B, group, T]
+  float* result;                               // [rows, H*D]
+  float *q, *k, *v;                            // [rows, group*D]; k is q when shared
+  float* lse;                                  // backward [B, group, T]
   float *grad_out, *grad_q, *grad_k, *grad_v;  // backward, like q
-  float* thread_rows;        // [threads, 2, kRows, E]
-  float* normalized;         // backward [kBlockRows, E]
-  float* dropped;            // backward [kBlockRows, E]: gradient of the projection's output
-  float* norm_gradients;     // backward [kBlockRows / kRows, 2, E]
-  RangeCheck* checks;        // forward [row chunks]
+  float* thread_rows;                          // [threads, 2, kRows, E]
+  float* normalized;                           // backward [kBlockRows, E]
+  float* dropped;                              // backward [kBlockRows, E]: gradient of the projection's output
+  float* norm_gradients;                       // backward [kBlockRows / kRows, 2, E]
+  RangeCheck* checks;                          // forward [row chunks]
   AttentionScratch attention;
 };
 
-AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t threads, int32_t pass) {
+AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t threads,
+                                   int32_t pass) {
   AttentionBuffers b{};
   const int64_t group = s.group * s.head_size;
   b.result = arena.take<float>(s.rows * s.projected);
@@ -96,7 +100,8 @@ struct FeedForwardBuffers {
   float* scratch;
 };
 
-FeedForwardBuffers feed_forward_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t threads, int32_t pass) {
+FeedForwardBuffers feed_forward_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t threads,
+                                        int32_t pass) {
   FeedForwardBuffers b{};
   const FeedForward f = feed_forward_call(op, s);
   b.chunk = std::min(s.rows, feed_forward_chunk_rows(op.feed_forward_chunk, s.rows, s.width, s.hidden));
@@ -129,8 +134,13 @@ struct Block {
   float *const stream1, *const stream2, *const grad1, *const grad2;
 
   Block(const rfn_reversible_block& block, int32_t thread_count)
-      : op(block), s(shape_of(block)), threads(thread_count), stream1(f32(block.stream1)), stream2(f32(block.stream2)),
-        grad1(f32(block.grad_stream1)), grad2(f32(block.grad_stream2)) {}
+      : op(block),
+        s(shape_of(block)),
+        threads(thread_count),
+        stream1(f32(block.stream1)),
+        stream2(f32(block.stream2)),
+        grad1(f32(block.grad_stream1)),
+        grad2(f32(block.grad_stream2)) {}
 
   bool exact() const { return op.residual == RFN_RESIDUAL_EXACT; }
 
@@ -172,10 +182,13 @@ struct Block {
 
   // Rows of a stream before its half is added, and back.
   void keep_rows(const rfn_tensor& kept, const float* stream, int64_t first, int64_t rows) const {
-    if (present(kept)) std::memcpy(f32(kept) + first * s.width, stream + first * s.width, static_cast<size_t>(rows * s.width) * sizeof(float));
+    if (present(kept))
+      std::memcpy(f32(kept) + first * s.width, stream + first * s.width,
+                  static_cast<size_t>(rows * s.width) * sizeof(float));
   }
   void restore_rows(const rfn_tensor& kept, float* stream, int64_t first, int64_t rows) const {
-    std::memcpy(stream + first * s.width, f32(kept) + first * s.width, static_cast<size_t>(rows * s.width) * sizeof(float));
+    std::memcpy(stream + first * s.width, f32(kept) + first * s.width,
+                static_cast<size_t>(rows * s.width) * sizeof(float));
   }
 
   Projection projection(const rfn_tensor& kept, float* buffer, int64_t head, int64_t heads) const {
@@ -183,20 +196,26 @@ struct Block {
     return {buffer, heads * s.head_size};
   }
 
-  float* hidden_rows(int64_t first) const { return keeps_activations() ? f32(op.kept_hidden) + first * s.hidden : nullptr; }
+  float* hidden_rows(int64_t first) const {
+    return keeps_activations() ? f32(op.kept_hidden) + first * s.hidden : nullptr;
+  }
 
   // ---- attention half ----
 
   void normalize_attention_rows(int64_t first, int64_t rows, float* y) const {
-    layer_norm_rows(rows, s.width, op.layer_norm_epsilon, stream2 + first * s.width, f32(op.parameters.attention_norm_weight),
-                    f32(op.parameters.attention_norm_bias), y);
+    layer_norm_rows(rows, s.width, op.layer_norm_epsilon, stream2 + first * s.width,
+                    f32(op.parameters.attention_norm_weight), f32(op.parameters.attention_norm_bias), y);
   }
 
-  Projection queries(const AttentionBuffers& b, int64_t head, int64_t heads) const { return projection(op.kept_query, b.q, head, heads); }
+  Projection queries(const AttentionBuffers& b, int64_t head, int64_t heads) const {
+    return projection(op.kept_query, b.q, head, heads);
+  }
   Projection keys(const AttentionBuffers& b, int64_t head, int64_t heads) const {
     return s.shared ? queries(b, head, heads) : projection(op.kept_key, b.k, head, heads);
   }
-  Projection values(const AttentionBuffers& b, int64_t head, int64_t heads) const { return projection(op.kept_value, b.v, head, heads); }
+  Projection values(const AttentionBuffers& b, int64_t head, int64_t heads) const {
+    return projection(op.kept_value, b.v, head, heads);
+  }
 
   // q, k, v of heads [head, head + heads).
   void project(const AttentionBuffers& b, int64_t head, int64_t heads) const {
@@ -206,8 +225,8 @@ struct Block {
       float* const x = b.thread_rows + thread * 2 * kRows * s.width;
       normalize_attention_rows(first, rows, x);
       const auto product = [&](const rfn_tensor& weight, const Projection& y) {
-        gemm(Transpose::kNo, Transpose::kYes, rows, columns, s.width, x, s.width, f32(weight) + weight_row, s.width, 0.0f, y.rows + first * y.stride,
-             y.stride);
+        gemm(Transpose::kNo, Transpose::kYes, rows, columns, s.width, x, s.width, f32(weight) + weight_row, s.width,
+             0.0f, y.rows + first * y.stride, y.stride);
       };
       product(op.parameters.query, q);
       if (!s.shared) product(op.parameters.key, k);
@@ -252,15 +271,15 @@ struct Block {
 
   // y = dropout(result Wo^T + bias) for some rows.
   void project_output(const float* result, int64_t first, int64_t rows, float* y) const {
-    gemm(Transpose::kNo, Transpose::kYes, rows, s.width, s.projected, result + first * s.projected, s.projected, f32(op.parameters.output), s.projected,
-         0.0f, y, s.width);
+    gemm(Transpose::kNo, Transpose::kYes, rows, s.width, s.projected, result + first * s.projected, s.projected,
+         f32(op.parameters.output), s.projected, 0.0f, y, s.width);
     if (op.parameters.output_bias.data != nullptr) add_bias(y, f32(op.parameters.output_bias), rows, s.width);
     drop_attention_output(first, rows, y);
   }
 
   void drop_attention_output(int64_t first, int64_t rows, float* y) const {
-    apply_dropout(y, rows * s.width, philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_OUTPUT), static_cast<uint64_t>(first * s.width),
-                  op.attention_output_dropout);
+    apply_dropout(y, rows * s.width, philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_OUTPUT),
+                  static_cast<uint64_t>(first * s.width), op.attention_output_dropout);
   }
 
   void forward_attention(const AttentionBuffers& b) const {
@@ -295,8 +314,8 @@ struct Block {
         float* const dy = b.thread_rows + thread * 2 * kRows * s.width;
         std::memcpy(dy, grad1 + first * s.width, static_cast<size_t>(rows * s.width) * sizeof(float));
         drop_attention_output(first, rows, dy);
-        gemm(Transpose::kNo, Transpose::kNo, rows, columns, s.width, dy, s.width, f32(op.parameters.output) + head * s.head_size, s.projected, 0.0f,
-             b.grad_out + first * columns, columns);
+        gemm(Transpose::kNo, Transpose::kNo, rows, columns, s.width, dy, s.width,
+             f32(op.parameters.output) + head * s.head_size, s.projected, 0.0f, b.grad_out + first * columns, columns);
       });
       attention_backward_rounds(threads, a, b.attention, 0, a.rounds(), true);
       for (int64_t first = 0; first < s.rows; first += kBlockRows) {
@@ -311,8 +330,10 @@ struct Block {
     });
   }
 
-  // Weight gradients of a group of heads from rows [first, first + rows), and the gradient through the norm into grad_stream2.
-  void backward_projections(const AttentionBuffers& b, const float* result, int64_t head, int64_t columns, int64_t first, int64_t rows) const {
+  // Weight gradients of a group of heads from rows [first, first + rows), and the gradient through the norm into
+  // grad_stream2.
+  void backward_projections(const AttentionBuffers& b, const float* result, int64_t head, int64_t columns,
+                            int64_t first, int64_t rows) const {
     const int64_t weight_row = head * s.head_size * s.width;
     for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t) {
       normalize_attention_rows(first + at, count, b.normalized + at * s.width);
@@ -320,38 +341,43 @@ struct Block {
       std::memcpy(dy, grad1 + (first + at) * s.width, static_cast<size_t>(count * s.width) * sizeof(float));
       drop_attention_output(first + at, count, dy);
     });
-    if (head == 0 && op.parameters.output_bias.data != nullptr) add_column_sums(b.dropped, rows, s.width, f32(op.gradients.output_bias));
+    if (head == 0 && op.parameters.output_bias.data != nullptr)
+      add_column_sums(b.dropped, rows, s.width, f32(op.gradients.output_bias));
 
     // dW_q, dW_k, dW_v [columns, E] and the columns of dW_o [E, columns], in tiles along E.
     const int64_t tiles = div_up(s.width, kGradientTile), projections = s.shared ? 2 : 3;
     parallel_for(threads, (projections + 1) * tiles, [&](int64_t item, int32_t) {
       const int64_t which = item / tiles, e = item % tiles * kGradientTile, n = std::min(kGradientTile, s.width - e);
       if (which == projections) {
-        gemm(Transpose::kYes, Transpose::kNo, n, columns, rows, b.dropped + e, s.width, result + first * s.projected + head * s.head_size, s.projected,
-             1.0f, f32(op.gradients.output) + e * s.projected + head * s.head_size, s.projected);
+        gemm(Transpose::kYes, Transpose::kNo, n, columns, rows, b.dropped + e, s.width,
+             result + first * s.projected + head * s.head_size, s.projected, 1.0f,
+             f32(op.gradients.output) + e * s.projected + head * s.head_size, s.projected);
         return;
       }
       const float* const gradient = which == 0 ? b.grad_q : which == 1 ? b.grad_v : b.grad_k;
       const rfn_tensor& weight = which == 0 ? op.gradients.query : which == 1 ? op.gradients.value : op.gradients.key;
-      gemm(Transpose::kYes, Transpose::kNo, columns, n, rows, gradient + first * columns, columns, b.normalized + e, s.width, 1.0f,
-           f32(weight) + weight_row + e, s.width);
+      gemm(Transpose::kYes, Transpose::kNo, columns, n, rows, gradient + first * columns, columns, b.normalized + e,
+           s.width, 1.0f, f32(weight) + weight_row + e, s.width);
     });
 
     for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t thread) {
       float* const dx = b.thread_rows + thread * 2 * kRows * s.width;
       const int64_t row = first + at;
       const auto product = [&](const float* gradient, const rfn_tensor& weight, float beta) {
-        gemm(Transpose::kNo, Transpose::kNo, count, s.width, columns, gradient + row * columns, columns, f32(weight) + weight_row, s.width, beta, dx, s.width);
+        gemm(Transpose::kNo, Transpose::kNo, count, s.width, columns, gradient + row * columns, columns,
+             f32(weight) + weight_row, s.width, beta, dx, s.width);
       };
       product(b.grad_q, op.parameters.query, 0.0f);
       if (!s.shared) product(b.grad_k, op.parameters.key, 1.0f);
       product(b.grad_v, op.parameters.value, 1.0f);
       float* const norm = b.norm_gradients + at / kRows * 2 * s.width;
       std::fill_n(norm, 2 * s.width, 0.0f);
-      layer_norm_rows_backward(count, s.width, op.layer_norm_epsilon, stream2 + row * s.width, f32(op.parameters.attention_norm_weight), dx,
-                               grad2 + row * s.width, true, norm, norm + s.width);
+      layer_norm_rows_backward(count, s.width, op.layer_norm_epsilon, stream2 + row * s.width,
+                               f32(op.parameters.attention_norm_weight), dx, grad2 + row * s.width, true, norm,
+                               norm + s.width);
     });
-    add_norm_gradients(b.norm_gradients, rows, f32(op.gradients.attention_norm_weight), f32(op.gradients.attention_norm_bias));
+    add_norm_gradients(b.norm_gradients, rows, f32(op.gradients.attention_norm_weight),
+                       f32(op.gradients.attention_norm_bias));
   }
 
   void add_norm_gradients(const float* partial, int64_t rows, float* weight, float* bias) const {
@@ -365,8 +391,9 @@ struct Block {
 
   void normalize_feed_forward_rows(int64_t first, int64_t rows, float* y) const {
     for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t) {
-      layer_norm_rows(count, s.width, op.layer_norm_epsilon, stream1 + (first + at) * s.width, f32(op.parameters.feed_forward_norm_weight),
-                      f32(op.parameters.feed_forward_norm_bias), y + at * s.width);
+      layer_norm_rows(count, s.width, op.layer_norm_epsilon, stream1 + (first + at) * s.width,
+                      f32(op.parameters.feed_forward_norm_weight), f32(op.parameters.feed_forward_norm_bias),
+                      y + at * s.width);
     });
   }
 
@@ -390,7 +417,8 @@ struct Block {
       const int64_t rows = std::min(b.chunk, s.rows - first);
       normalize_feed_forward_rows(first, rows, b.normalized);
       float* const y = keeps_streams() ? nullptr : b.y;
-      feed_forward_chunk_backward(threads, f, first, rows, b.normalized, grad2 + first * s.width, b.scratch, hidden_rows(first), y, b.grad);
+      feed_forward_chunk_backward(threads, f, first, rows, b.normalized, grad2 + first * s.width, b.scratch,
+                                  hidden_rows(first), y, b.grad);
       for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t) {
         const int64_t row = first + at;
         if (y == nullptr) {
@@ -400,27 +428,32 @@ struct Block {
         }
         float* const norm = b.norm_gradients + at / kRows * 2 * s.width;
         std::fill_n(norm, 2 * s.width, 0.0f);
-        layer_norm_rows_backward(count, s.width, op.layer_norm_epsilon, stream1 + row * s.width, f32(op.parameters.feed_forward_norm_weight),
-                                 b.grad + at * s.width, grad1 + row * s.width, true, norm, norm + s.width);
+        layer_norm_rows_backward(count, s.width, op.layer_norm_epsilon, stream1 + row * s.width,
+                                 f32(op.parameters.feed_forward_norm_weight), b.grad + at * s.width,
+                                 grad1 + row * s.width, true, norm, norm + s.width);
       });
-      add_norm_gradients(b.norm_gradients, rows, f32(op.gradients.feed_forward_norm_weight), f32(op.gradients.feed_forward_norm_bias));
+      add_norm_gradients(b.norm_gradients, rows, f32(op.gradients.feed_forward_norm_weight),
+                         f32(op.gradients.feed_forward_norm_bias));
     }
   }
 };
 
 }  // namespace
 
-rfn_status reversible_block_workspace(const rfn_context& context, const rfn_reversible_block& op, int32_t pass, int64_t* bytes) {
+rfn_status reversible_block_workspace(const rfn_context& context, const rfn_reversible_block& op, int32_t pass,
+                                      int64_t* bytes) {
   const Shape s = shape_of(op);
   Arena attention, feed_forward;
   attention_buffers(attention, op, s, context.threads, pass);
   feed_forward_buffers(feed_forward, op, s, context.threads, pass);
-  if (attention.overflowed() || feed_forward.overflowed()) return fail(RFN_INVALID_ARGUMENT, "reversible_block: the workspace size overflows 64 bits");
+  if (attention.overflowed() || feed_forward.overflowed())
+    return fail(RFN_INVALID_ARGUMENT, "reversible_block: the workspace size overflows 64 bits");
   *bytes = std::max(attention.used(), feed_forward.used());
   return RFN_OK;
 }
 
-rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace, int64_t workspace_bytes) {
+rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace,
+                                    int64_t workspace_bytes) {
   const Block block(op, stream.context->threads);
   Arena attention(workspace, workspace_bytes), feed_forward(workspace, workspace_bytes);
   block.forward_attention(attention_buffers(attention, op, block.s, block.threads, RFN_PASS_FORWARD));
@@ -428,7 +461,8 @@ rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_blo
   return RFN_OK;
 }
 
-rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace, int64_t workspace_bytes) {
+rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace,
+                                     int64_t workspace_bytes) {
   if ((op.residual == RFN_RESIDUAL_FLOAT || keeps_activations(op)) && op.attention.kind == RFN_ATTENTION_LSH) {
     RFN_TRY(check_indices(op.buckets, bucket_product(op.attention) + 1, "reversible_block: buckets"));
   }

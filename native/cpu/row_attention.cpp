@@ -20,9 +20,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace rfn::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kAhead = 24;            // rows fetched before they are needed: they lie anywhere in the cache of all tokens
+constexpr int64_t kAhead = 24;  // rows fetched before they are needed: they lie anywhere in the cache of all tokens
 constexpr int64_t kLine = 64 / sizeof(float);
-constexpr int kVectors = 4;              // of the output at a time
+constexpr int kVectors = 4;  // of the output at a time
 
 HWY_INLINE void fetch(const float* row, int64_t n) {
   for (int64_t d = 0; d < n; d += kLine) hwy::Prefetch(row + d);

@@ -14,8 +14,8 @@ struct RowAttention {
   int32_t key_norm;     // RFN_KEY_NORM_*
   const int32_t* rows;  // [count], count >= 1
   int64_t count;
-  float* scores;        // scratch [count]
-  float* out;           // [head_size]
+  float* scores;  // scratch [count]
+  float* out;     // [head_size]
 };
 
 void row_attention(const RowAttention& a);

@@ -16,7 +16,8 @@ constexpr int64_t kBlock = 4;  // rows of w at a time: with two sums each, enoug
 
 // One row of x with `columns` rows of w. Every sum is the same two interleaved sums of vectors, then their lanes.
 template <int columns>
-HWY_INLINE void block(int64_t depth, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, int64_t ldw, float* HWY_RESTRICT y) {
+HWY_INLINE void block(int64_t depth, const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, int64_t ldw,
+                      float* HWY_RESTRICT y) {
   const F32 f;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(f));
   VecF32 even[columns], odd[columns];
@@ -40,7 +41,8 @@ HWY_INLINE void block(int64_t depth, const float* HWY_RESTRICT x, const float* H
   for (int j = 0; j < columns; ++j) y[j] = sum(f, hn::Add(even[j], odd[j]));
 }
 
-void row_products(int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t ldx, const float* w, int64_t ldw, float* y, int64_t ldy) {
+void row_products(int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t ldx, const float* w,
+                  int64_t ldw, float* y, int64_t ldy) {
   int64_t j = 0;
   for (; j + kBlock <= columns; j += kBlock) {
     for (int64_t i = 0; i < rows; ++i) block<kBlock>(depth, x + i * ldx, w + j * ldw, ldw, y + i * ldy + j);
@@ -56,7 +58,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace rfn::cpu {
 
-void row_products(int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t ldx, const float* w, int64_t ldw, float* y, int64_t ldy) {
+void row_products(int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t ldx, const float* w,
+                  int64_t ldw, float* y, int64_t ldy) {
   RFN_SIMD_CHOOSE(row_products)(rows, columns, depth, x, ldx, w, ldw, y, ldy);
 }
 

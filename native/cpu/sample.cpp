@@ -13,8 +13,8 @@ namespace rfn::cpu {
 namespace {
 
 struct Buffers {
-  int32_t* ids;      // [threads, V]: candidates
-  double* weights;   // [threads, V]: exp((logit - largest) / temperature), 0: not a candidate
+  int32_t* ids;     // [threads, V]: candidates
+  double* weights;  // [threads, V]: exp((logit - largest) / temperature), 0: not a candidate
 };
 
 Buffers take_buffers(Arena& arena, const rfn_sample& op, int32_t threads) {
@@ -89,12 +89,14 @@ rfn_status sample_forward(rfn_stream& stream, const rfn_sample& op, void* worksp
     bool usable = false;  // a finite logit, and nothing above or beside the numbers
     for (int64_t i = 0; i < n; ++i) {
       if (std::isnan(logits[i]) || logits[i] == INFINITY) {
-        return fail(RFN_INVALID_ARGUMENT, "sample: logits[%lld,%lld]: expected a number or -inf, got %g", static_cast<long long>(row),
-                    static_cast<long long>(i), static_cast<double>(logits[i]));
+        return fail(RFN_INVALID_ARGUMENT, "sample: logits[%lld,%lld]: expected a number or -inf, got %g",
+                    static_cast<long long>(row), static_cast<long long>(i), static_cast<double>(logits[i]));
       }
       usable = usable || logits[i] != -INFINITY;
     }
-    if (!usable) return fail(RFN_INVALID_ARGUMENT, "sample: logits[%lld]: expected a finite logit, got -inf only", static_cast<long long>(row));
+    if (!usable)
+      return fail(RFN_INVALID_ARGUMENT, "sample: logits[%lld]: expected a finite logit, got -inf only",
+                  static_cast<long long>(row));
   }
   Arena arena(workspace, workspace_bytes);
   const Buffers b = take_buffers(arena, op, threads);

@@ -1,5 +1,5 @@
-// Vector loads, stores and sums that several files of the CPU backend share. Compiled once per instruction set: include it after
-// <hwy/highway.h>, as Highway's own *-inl.h files are.
+// Vector loads, stores and sums that several files of the CPU backend share. Compiled once per instruction set: include
+// it after <hwy/highway.h>, as Highway's own *-inl.h files are.
 #if defined(RFN_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RFN_CPU_SIMD_INL_H_
 #undef RFN_CPU_SIMD_INL_H_
@@ -37,7 +37,9 @@ HWY_INLINE void store_first(D d, hn::Vec<D> v, hn::TFromD<D>* to, int64_t count)
 // The first `count` lanes of v (all of them if there are fewer), then `other`.
 template <class D>
 HWY_INLINE hn::Vec<D> first_or(D d, hn::Vec<D> v, int64_t count, hn::Vec<D> other) {
-  return count >= static_cast<int64_t>(hn::Lanes(d)) ? v : hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(count)), v, other);
+  return count >= static_cast<int64_t>(hn::Lanes(d))
+             ? v
+             : hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(count)), v, other);
 }
 
 template <class D>
@@ -45,8 +47,8 @@ HWY_INLINE hn::TFromD<D> sum(D d, hn::Vec<D> v) {
   return hn::GetLane(hn::SumOfLanes(d, v));
 }
 
-// body(load, store, i) for every vector of a row of n: load(p) reads p[i ...], store(v, p) writes p[i ...], both only as far as n.
-// Lanes past the end hold zeros.
+// body(load, store, i) for every vector of a row of n: load(p) reads p[i ...], store(v, p) writes p[i ...], both only
+// as far as n. Lanes past the end hold zeros.
 template <class D, class Body>
 HWY_INLINE void for_vectors(D d, int64_t n, const Body& body) {
   using T = hn::TFromD<D>;
@@ -54,7 +56,8 @@ HWY_INLINE void for_vectors(D d, int64_t n, const Body& body) {
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
-    body([d, i](const T* p) HWY_ATTR { return hn::LoadU(d, p + i); }, [d, i](V v, T* p) HWY_ATTR { hn::StoreU(v, d, p + i); }, i);
+    body([d, i](const T* p) HWY_ATTR { return hn::LoadU(d, p + i); },
+         [d, i](V v, T* p) HWY_ATTR { hn::StoreU(v, d, p + i); }, i);
   }
   if (i < n) {
     body([d, i, n](const T* p) HWY_ATTR { return load_first(d, p + i, n - i); },

@@ -9,11 +9,14 @@ bool simd_supported(Simd simd) {
 #if defined(__x86_64__)
   switch (simd) {
     case Simd::kAvx512:  // the set Highway's AVX3 target is compiled for
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd");
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512cd");
     case Simd::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-    case Simd::kPortable: return true;
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2");
+    case Simd::kPortable:
+      return true;
   }
 #endif
   return simd == Simd::kPortable;
@@ -56,9 +59,12 @@ const char* simd_refused() { return choice().refused; }
 
 const char* simd_name(Simd simd) {
   switch (simd) {
-    case Simd::kAvx512: return "avx512";
-    case Simd::kAvx2: return "avx2";
-    case Simd::kPortable: break;
+    case Simd::kAvx512:
+      return "avx512";
+    case Simd::kAvx2:
+      return "avx2";
+    case Simd::kPortable:
+      break;
   }
   return "portable";
 }

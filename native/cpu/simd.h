@@ -1,7 +1,8 @@
 // Which instruction set the CPU backend uses, and how a file offers one function per set.
 //
-// A file with vector code includes <hwy/foreach_target.h> after setting HWY_TARGET_INCLUDE to itself; Highway then compiles its body once per
-// target. RFN_SIMD_CHOOSE(function) picks the right one. Highway's own run-time dispatch is not used: it needs its shared library.
+// A file with vector code includes <hwy/foreach_target.h> after setting HWY_TARGET_INCLUDE to itself; Highway then
+// compiles its body once per target. RFN_SIMD_CHOOSE(function) picks the right one. Highway's own run-time dispatch is
+// not used: it needs its shared library.
 #pragma once
 
 // Three targets are compiled: AVX-512, AVX2 and Highway's portable one.
@@ -13,8 +14,8 @@ namespace rfn::cpu {
 
 enum class Simd { kPortable, kAvx2, kAvx512 };
 
-// Best of what the processor has, or what the environment variable RFN_SIMD (portable, avx2, avx512) asks for if the processor has it.
-// Read once.
+// Best of what the processor has, or what the environment variable RFN_SIMD (portable, avx2, avx512) asks for if the
+// processor has it. Read once.
 Simd simd();
 bool simd_supported(Simd simd);  // by this processor
 const char* simd_name(Simd simd);
@@ -24,9 +25,12 @@ const char* simd_refused();
 template <class Function>
 Function simd_choose(Function portable, Function avx2, Function avx512) {
   switch (simd()) {
-    case Simd::kAvx512: return avx512;
-    case Simd::kAvx2: return avx2;
-    case Simd::kPortable: break;
+    case Simd::kAvx512:
+      return avx512;
+    case Simd::kAvx2:
+      return avx2;
+    case Simd::kPortable:
+      break;
   }
   return portable;
 }

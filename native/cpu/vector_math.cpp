@@ -26,11 +26,12 @@ void subtract(float* y, const float* x, int64_t n) {
   for_vectors(F32(), n, [&](auto load, auto store, int64_t) HWY_ATTR { store(hn::Sub(load(y), load(x)), y); });
 }
 
-// ---- dropout ---------------------------------------------------------------------------------------------------------------------------
+// ---- dropout ------------------------------------------------------------------------------------
 
 #if HWY_TARGET != HWY_SCALAR
-// The words of as many quads as there are 64-bit lanes, first quad `quad`, in element order: two vectors. The four counter words live in the
-// low halves of 64-bit lanes; what is in the high halves is never read, since the 32x32-bit multiplication ignores it.
+// The words of as many quads as there are 64-bit lanes, first quad `quad`, in element order: two vectors. The four
+// counter words live in the low halves of 64-bit lanes; what is in the high halves is never read, since the 32x32-bit
+// multiplication ignores it.
 struct PhiloxVectors {
   hn::Vec<hn::ScalableTag<uint32_t>> low, high;
 };
@@ -38,11 +39,13 @@ struct PhiloxVectors {
 HWY_INLINE PhiloxVectors philox_vectors(const Philox& p, hn::Vec<hn::ScalableTag<uint64_t>> quads) {
   const hn::ScalableTag<uint32_t> d32;
   const hn::ScalableTag<uint64_t> d64;
-  const auto multiplier0 = hn::BitCast(d32, hn::Set(d64, 0xD2511F53u)), multiplier1 = hn::BitCast(d32, hn::Set(d64, 0xCD9E8D57u));
+  const auto multiplier0 = hn::BitCast(d32, hn::Set(d64, 0xD2511F53u)),
+             multiplier1 = hn::BitCast(d32, hn::Set(d64, 0xCD9E8D57u));
   auto c0 = quads, c1 = hn::ShiftRight<32>(quads), c2 = hn::Set(d64, p.stream), c3 = hn::Set(d64, p.step);
   uint32_t k0 = p.key0, k1 = p.key1;
   for (int round = 0; round < 10; ++round) {
-    const auto product0 = hn::MulEven(hn::BitCast(d32, c0), multiplier0), product1 = hn::MulEven(hn::BitCast(d32, c2), multiplier1);
+    const auto product0 = hn::MulEven(hn::BitCast(d32, c0), multiplier0),
+               product1 = hn::MulEven(hn::BitCast(d32, c2), multiplier1);
     c0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(product1), c1), hn::Set(d64, k0));
     c2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(product0), c3), hn::Set(d64, k1));
     c1 = product1;
@@ -51,8 +54,10 @@ HWY_INLINE PhiloxVectors philox_vectors(const Philox& p, hn::Vec<hn::ScalableTag
     k1 += 0xBB67AE85u;
   }
   const auto low_half = hn::Set(d64, 0xFFFFFFFFu);
-  const auto words01 = hn::Or(hn::And(c0, low_half), hn::ShiftLeft<32>(c1)), words23 = hn::Or(hn::And(c2, low_half), hn::ShiftLeft<32>(c3));
-  return {hn::BitCast(d32, hn::InterleaveLower(d64, words01, words23)), hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23))};
+  const auto words01 = hn::Or(hn::And(c0, low_half), hn::ShiftLeft<32>(c1)),
+             words23 = hn::Or(hn::And(c2, low_half), hn::ShiftLeft<32>(c3));
+  return {hn::BitCast(d32, hn::InterleaveLower(d64, words01, words23)),
+          hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23))};
 }
 #endif
 
@@ -72,7 +77,8 @@ void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, ui
   const hn::ScalableTag<uint64_t> d64;
   constexpr int64_t kMaxQuads = hn::MaxLanes(d64);
   const int64_t quads = static_cast<int64_t>(hn::Lanes(d64)), lanes = 2 * quads;
-  // Lane order that makes the interleaving of words come out in element order: pairs of lanes are quads b and quads/2 + b.
+  // Lane order that makes the interleaving of words come out in element order: pairs of lanes are quads b and quads/2 +
+  // b.
   HWY_ALIGN uint64_t offsets[kMaxQuads];
   for (int64_t b = 0; b < quads / 2; ++b) {
     offsets[2 * b] = static_cast<uint64_t>(b);
@@ -88,7 +94,8 @@ void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, ui
   const int64_t misaligned = static_cast<int64_t>(first % 4);
   quad_by_quad(misaligned == 0 ? 0 : (4 - misaligned < n ? 4 - misaligned : n));
   for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    const PhiloxVectors words = philox_vectors(random, hn::Add(hn::Set(d64, (first + static_cast<uint64_t>(i)) / 4), offset));
+    const PhiloxVectors words =
+        philox_vectors(random, hn::Add(hn::Set(d64, (first + static_cast<uint64_t>(i)) / 4), offset));
     drop(words.low, x + i);
     drop(words.high, x + i + lanes);
   }
@@ -96,10 +103,11 @@ void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, ui
   quad_by_quad(n);
 }
 
-// ---- exact residuals -------------------------------------------------------------------------------------------------------------------
+// ---- exact residuals ----------------------------------------------------------------------------
 
-// From 2^(23 + exponent) on, neighbouring floats are at least 2^exponent apart. Adding and taking away this number, with the sign of x, lets the
-// addition itself round to a multiple; the result is never -0, which keeps the streams free of -0 and their inversion exact to the bit.
+// From 2^(23 + exponent) on, neighbouring floats are at least 2^exponent apart. Adding and taking away this number,
+// with the sign of x, lets the addition itself round to a multiple; the result is never -0, which keeps the streams
+// free of -0 and their inversion exact to the bit.
 HWY_INLINE VecF32 to_grid(VecF32 x, VecF32 big) {
   const auto shift = hn::CopySignToAbs(big, x);
   return hn::IfThenElse(hn::Lt(hn::Abs(x), big), hn::Sub(hn::Add(x, shift), shift), x);
@@ -136,17 +144,20 @@ RangeCheck residual_update(float* stream, const float* x, int64_t n, int32_t exp
     const VecF32 after = kAdd ? hn::Add(before, change) : hn::Sub(before, change);
     const VecF32 back = kAdd ? hn::Sub(after, change) : hn::Add(after, change);
     store(after, stream);
-    note(check, hn::And(hn::Le(hn::Abs(after), limit), hn::Eq(back, before)), i);  // a sum just past the limit may round to it: hence back
+    note(check, hn::And(hn::Le(hn::Abs(after), limit), hn::Eq(back, before)),
+         i);  // a sum just past the limit may round to it: hence back
   });
   return check;
 }
 
-RangeCheck residual_add(float* stream, const float* x, int64_t n, int32_t exponent) { return residual_update<true>(stream, x, n, exponent); }
+RangeCheck residual_add(float* stream, const float* x, int64_t n, int32_t exponent) {
+  return residual_update<true>(stream, x, n, exponent);
+}
 RangeCheck residual_subtract(float* stream, const float* x, int64_t n, int32_t exponent) {
   return residual_update<false>(stream, x, n, exponent);
 }
 
-// ---- activations -----------------------------------------------------------------------------------------------------------------------
+// ---- activations --------------------------------------------------------------------------------
 
 // exp of numbers <= 0. Highway's Exp (1 ulp) returns 0 for NaN; callers multiply by x or put the NaN back.
 HWY_INLINE VecF32 exp_negative(VecF32 x) { return hn::Exp(F32(), x); }
@@ -154,20 +165,22 @@ HWY_INLINE VecF32 exp_negative(VecF32 x) { return hn::Exp(F32(), x); }
 // s = 1 / (1 + e^-x) and 1 - s, each with its own full precision.
 HWY_INLINE void sigmoid(VecF32 x, VecF32& s, VecF32& complement) {
   const F32 d;
-  const VecF32 e = exp_negative(hn::Neg(hn::Abs(x))), larger = hn::Div(hn::Set(d, 1.0f), hn::Add(hn::Set(d, 1.0f), e)), smaller = hn::Mul(e, larger);
+  const VecF32 e = exp_negative(hn::Neg(hn::Abs(x))), larger = hn::Div(hn::Set(d, 1.0f), hn::Add(hn::Set(d, 1.0f), e)),
+               smaller = hn::Mul(e, larger);
   const auto negative = hn::Lt(x, hn::Zero(d));
   s = hn::IfThenElse(negative, smaller, larger);
   complement = hn::IfThenElse(negative, larger, smaller);
 }
 
-// Phi(x), the normal distribution, and e^(-x^2/2). With a = |x|, t = 1 / (1 + 0.27 a): Phi(-a) = e^(-a^2/2) t p(t), p interpolated at the
-// Chebyshev points of a in [0, 14.5] (relative error 3e-8).
+// Phi(x), the normal distribution, and e^(-x^2/2). With a = |x|, t = 1 / (1 + 0.27 a): Phi(-a) = e^(-a^2/2) t p(t), p
+// interpolated at the Chebyshev points of a in [0, 14.5] (relative error 3e-8).
 HWY_INLINE void normal_distribution(VecF32 x, VecF32& phi, VecF32& bell) {
   const F32 d;
   const VecF32 one = hn::Set(d, 1.0f), half = hn::Set(d, 0.5f);
   const VecF32 a = hn::Min(hn::Abs(x), hn::Set(d, 14.5f));
   const VecF32 t = hn::Div(one, hn::MulAdd(hn::Set(d, 0.27f), a, one));
-  const VecF32 square = hn::Mul(a, a), rest = hn::MulSub(a, a, square);  // rest: what rounding the square lost (0 without fused multiply-add)
+  const VecF32 square = hn::Mul(a, a),
+               rest = hn::MulSub(a, a, square);  // rest: what rounding the square lost (0 without fused multiply-add)
   bell = hn::Mul(exp_negative(hn::Neg(hn::Mul(half, square))), hn::NegMulAdd(half, rest, one));
   VecF32 p = hn::Set(d, 0.0292058334f);
   p = hn::MulAdd(p, t, hn::Set(d, -0.127722557f));
@@ -191,7 +204,9 @@ HWY_INLINE VecF32 keep_nan(VecF32 x, VecF32 value) { return hn::IfThenElse(hn::E
 
 struct Relu {
   HWY_INLINE VecF32 value(VecF32 x) const { return hn::IfThenElse(hn::Lt(x, hn::Zero(F32())), hn::Zero(F32()), x); }
-  HWY_INLINE VecF32 gradient(VecF32 x, VecF32 dy) const { return hn::IfThenElse(hn::Le(x, hn::Zero(F32())), hn::Zero(F32()), dy); }
+  HWY_INLINE VecF32 gradient(VecF32 x, VecF32 dy) const {
+    return hn::IfThenElse(hn::Le(x, hn::Zero(F32())), hn::Zero(F32()), dy);
+  }
 };
 
 struct GeluErf {
@@ -242,7 +257,8 @@ struct Silu {
 
 struct Tanh {
   HWY_INLINE VecF32 value(VecF32 x) const { return hn::Tanh(F32(), x); }
-  HWY_INLINE VecF32 gradient(VecF32 x, VecF32 dy) const {  // 1 - tanh^2 = 4 e / (1 + e)^2, e = e^(-2|x|): no cancellation
+  HWY_INLINE VecF32 gradient(VecF32 x,
+                             VecF32 dy) const {  // 1 - tanh^2 = 4 e / (1 + e)^2, e = e^(-2|x|): no cancellation
     const F32 d;
     VecF32 s, complement;
     sigmoid(hn::Add(x, x), s, complement);
@@ -257,34 +273,47 @@ HWY_INLINE void forward(const Activation& activation, const float* x, float* y, 
 
 template <class Activation>
 HWY_INLINE void backward(const Activation& activation, const float* x, const float* dy, float* dx, int64_t n) {
-  for_vectors(F32(), n, [&](auto load, auto store, int64_t) HWY_ATTR { store(activation.gradient(load(x), load(dy)), dx); });
+  for_vectors(F32(), n,
+              [&](auto load, auto store, int64_t) HWY_ATTR { store(activation.gradient(load(x), load(dy)), dx); });
 }
 
 void activation_forward(int32_t activation, const float* x, float* y, int64_t n) {
   switch (activation) {
-    case RFN_ACTIVATION_RELU: return forward(Relu(), x, y, n);
-    case RFN_ACTIVATION_GELU_ERF: return forward(GeluErf(), x, y, n);
-    case RFN_ACTIVATION_GELU_TANH: return forward(GeluTanh(), x, y, n);
-    case RFN_ACTIVATION_SILU: return forward(Silu(), x, y, n);
-    case RFN_ACTIVATION_TANH: return forward(Tanh(), x, y, n);
-    default: break;
+    case RFN_ACTIVATION_RELU:
+      return forward(Relu(), x, y, n);
+    case RFN_ACTIVATION_GELU_ERF:
+      return forward(GeluErf(), x, y, n);
+    case RFN_ACTIVATION_GELU_TANH:
+      return forward(GeluTanh(), x, y, n);
+    case RFN_ACTIVATION_SILU:
+      return forward(Silu(), x, y, n);
+    case RFN_ACTIVATION_TANH:
+      return forward(Tanh(), x, y, n);
+    default:
+      break;
   }
   if (x != y) std::memcpy(y, x, static_cast<size_t>(n) * sizeof(float));
 }
 
 void activation_backward(int32_t activation, const float* x, const float* dy, float* dx, int64_t n) {
   switch (activation) {
-    case RFN_ACTIVATION_RELU: return backward(Relu(), x, dy, dx, n);
-    case RFN_ACTIVATION_GELU_ERF: return backward(GeluErf(), x, dy, dx, n);
-    case RFN_ACTIVATION_GELU_TANH: return backward(GeluTanh(), x, dy, dx, n);
-    case RFN_ACTIVATION_SILU: return backward(Silu(), x, dy, dx, n);
-    case RFN_ACTIVATION_TANH: return backward(Tanh(), x, dy, dx, n);
-    default: break;
+    case RFN_ACTIVATION_RELU:
+      return backward(Relu(), x, dy, dx, n);
+    case RFN_ACTIVATION_GELU_ERF:
+      return backward(GeluErf(), x, dy, dx, n);
+    case RFN_ACTIVATION_GELU_TANH:
+      return backward(GeluTanh(), x, dy, dx, n);
+    case RFN_ACTIVATION_SILU:
+      return backward(Silu(), x, dy, dx, n);
+    case RFN_ACTIVATION_TANH:
+      return backward(Tanh(), x, dy, dx, n);
+    default:
+      break;
   }
   if (dy != dx) std::memcpy(dx, dy, static_cast<size_t>(n) * sizeof(float));
 }
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------
 
 void add_bias(float* y, const float* bias, int64_t rows, int64_t n) {
   for (int64_t row = 0; row < rows; ++row) add(y + row * n, bias, n);
@@ -292,7 +321,8 @@ void add_bias(float* y, const float* bias, int64_t rows, int64_t n) {
 
 void add_column_sums(const float* x, int64_t rows, int64_t n, float* column_sums) {
   const F32 d;
-  constexpr int64_t kRows = 128;  // summed by themselves before they join the rest: the error grows with rows / 128 + 128, not rows
+  constexpr int64_t kRows =
+      128;  // summed by themselves before they join the rest: the error grows with rows / 128 + 128, not rows
   for_vectors(d, n, [&](auto load, auto store, int64_t) HWY_ATTR {
     VecF32 total = hn::Zero(d);
     for (int64_t begin = 0; begin < rows; begin += kRows) {
@@ -323,7 +353,9 @@ void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, fl
 
 void round_to_grid(float* x, int64_t n, int32_t exponent) { RFN_SIMD_CHOOSE(round_to_grid)(x, n, exponent); }
 
-RangeCheck check_range(const float* x, int64_t n, int32_t exponent) { return RFN_SIMD_CHOOSE(check_range)(x, n, exponent); }
+RangeCheck check_range(const float* x, int64_t n, int32_t exponent) {
+  return RFN_SIMD_CHOOSE(check_range)(x, n, exponent);
+}
 
 RangeCheck residual_add(float* stream, const float* x, int64_t n, int32_t exponent) {
   return RFN_SIMD_CHOOSE(residual_add)(stream, x, n, exponent);
@@ -333,7 +365,9 @@ RangeCheck residual_subtract(float* stream, const float* x, int64_t n, int32_t e
   return RFN_SIMD_CHOOSE(residual_subtract)(stream, x, n, exponent);
 }
 
-void activation_forward(int32_t activation, const float* x, float* y, int64_t n) { RFN_SIMD_CHOOSE(activation_forward)(activation, x, y, n); }
+void activation_forward(int32_t activation, const float* x, float* y, int64_t n) {
+  RFN_SIMD_CHOOSE(activation_forward)(activation, x, y, n);
+}
 
 void activation_backward(int32_t activation, const float* x, const float* dy, float* dx, int64_t n) {
   RFN_SIMD_CHOOSE(activation_backward)(activation, x, dy, dx, n);

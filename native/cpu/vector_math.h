@@ -12,7 +12,8 @@ void subtract(float* y, const float* x, int64_t n);  // y -= x
 // x[i] *= dropout multiplier of element first + i; nothing when p == 0.
 void apply_dropout(float* x, int64_t n, const Philox& random, uint64_t first, float p);
 
-// Exact residuals: x rounded to multiples of 2^exponent, ties to even (values beyond the exact range keep their float32 value). A zero is +0.
+// Exact residuals: x rounded to multiples of 2^exponent, ties to even (values beyond the exact range keep their float32
+// value). A zero is +0.
 void round_to_grid(float* x, int64_t n, int32_t exponent);
 
 // The values of a stream that left +-2^(24 + exponent), are not finite, or (of an update) can't be taken back exactly.
@@ -27,9 +28,9 @@ RangeCheck check_range(const float* x, int64_t n, int32_t exponent);
 RangeCheck residual_add(float* stream, const float* x, int64_t n, int32_t exponent);
 RangeCheck residual_subtract(float* stream, const float* x, int64_t n, int32_t exponent);
 
-// Against float64: values to 4 units in the last place (GELU_TANH in its tails 1e-6, GELU_ERF without fused multiply-add 4e-6 below -11, both
-// relative), derivatives to 4e-7. The value of NaN is NaN.
-// y[i] = activation(x[i]); dx[i] = dy[i] * activation'(x[i]). In place is fine. RFN_ACTIVATION_*.
+// Against float64: values to 4 units in the last place (GELU_TANH in its tails 1e-6, GELU_ERF without fused
+// multiply-add 4e-6 below -11, both relative), derivatives to 4e-7. The value of NaN is NaN. y[i] = activation(x[i]);
+// dx[i] = dy[i] * activation'(x[i]). In place is fine. RFN_ACTIVATION_*.
 void activation_forward(int32_t activation, const float* x, float* y, int64_t n);
 void activation_backward(int32_t activation, const float* x, const float* dy, float* dx, int64_t n);
 

@@ -1,5 +1,5 @@
-// Attention over a range of heads on a CUDA device; shared by the attention op, its stages and the reversible block. Everything is enqueued on the
-// stream; nothing waits or allocates.
+// Attention over a range of heads on a CUDA device; shared by the attention op, its stages and the reversible block.
+// Everything is enqueued on the stream; nothing waits or allocates.
 #pragma once
 #include <cstdint>
 
@@ -12,7 +12,8 @@ namespace rfn::cuda {
 inline constexpr int64_t kMaxHeadSize = 128;
 inline constexpr int kMaxCountedRounds = 255;  // with duplicate correction
 
-// Scratch of one call, in device memory. For the same shapes the layout is the same, so that a hash and sort may be followed by forward and backward.
+// Scratch of one call, in device memory. For the same shapes the layout is the same, so that a hash and sort may be
+// followed by forward and backward.
 struct AttentionScratch {
   int32_t* buckets = nullptr;  // [pairs, R, T]; unused where the call has its own
   int32_t* sorted = nullptr;   // [pairs, R, padded]: position at a slot
@@ -30,15 +31,17 @@ rfn_status attention_supported(const rfn_context& context, const Attention& a);
 // lsh_hash.cu. buckets: a.buckets when given (at example 0, head 0 of the model), else the scratch's.
 rfn_status attention_hash(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch);
 
-// lsh_sort.cu. Bytes of AttentionScratch::sort; sorted (and slot_of) from buckets; slot_of from a given `sorted`. Values out of range are clamped.
+// lsh_sort.cu. Bytes of AttentionScratch::sort; sorted (and slot_of) from buckets; slot_of from a given `sorted`.
+// Values out of range are clamped.
 int64_t sort_scratch_bytes(const Attention& a);
 rfn_status attention_sort(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch);
 rfn_status attention_index_slots(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch);
 
 // attention_forward.cu, attention_backward.cu: rounds [first, last).
-rfn_status attention_forward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch, int64_t first, int64_t last);
+rfn_status attention_forward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch,
+                                    int64_t first, int64_t last);
 // grad_q, grad_k, grad_v are overwritten when `overwrite`, else added to.
-rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch, int64_t first, int64_t last,
-                                     bool overwrite);
+rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch,
+                                     int64_t first, int64_t last, bool overwrite);
 
 }  // namespace rfn::cuda

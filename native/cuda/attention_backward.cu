@@ -1,6 +1,7 @@
-// Attention backward, from out, log-sum-exp and the permutation alone (flash form): for each round a launch whose rows are queries gives dq, then for
-// each round a launch whose rows are keys gives dk and dv. A gradient row has one writer in a launch, launches follow each other, so sums have a fixed order without
-// atomics; the price is that scores and dO . v are computed in both.
+// Attention backward, from out, log-sum-exp and the permutation alone (flash form): for each round a launch whose rows
+// are queries gives dq, then for each round a launch whose rows are keys gives dk and dv. A gradient row has one writer
+// in a launch, launches follow each other, so sums have a fixed order without atomics; the price is that scores and dO
+// . v are computed in both.
 #include "cuda/attention_tile.cuh"
 
 namespace rfn::cuda {
@@ -16,8 +17,8 @@ __global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(const Ti
   const bool there = row < c.a.batch * c.a.heads * c.length;
   const TilePair p = tile_pair(c, there ? row / c.length : 0);
   const int64_t position = there ? row % c.length : 0;
-  const float *const out = head_rows(c, p, c.a.out, c.a.out_stride) + position * c.a.out_stride;
-  const float *const grad = head_rows(c, p, c.a.grad_out, c.a.grad_out_stride) + position * c.a.grad_out_stride;
+  const float* const out = head_rows(c, p, c.a.out, c.a.out_stride) + position * c.a.out_stride;
+  const float* const grad = head_rows(c, p, c.a.grad_out, c.a.grad_out_stride) + position * c.a.grad_out_stride;
   float delta = 0.0f;
   for (int64_t d = lane; d < c.a.head_size; d += kDeltaLanes) delta = fmaf(grad[d], out[d], delta);
   delta = group_sum<kDeltaLanes>(delta);
@@ -27,8 +28,8 @@ __global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(const Ti
 }
 
 // kKeys false: rows are queries, row tiles q and dO, column tiles k and v:      dq  = sum_j ds_ij k_j
-// kKeys true:  rows are keys, row tiles k and v, column tiles q and dO:         dk' = sum_i ds_ij q_i,  dv = sum_i p_ij m_ij dO_i
-// with p = exp(s - lse), ds = p (m dO . v - delta), m the dropout multiplier, k' the normalised key.
+// kKeys true:  rows are keys, row tiles k and v, column tiles q and dO:         dk' = sum_i ds_ij q_i,  dv = sum_i p_ij
+// m_ij dO_i with p = exp(s - lse), ds = p (m dO . v - delta), m the dropout multiplier, k' the normalised key.
 template <int precision, int D, bool kKeys>
 RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   using Sizes = Tile<precision, D, true>;
@@ -41,12 +42,14 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   RFN_SHARED(inverse_norms, float[kRows]);
   RFN_SHARED(edge_of_rows, int32_t[1]);
   RFN_DYNAMIC_SHARED(unsigned char, memory);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, r = lane / 4, c4 = lane % 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, r = lane / 4,
+            c4 = lane % 4;
   const int head_size = static_cast<int>(c.a.head_size);
   const int32_t key_norm = c.a.options.key_norm;
   const float query_factor = c.scale * kLog2E;
 
-  const Source q = {c.a.q, c.a.q_stride}, k = {c.a.k, c.a.k_stride}, v = {c.a.v, c.a.v_stride}, grad_out = {c.a.grad_out, c.a.grad_out_stride};
+  const Source q = {c.a.q, c.a.q_stride}, k = {c.a.k, c.a.k_stride}, v = {c.a.v, c.a.v_stride},
+               grad_out = {c.a.grad_out, c.a.grad_out_stride};
   const Walk walk = walk_of<kKeys, kRows>(c, block_slot<kRows, !kKeys>(c));
   const int32_t edge = load_row_tokens<kKeys, kRows>(c, block_slot<kRows, !kKeys>(c), rows, dropout_rows, edge_of_rows);
   if (kKeys) {
@@ -56,10 +59,14 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
     load_row_tile<Sizes, precision, D>(c, memory, 0, rows, q, RFN_KEY_NORM_NONE, query_factor, nullptr);
     load_row_tile<Sizes, precision, D>(c, memory, 1, rows, grad_out, RFN_KEY_NORM_NONE, 1.0f, nullptr);
   }
-  const Element *const row0 = reinterpret_cast<const Element*>(memory) + warp * 16 * Sizes::kStride;
-  const Element *const row1 = reinterpret_cast<const Element*>(memory + Sizes::kRowBytes) + warp * 16 * Sizes::kStride;
-  Element *const column0 = reinterpret_cast<Element*>(memory + Sizes::kColumnTile0), *const column1 = reinterpret_cast<Element*>(memory + Sizes::kColumnTile1);
-  float *const raw0 = reinterpret_cast<float*>(memory + Sizes::kStage0), *const raw1 = reinterpret_cast<float*>(memory + Sizes::kStage1);
+  const Element* const row0 = reinterpret_cast<const Element*>(memory) + warp * 16 * Sizes::kStride;
+  const Element* const row1 = reinterpret_cast<const Element*>(memory + Sizes::kRowBytes) + warp * 16 * Sizes::kStride;
+  Element *const column0 = reinterpret_cast<Element*>(memory + Sizes::kColumnTile0), *const column1 =
+                                                                                         reinterpret_cast<Element*>(
+                                                                                             memory +
+                                                                                             Sizes::kColumnTile1);
+  float *const raw0 = reinterpret_cast<float*>(memory + Sizes::kStage0), *const raw1 = reinterpret_cast<float*>(
+                                                                             memory + Sizes::kStage1);
   uint8_t* const counts = memory + Sizes::kCounts + warp * 16 * N;
 
   // This lane's two rows.
@@ -87,13 +94,15 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   while (start < walk.end) {
     cp_async_wait_all();
     __syncthreads();  // the copies of all threads have landed, and nobody works on the operands any more
-    make_operand<precision, D>(raw0, column0, N, kKeys ? RFN_KEY_NORM_NONE : key_norm, kKeys ? query_factor : 1.0f, head_size, nullptr);
+    make_operand<precision, D>(raw0, column0, N, kKeys ? RFN_KEY_NORM_NONE : key_norm, kKeys ? query_factor : 1.0f,
+                               head_size, nullptr);
     make_operand<precision, D>(raw1, column1, N, RFN_KEY_NORM_NONE, 1.0f, head_size, nullptr);
     const int32_t next = next_columns<kKeys, N>(c, walk, start + N, edge, columns[now ^ 1], numbers[now ^ 1]);
     __syncthreads();  // operands are complete, the stage is free
     if (Sizes::kStaged && next < walk.end) load(columns[now ^ 1]);
 
-    const PairBits<N> bits = pair_bits<kKeys, N>(c, rows + warp * 16, dropout_rows + (kKeys ? 0 : warp * 16), columns[now], numbers[now], counts);
+    const PairBits<N> bits = pair_bits<kKeys, N>(c, rows + warp * 16, dropout_rows + (kKeys ? 0 : warp * 16),
+                                                 columns[now], numbers[now], counts);
     if (any_visible(bits)) {
       float scores[N / 8][4] = {}, products[N / 8][4] = {};
       multiply_transposed<precision, D, N>(scores, row0, column0);
@@ -145,11 +154,12 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
         }
       }
     } else {
-      // k' = k / n: dk = (dk' - k' (k' . dk') w) / n, with w = 1 / D when n is the root mean square, 1 when it is the length. The sum holds
-      // dk' log2(e), since the queries carry the scale in base 2.
+      // k' = k / n: dk = (dk' - k' (k' . dk') w) / n, with w = 1 / D when n is the root mean square, 1 when it is the
+      // length. The sum holds dk' log2(e), since the queries carry the scale in base 2.
       const float inverse = key_norm == RFN_KEY_NORM_NONE ? 1.0f : inverse_norms[warp * 16 + r + 8 * h];
       const float* const k_row = head_rows(c, p, c.a.k, c.a.k_stride) + (there ? at : 0) * c.a.k_stride;
-      const float* const dout_row = head_rows(c, p, c.a.grad_out, c.a.grad_out_stride) + (there ? at : 0) * c.a.grad_out_stride;
+      const float* const dout_row =
+          head_rows(c, p, c.a.grad_out, c.a.grad_out_stride) + (there ? at : 0) * c.a.grad_out_stride;
       const bool lone = first && there && c.exclude_self && c.a.lse[p.lse + at] == -INFINITY;  // it had its own value
       float along = 0.0f;
 #pragma unroll
@@ -184,13 +194,14 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
 
 // Key gradients of head size 64 need a few registers more than three blocks leave them.
 template <int precision, int D, bool kKeys>
-constexpr int kBackwardBlocks = kKeys && D == 64 ? 2 : Tile<precision, D, true>::kBlocks;
+constexpr int kBackwardBlocks = kKeys&& D == 64 ? 2 : Tile<precision, D, true>::kBlocks;
 
 template <int precision, int D, bool kKeys>
 __global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (kBackwardBlocks<precision, D, kKeys>))
-attention_backward_kernel(const TileCall c, int first, int overwrite) {
+    attention_backward_kernel(const TileCall c, int first, int overwrite) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  if constexpr (precision != RFN_PRECISION_F32) __trap();
+  if constexpr (precision != RFN_PRECISION_F32)
+    __trap();
   else
 #endif
     differentiate<precision, D, kKeys>(c, first != 0, overwrite != 0);
@@ -198,9 +209,10 @@ attention_backward_kernel(const TileCall c, int first, int overwrite) {
 
 }  // namespace
 
-rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last, bool overwrite) {
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(attention_delta_kernel, blocks_for(a.pairs() * a.length, kDeltaThreads / kDeltaLanes), kDeltaThreads, 0,
-                                  native_stream(stream), tile_call(a, s, first)));
+rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first,
+                                     int64_t last, bool overwrite) {
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(attention_delta_kernel, blocks_for(a.pairs() * a.length, kDeltaThreads / kDeltaLanes),
+                                  kDeltaThreads, 0, native_stream(stream), tile_call(a, s, first)));
   return with_tile(*stream.context, a.head_size, [&](auto precision, auto size) -> rfn_status {
     using Sizes = Tile<precision.value, size.value, true>;
     const auto queries = attention_backward_kernel<precision.value, size.value, false>;

@@ -1,5 +1,5 @@
-// Attention forward: out and log-sum-exp of one round after the other, merged through the running maximum and sum of every token, so that no round
-// has an output of its own. A token is a row of exactly one block of a launch.
+// Attention forward: out and log-sum-exp of one round after the other, merged through the running maximum and sum of
+// every token, so that no round has an output of its own. A token is a row of exactly one block of a launch.
 #include "cuda/attention_tile.cuh"
 
 namespace rfn::cuda {
@@ -15,15 +15,21 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
   RFN_SHARED(dropout_rows, uint64_t[kRows]);
   RFN_SHARED(edge_of_rows, int32_t[1]);
   RFN_DYNAMIC_SHARED(unsigned char, memory);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, r = lane / 4, c4 = lane % 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, r = lane / 4,
+            c4 = lane % 4;
   const int head_size = static_cast<int>(c.a.head_size);
 
   const Walk walk = walk_of<false, kRows>(c, block_slot<kRows, true>(c));
   const int32_t edge = load_row_tokens<false, kRows>(c, block_slot<kRows, true>(c), rows, dropout_rows, edge_of_rows);
-  load_row_tile<Sizes, precision, D>(c, memory, 0, rows, {c.a.q, c.a.q_stride}, RFN_KEY_NORM_NONE, c.scale * kLog2E, nullptr);
+  load_row_tile<Sizes, precision, D>(c, memory, 0, rows, {c.a.q, c.a.q_stride}, RFN_KEY_NORM_NONE, c.scale * kLog2E,
+                                     nullptr);
   const Element* const q = reinterpret_cast<const Element*>(memory) + warp * 16 * Sizes::kStride;
-  Element *const keys = reinterpret_cast<Element*>(memory + Sizes::kColumnTile0), *const values = reinterpret_cast<Element*>(memory + Sizes::kColumnTile1);
-  float *const raw_keys = reinterpret_cast<float*>(memory + Sizes::kStage0), *const raw_values = reinterpret_cast<float*>(memory + Sizes::kStage1);
+  Element *const keys = reinterpret_cast<Element*>(memory + Sizes::kColumnTile0), *const values =
+                                                                                      reinterpret_cast<Element*>(
+                                                                                          memory + Sizes::kColumnTile1);
+  float *const raw_keys = reinterpret_cast<float*>(memory + Sizes::kStage0), *const raw_values =
+                                                                                 reinterpret_cast<float*>(
+                                                                                     memory + Sizes::kStage1);
   uint8_t* const counts = memory + Sizes::kCounts + warp * 16 * N;
 
   // This lane's two rows.
@@ -37,7 +43,8 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
     const float* const out_row = head_rows(c, p, c.a.out, c.a.out_stride) + position[h] * c.a.out_stride;
     const bool resume = !fresh && position[h] >= 0;
     maximum[h] = resume ? c.s.maximum[p.index * c.length + position[h]] : -INFINITY;
-    sum[h] = resume && c4 == 0 ? c.s.sum[p.index * c.length + position[h]] : 0.0f;  // lanes add up their columns; the sum so far is one lane's
+    sum[h] = resume && c4 == 0 ? c.s.sum[p.index * c.length + position[h]]
+                               : 0.0f;  // lanes add up their columns; the sum so far is one lane's
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
 #pragma unroll
@@ -65,7 +72,8 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
     __syncthreads();  // operands are complete, the stage is free
     if (Sizes::kStaged && next < walk.end) load(columns[now ^ 1]);
 
-    const PairBits<N> bits = pair_bits<false, N>(c, rows + warp * 16, dropout_rows + warp * 16, columns[now], nullptr, counts);
+    const PairBits<N> bits =
+        pair_bits<false, N>(c, rows + warp * 16, dropout_rows + warp * 16, columns[now], nullptr, counts);
     if (any_visible(bits)) {
       float scores[N / 8][4] = {};
       multiply_transposed<precision, D, N>(scores, q, keys);
@@ -143,16 +151,19 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int column = 8 * d + 2 * c4 + e;
-        if (column < head_size) out_row[column] = own ? v_row[column] : last && !some ? 0.0f : out[d][2 * h + e] * factor;
+        if (column < head_size)
+          out_row[column] = own ? v_row[column] : last && !some ? 0.0f : out[d][2 * h + e] * factor;
       }
     }
   }
 }
 
 template <int precision, int D>
-__global__ void __launch_bounds__((Tile<precision, D, false>::kThreads), (Tile<precision, D, false>::kBlocks)) attention_forward_kernel(const TileCall c, int fresh, int last) {
+__global__ void __launch_bounds__((Tile<precision, D, false>::kThreads), (Tile<precision, D, false>::kBlocks))
+    attention_forward_kernel(const TileCall c, int fresh, int last) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  if constexpr (precision != RFN_PRECISION_F32) __trap();
+  if constexpr (precision != RFN_PRECISION_F32)
+    __trap();
   else
 #endif
     attend<precision, D>(c, fresh != 0, last != 0);
@@ -160,7 +171,8 @@ __global__ void __launch_bounds__((Tile<precision, D, false>::kThreads), (Tile<p
 
 }  // namespace
 
-rfn_status attention_forward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first, int64_t last) {
+rfn_status attention_forward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first,
+                                    int64_t last) {
   for (int64_t round = first; round < last; ++round) {
     const TileCall call = tile_call(a, s, round);
     RFN_TRY(with_tile(*stream.context, a.head_size, [&](auto precision, auto size) -> rfn_status {

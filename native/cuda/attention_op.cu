@@ -1,4 +1,5 @@
-// The attention op and its stages: head groups over the kernels of lsh_hash.cu, lsh_sort.cu, attention_forward.cu and attention_backward.cu.
+// The attention op and its stages: head groups over the kernels of lsh_hash.cu, lsh_sort.cu, attention_forward.cu and
+// attention_backward.cu.
 #include <algorithm>
 
 #include "core/backend.h"
@@ -36,9 +37,11 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   c.ring = !c.full && c.wrap && !c.strict;  // the strict window never leaves its round
   c.repeat = o.repeat_chunks != 0;
   c.duplicates = corrects_duplicates(a);
-  const auto aligned = [&](const float* rows, int64_t stride) { return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 4 == 0; };
-  c.aligned = a.head_size % 4 == 0 && aligned(a.q, a.q_stride) && aligned(a.k, a.k_stride) && aligned(a.v, a.v_stride) &&
-              aligned(a.grad_out, a.grad_out_stride);
+  const auto aligned = [&](const float* rows, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 4 == 0;
+  };
+  c.aligned = a.head_size % 4 == 0 && aligned(a.q, a.q_stride) && aligned(a.k, a.k_stride) &&
+              aligned(a.v, a.v_stride) && aligned(a.grad_out, a.grad_out_stride);
   return c;
 }
 
@@ -61,22 +64,27 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass
 
 rfn_status attention_supported(const rfn_context&, const Attention& a) {
   if (a.head_size > kMaxHeadSize) {
-    return fail(RFN_UNSUPPORTED, "attention: head size: expected at most %lld on CUDA, got %lld", static_cast<long long>(kMaxHeadSize),
-                static_cast<long long>(a.head_size));
+    return fail(RFN_UNSUPPORTED, "attention: head size: expected at most %lld on CUDA, got %lld",
+                static_cast<long long>(kMaxHeadSize), static_cast<long long>(a.head_size));
   }
   // Slots, chunks of the ring and columns of a tile's walk are counted in 32 bits.
   constexpr int64_t kMost = INT32_MAX / 2;
   const bool full = a.options.kind == RFN_ATTENTION_FULL;
-  const int64_t chunk = full ? a.length : a.options.chunk_length, window = full ? 0 : a.options.chunks_before + a.options.chunks_after;
+  const int64_t chunk = full ? a.length : a.options.chunk_length,
+                window = full ? 0 : a.options.chunks_before + a.options.chunks_after;
   int64_t columns = 0;
-  if (a.padded() > kMost || a.padded() / chunk > kMost / a.rounds() || __builtin_mul_overflow(window, chunk, &columns) || columns > kMost) {
-    return fail(RFN_UNSUPPORTED, "attention: expected at most %lld slots, chunks of all rounds and keys of a window on CUDA, got %lld slots, "
-                "%lld chunks in each of %lld rounds and %lld chunks around a query's own", static_cast<long long>(kMost),
-                static_cast<long long>(a.padded()), static_cast<long long>(a.padded() / chunk), static_cast<long long>(a.rounds()),
-                static_cast<long long>(window));
+  if (a.padded() > kMost || a.padded() / chunk > kMost / a.rounds() ||
+      __builtin_mul_overflow(window, chunk, &columns) || columns > kMost) {
+    return fail(
+        RFN_UNSUPPORTED,
+        "attention: expected at most %lld slots, chunks of all rounds and keys of a window on CUDA, got %lld slots, "
+        "%lld chunks in each of %lld rounds and %lld chunks around a query's own",
+        static_cast<long long>(kMost), static_cast<long long>(a.padded()), static_cast<long long>(a.padded() / chunk),
+        static_cast<long long>(a.rounds()), static_cast<long long>(window));
   }
   if (corrects_duplicates(a) && a.options.rounds > kMaxCountedRounds) {
-    return fail(RFN_UNSUPPORTED, "attention: rounds: expected at most %d with duplicate correction on CUDA, got %d", kMaxCountedRounds, a.options.rounds);
+    return fail(RFN_UNSUPPORTED, "attention: rounds: expected at most %d with duplicate correction on CUDA, got %d",
+                kMaxCountedRounds, a.options.rounds);
   }
   return RFN_OK;
 }
@@ -97,7 +105,8 @@ int64_t head_group(const rfn_attention& op, const Attention& whole) {
 
 // Calls body(heads of the call, scratch) for one group of heads after the other.
 template <class Body>
-rfn_status for_head_groups(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t bytes, int32_t pass, const Body& body) {
+rfn_status for_head_groups(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t bytes, int32_t pass,
+                           const Body& body) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const Attention whole = attention_call(op);
@@ -112,14 +121,17 @@ rfn_status for_head_groups(rfn_stream& stream, const rfn_attention& op, void* wo
 }
 
 // The permutation of a group of heads between the caller's [B,H,R,padded] and the scratch's [B,heads,R,padded].
-rfn_status copy_sorted(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int32_t* outside, bool from_outside) {
+rfn_status copy_sorted(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int32_t* outside,
+                       bool from_outside) {
   const size_t row = static_cast<size_t>(a.rounds() * a.padded()) * sizeof(int32_t);
   const size_t width = row * static_cast<size_t>(a.heads), outside_pitch = row * static_cast<size_t>(a.all_heads);
   int32_t* const theirs = outside + a.first_head * a.rounds() * a.padded();
-  RFN_CUDA_TRY(stream, from_outside ? cudaMemcpy2DAsync(s.sorted, width, theirs, outside_pitch, width, static_cast<size_t>(a.batch), cudaMemcpyDeviceToDevice,
-                                                        native_stream(stream))
-                                    : cudaMemcpy2DAsync(theirs, outside_pitch, s.sorted, width, width, static_cast<size_t>(a.batch), cudaMemcpyDeviceToDevice,
-                                                        native_stream(stream)));
+  RFN_CUDA_TRY(stream,
+               from_outside
+                   ? cudaMemcpy2DAsync(s.sorted, width, theirs, outside_pitch, width, static_cast<size_t>(a.batch),
+                                       cudaMemcpyDeviceToDevice, native_stream(stream))
+                   : cudaMemcpy2DAsync(theirs, outside_pitch, s.sorted, width, width, static_cast<size_t>(a.batch),
+                                       cudaMemcpyDeviceToDevice, native_stream(stream)));
   return RFN_OK;
 }
 
@@ -129,7 +141,7 @@ struct CombineCall {
   const float *round_out, *round_lse;  // [R,B,T,H,D], [R,B,H,T]
   const float* lse_in;                 // backward: [B,H,T]
   const float* grad_out;
-  float *out, *lse;                    // forward: outputs (lse may be null); backward: out is an input
+  float *out, *lse;  // forward: outputs (lse may be null); backward: out is an input
   float *grad_round_out, *grad_round_lse;
   int64_t tokens, length, heads, head_size, rounds;  // tokens = B*T
 };
@@ -141,12 +153,13 @@ struct CombineRow {
   bool there;
 };
 RFN_DEVICE CombineRow combine_row(const CombineCall& c) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kCombineThreads / 32) + threadIdx.x / 32, token = index / c.heads, head = index % c.heads;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kCombineThreads / 32) + threadIdx.x / 32,
+                token = index / c.heads, head = index % c.heads;
   return {index * c.head_size, (token / c.length * c.heads + head) * c.length + token % c.length, token < c.tokens};
 }
 
-// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse -inf and weight 0; when all
-// have, the token's output is that of round 0 (its own value, or 0).
+// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse
+// -inf and weight 0; when all have, the token's output is that of round 0 (its own value, or 0).
 __global__ void __launch_bounds__(kCombineThreads) lsh_combine_kernel(const CombineCall c) {
   const CombineRow at = combine_row(c);
   if (!at.there) return;
@@ -211,7 +224,8 @@ rfn_status combine(rfn_stream& stream, const rfn_attention& op, void (*kernel)(C
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const CombineCall c = combine_call(op);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks_for(c.tokens * c.heads, kCombineThreads / 32), kCombineThreads, 0, native_stream(stream), c));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks_for(c.tokens * c.heads, kCombineThreads / 32), kCombineThreads, 0,
+                                  native_stream(stream), c));
   return RFN_OK;
 }
 
@@ -230,23 +244,25 @@ rfn_status attention_workspace(const rfn_context& context, const rfn_attention& 
 }
 
 rfn_status attention_forward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
-    if (a.lsh()) {
-      RFN_TRY(attention_hash(stream, a, s));
-      RFN_TRY(attention_sort(stream, a, s));
-    }
-    return attention_forward_rounds(stream, a, s, 0, a.rounds());
-  });
+  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           if (a.lsh()) {
+                             RFN_TRY(attention_hash(stream, a, s));
+                             RFN_TRY(attention_sort(stream, a, s));
+                           }
+                           return attention_forward_rounds(stream, a, s, 0, a.rounds());
+                         });
 }
 
 rfn_status attention_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
-    if (a.lsh()) {
-      if (a.buckets == nullptr) RFN_TRY(attention_hash(stream, a, s));
-      RFN_TRY(attention_sort(stream, a, s));
-    }
-    return attention_backward_rounds(stream, a, s, 0, a.rounds(), true);
-  });
+  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
+                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           if (a.lsh()) {
+                             if (a.buckets == nullptr) RFN_TRY(attention_hash(stream, a, s));
+                             RFN_TRY(attention_sort(stream, a, s));
+                           }
+                           return attention_backward_rounds(stream, a, s, 0, a.rounds(), true);
+                         });
 }
 
 rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
@@ -255,31 +271,38 @@ rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace
 }
 
 rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
-    RFN_TRY(attention_sort(stream, a, s));
-    return copy_sorted(stream, a, s, i32(op.sorted), false);
-  });
+  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(attention_sort(stream, a, s));
+                           return copy_sorted(stream, a, s, i32(op.sorted), false);
+                         });
 }
 
 rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD, [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
-    RFN_TRY(copy_sorted(stream, a, s, i32(op.sorted), true));
-    RFN_TRY(attention_index_slots(stream, a, s));
-    for (int64_t r = 0; r < a.rounds(); ++r) RFN_TRY(attention_forward_rounds(stream, round_view(a, op, r), s, r, r + 1));
-    return RFN_OK;
-  });
+  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
+                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(copy_sorted(stream, a, s, i32(op.sorted), true));
+                           RFN_TRY(attention_index_slots(stream, a, s));
+                           for (int64_t r = 0; r < a.rounds(); ++r)
+                             RFN_TRY(attention_forward_rounds(stream, round_view(a, op, r), s, r, r + 1));
+                           return RFN_OK;
+                         });
 }
 
 rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD, [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
-    RFN_TRY(copy_sorted(stream, a, s, i32(op.sorted), true));
-    RFN_TRY(attention_index_slots(stream, a, s));
-    for (int64_t r = 0; r < a.rounds(); ++r) RFN_TRY(attention_backward_rounds(stream, round_view(a, op, r), s, r, r + 1, r == 0));
-    return RFN_OK;
-  });
+  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
+                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(copy_sorted(stream, a, s, i32(op.sorted), true));
+                           RFN_TRY(attention_index_slots(stream, a, s));
+                           for (int64_t r = 0; r < a.rounds(); ++r)
+                             RFN_TRY(attention_backward_rounds(stream, round_view(a, op, r), s, r, r + 1, r == 0));
+                           return RFN_OK;
+                         });
 }
 
-rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) { return combine(stream, op, lsh_combine_kernel); }
+rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
+  return combine(stream, op, lsh_combine_kernel);
+}
 
 rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
   return combine(stream, op, lsh_combine_backward_kernel);

@@ -1,10 +1,11 @@
 // The tile engine of all attention kinds on a CUDA device, forward and backward.
 //
-// A block owns kRows slots of the sorted order of one round (LSH), or of the sequence (local; full is one chunk that holds everything), and walks over
-// the tokens that its rows can meet, kColumns at a time. Rows are the queries and columns the keys, or the other way round for the gradients of keys
-// and values: then a block owns keys and walks over the queries whose windows hold them, so that every gradient row has one writer and no atomics
-// are needed. Each warp has 16 rows; its accumulators have the layout of mma.sync's C fragment (device.cuh) in every precision: with r = lane / 4,
-// c = lane % 4, value e of column tile n is row r + 8 (e / 2), column 8 n + 2 c + e % 2.
+// A block owns kRows slots of the sorted order of one round (LSH), or of the sequence (local; full is one chunk that
+// holds everything), and walks over the tokens that its rows can meet, kColumns at a time. Rows are the queries and
+// columns the keys, or the other way round for the gradients of keys and values: then a block owns keys and walks over
+// the queries whose windows hold them, so that every gradient row has one writer and no atomics are needed. Each warp
+// has 16 rows; its accumulators have the layout of mma.sync's C fragment (device.cuh) in every precision: with r = lane
+// / 4, c = lane % 4, value e of column tile n is row r + 8 (e / 2), column 8 n + 2 c + e % 2.
 #pragma once
 #include <type_traits>
 
@@ -16,22 +17,22 @@ namespace rfn::cuda {
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kLn2 = 0.69314718055994531f;
 
-// ---- the call, as kernels see it ------------------------------------------------------------------------------------------------------
+// ---- the call, as kernels see it ----------------------------------------------------------------
 
 struct TileCall {
   Attention a;
   AttentionScratch s;
-  int32_t length, padded;                // T, slots of a round
-  int32_t rounds, round;                 // the round of this launch: of its rows
+  int32_t length, padded;                       // T, slots of a round
+  int32_t rounds, round;                        // the round of this launch: of its rows
   int32_t first_query_round, last_query_round;  // key rows: columns are queries of rounds [first, last)
-  int32_t chunk, per_round, total;       // C; chunks of a round, of all rounds
-  int32_t before, after;                 // chunks
-  int32_t tiles;                         // blocks of one (example, head)
-  float scale;                           // of the logits
-  uint32_t threshold;                    // dropout: 0 = none
+  int32_t chunk, per_round, total;              // C; chunks of a round, of all rounds
+  int32_t before, after;                        // chunks
+  int32_t tiles;                                // blocks of one (example, head)
+  float scale;                                  // of the logits
+  uint32_t threshold;                           // dropout: 0 = none
   float keep_inverse;
   bool lsh, full, causal, exclude_self, same_bucket, strict, ring, repeat, wrap, duplicates;
-  bool aligned;                          // every row starts on 16 bytes
+  bool aligned;  // every row starts on 16 bytes
 };
 
 // One (example, head).
@@ -53,24 +54,29 @@ RFN_DEVICE TilePair tile_pair(const TileCall& c, int64_t index) {
   p.global = example * c.a.all_heads + c.a.first_head + p.head;
   p.lse = (example * c.a.lse_heads + p.head) * c.length;
   p.sorted = c.lsh ? c.s.sorted + index * c.rounds * c.padded : nullptr;
-  p.buckets = !c.lsh ? nullptr : c.a.buckets != nullptr ? c.a.buckets + p.global * c.rounds * c.length : c.s.buckets + index * c.rounds * c.length;
+  p.buckets = !c.lsh                   ? nullptr
+              : c.a.buckets != nullptr ? c.a.buckets + p.global * c.rounds * c.length
+                                       : c.s.buckets + index * c.rounds * c.length;
   p.slot_of = c.s.slot_of != nullptr ? c.s.slot_of + index * c.rounds * c.length : nullptr;
   p.mask = c.a.mask != nullptr ? c.a.mask + p.rows : nullptr;
   return p;
 }
 
 // This block's. Computed anew wherever it is used: it would take 20 registers through the products.
-RFN_DEVICE TilePair block_pair(const TileCall& c) { return tile_pair(c, block_number() / static_cast<unsigned>(c.tiles)); }
+RFN_DEVICE TilePair block_pair(const TileCall& c) {
+  return tile_pair(c, block_number() / static_cast<unsigned>(c.tiles));
+}
 
 template <class T>
 RFN_DEVICE T* head_rows(const TileCall& c, const TilePair& p, T* base, int64_t stride) {
   return base + p.rows * stride + p.head * c.a.head_size;
 }
 
-// ---- tokens -----------------------------------------------------------------------------------------------------------------------------
+// ---- tokens -------------------------------------------------------------------------------------
 
-// A token of a tile: x position, or -1 (none), or -2 - position (it takes no part, but has a row in the outputs); y slot (strict windows) or place in
-// its chunk; z bucket, -1 when it belongs to another round; w chunk, counted from the first of this launch's round.
+// A token of a tile: x position, or -1 (none), or -2 - position (it takes no part, but has a row in the outputs); y
+// slot (strict windows) or place in its chunk; z bucket, -1 when it belongs to another round; w chunk, counted from the
+// first of this launch's round.
 using Token = int4;
 inline constexpr int32_t kNone = -1;
 
@@ -94,7 +100,8 @@ RFN_DEVICE Token token_at(const TileCall& c, const TilePair& p, const Place& pla
   if (position < 0 || position >= c.length) return token;
   token.x = p.mask != nullptr && p.mask[position] == 0 ? -2 - position : position;
   token.y = c.strict ? place.slot : x;
-  if (c.same_bucket) token.z = place.round == c.round ? p.buckets[static_cast<int64_t>(c.round) * c.length + position] : -1;
+  if (c.same_bucket)
+    token.z = place.round == c.round ? p.buckets[static_cast<int64_t>(c.round) * c.length + position] : -1;
   return token;
 }
 
@@ -141,15 +148,17 @@ RFN_DEVICE int32_t duplicate_count(const TileCall& c, const TilePair& p, int32_t
 // Its base-2 logarithm; a pair that only meets across the boundary of two rounds has count 0 and log(0 + 1e-9).
 RFN_DEVICE float log2_count(int32_t count) { return count > 0 ? log2f(static_cast<float>(count)) : -29.8973528539863f; }
 
-// ---- operands ---------------------------------------------------------------------------------------------------------------------------
+// ---- operands -----------------------------------------------------------------------------------
 
-// How a precision holds its operands in shared memory. Rows are padded by 16 bytes: eight rows then start in different groups of four banks, which
-// makes ldmatrix, 16-byte row reads and the strided reads of the tf32 fragments free of bank conflicts.
+// How a precision holds its operands in shared memory. Rows are padded by 16 bytes: eight rows then start in different
+// groups of four banks, which makes ldmatrix, 16-byte row reads and the strided reads of the tf32 fragments free of
+// bank conflicts.
 template <int precision>
 struct Operand {
   using Element = uint16_t;
   static constexpr int kPad = 8;
-  static constexpr bool kStaged = true;  // float32 rows land in a buffer of their own, so that the next ones travel during the products
+  static constexpr bool kStaged =
+      true;  // float32 rows land in a buffer of their own, so that the next ones travel during the products
 };
 template <>
 struct Operand<RFN_PRECISION_F32> {
@@ -162,11 +171,14 @@ struct Operand<RFN_PRECISION_TF32> : Operand<RFN_PRECISION_F32> {};
 
 template <int precision>
 RFN_DEVICE uint32_t pack(float low, float high) {
-  if constexpr (precision == RFN_PRECISION_BF16) return pack_bf16(low, high);
-  else return pack_f16(low, high);
+  if constexpr (precision == RFN_PRECISION_BF16)
+    return pack_bf16(low, high);
+  else
+    return pack_f16(low, high);
 }
 
-// Sizes of a tile. Shared memory stays under what every capability that runs the kernel grants a block: 64 KB on 7.5 (float32), 99 KB on 8.6 and 8.9.
+// Sizes of a tile. Shared memory stays under what every capability that runs the kernel grants a block: 64 KB on 7.5
+// (float32), 99 KB on 8.6 and 8.9.
 template <int precision, int D, bool kBackward>
 struct Tile {
   using Element = typename Operand<precision>::Element;
@@ -185,19 +197,24 @@ struct Tile {
   static constexpr int kStageBytes = kStaged ? 2 * kColumns * kRaw * 4 : 0;
   static constexpr int kCountBytes = kRows * kColumns;  // duplicate counts
   static constexpr int kBytes = kRowTiles * kRowBytes + 2 * kColumnBytes + kStageBytes;
-  static constexpr int kPiece = kStaged && 2 * kColumns < kRows ? 2 * kColumns : kRows;  // rows that pass through the stage at a time
-  static_assert(kRows % kPiece == 0 && kPiece % (kThreads / 8) == 0 && kColumns % (kThreads / 8) == 0, "make_operand's eight lanes a row");
+  static constexpr int kPiece =
+      kStaged && 2 * kColumns < kRows ? 2 * kColumns : kRows;  // rows that pass through the stage at a time
+  static_assert(kRows % kPiece == 0 && kPiece % (kThreads / 8) == 0 && kColumns % (kThreads / 8) == 0,
+                "make_operand's eight lanes a row");
 
   // Places in dynamic shared memory.
-  static constexpr int kColumnTile0 = kRowTiles * kRowBytes, kColumnTile1 = kColumnTile0 + kColumnBytes;  // row tile i: i * kRowBytes
+  static constexpr int kColumnTile0 = kRowTiles * kRowBytes,
+                       kColumnTile1 = kColumnTile0 + kColumnBytes;  // row tile i: i * kRowBytes
   static constexpr int kStage0 = kStaged ? kColumnTile1 + kColumnBytes : kColumnTile0;
   static constexpr int kStage1 = kStaged ? kStage0 + kColumns * kRaw * 4 : kColumnTile1;
   static constexpr int kCounts = kBytes;
 };
 
-// Starts the copies of `count` rows of head_size floats, zero-padded to D, to rows of D + 4 floats. A wait and a barrier must follow.
+// Starts the copies of `count` rows of head_size floats, zero-padded to D, to rows of D + 4 floats. A wait and a
+// barrier must follow.
 template <int D>
-RFN_DEVICE void load_rows(float* to, const Token* tokens, int count, const float* base, int64_t stride, int head_size, bool aligned) {
+RFN_DEVICE void load_rows(float* to, const Token* tokens, int count, const float* base, int64_t stride, int head_size,
+                          bool aligned) {
   for (int i = static_cast<int>(threadIdx.x); i < count * (D / 4); i += static_cast<int>(blockDim.x)) {
     const int row = i / (D / 4), d = i % (D / 4) * 4, position = tokens[row].x;
     float* const place = to + row * (D + 4) + d;
@@ -212,8 +229,10 @@ RFN_DEVICE void load_rows(float* to, const Token* tokens, int count, const float
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (d + j < head_size) cp_async<4>(place + j, from + j);
-      else place[j] = 0.0f;
+      if (d + j < head_size)
+        cp_async<4>(place + j, from + j);
+      else
+        place[j] = 0.0f;
     }
   }
 }
@@ -225,14 +244,15 @@ struct Source {
 };
 template <int D>
 RFN_DEVICE void load_rows(const TileCall& c, float* to, const Token* tokens, int count, const Source& source) {
-  load_rows<D>(to, tokens, count, head_rows(c, block_pair(c), source.base, source.stride), source.stride, static_cast<int>(c.a.head_size), c.aligned);
+  load_rows<D>(to, tokens, count, head_rows(c, block_pair(c), source.base, source.stride), source.stride,
+               static_cast<int>(c.a.head_size), c.aligned);
 }
 
-// Turns rows of float32 into operands: times `factor`, or with a key norm divided by the row's norm, whose inverse goes to `inverse` when wanted.
-// Eight lanes have one row; count is a multiple of the rows that the block has at a time.
+// Turns rows of float32 into operands: times `factor`, or with a key norm divided by the row's norm, whose inverse goes
+// to `inverse` when wanted. Eight lanes have one row; count is a multiple of the rows that the block has at a time.
 template <int precision, int D>
-RFN_DEVICE void make_operand(const float* from, typename Operand<precision>::Element* to, int count, int32_t key_norm, float factor, int head_size,
-                             float* inverse) {
+RFN_DEVICE void make_operand(const float* from, typename Operand<precision>::Element* to, int count, int32_t key_norm,
+                             float factor, int head_size, float* inverse) {
   if (precision == RFN_PRECISION_F32 && key_norm == RFN_KEY_NORM_NONE && factor == 1.0f) return;  // in place already
   const int lane = static_cast<int>(threadIdx.x) % 8;
   for (int row = static_cast<int>(threadIdx.x) / 8; row < count; row += static_cast<int>(blockDim.x) / 8) {
@@ -246,7 +266,8 @@ RFN_DEVICE void make_operand(const float* from, typename Operand<precision>::Ele
     float times = factor;
     if (key_norm != RFN_KEY_NORM_NONE) {
       squares = group_sum<8>(squares);
-      times = key_norm == RFN_KEY_NORM_RMS ? 1.0f / sqrtf(squares / static_cast<float>(head_size) + 1e-6f) : 1.0f / fmaxf(sqrtf(squares), 1e-12f);
+      times = key_norm == RFN_KEY_NORM_RMS ? 1.0f / sqrtf(squares / static_cast<float>(head_size) + 1e-6f)
+                                           : 1.0f / fmaxf(sqrtf(squares), 1e-12f);
       if (inverse != nullptr && lane == 0) inverse[row] = times;
     }
 #pragma unroll
@@ -256,7 +277,8 @@ RFN_DEVICE void make_operand(const float* from, typename Operand<precision>::Ele
       if constexpr (precision == RFN_PRECISION_F32) {
         *reinterpret_cast<float4*>(place) = y;
       } else if constexpr (precision == RFN_PRECISION_TF32) {
-        *reinterpret_cast<uint4*>(place) = make_uint4(round_to_tf32(y.x), round_to_tf32(y.y), round_to_tf32(y.z), round_to_tf32(y.w));
+        *reinterpret_cast<uint4*>(place) =
+            make_uint4(round_to_tf32(y.x), round_to_tf32(y.y), round_to_tf32(y.z), round_to_tf32(y.w));
       } else {
         *reinterpret_cast<uint2*>(place) = make_uint2(pack<precision>(y.x, y.y), pack<precision>(y.z, y.w));
       }
@@ -264,7 +286,7 @@ RFN_DEVICE void make_operand(const float* from, typename Operand<precision>::Ele
   }
 }
 
-// ---- products ---------------------------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 // acc[16, N] += A[16, D] B[N, D]^T; a: the warp's first row.
 template <int precision, int D, int N>
@@ -275,7 +297,8 @@ RFN_DEVICE void multiply_transposed(float (&acc)[N / 8][4], const typename Opera
   if constexpr (precision == RFN_PRECISION_F32) {
 #pragma unroll 2
     for (int k = 0; k < D; k += 4) {
-      const float4 a0 = *reinterpret_cast<const float4*>(a + r * kStride + k), a1 = *reinterpret_cast<const float4*>(a + (r + 8) * kStride + k);
+      const float4 a0 = *reinterpret_cast<const float4*>(a + r * kStride + k),
+                   a1 = *reinterpret_cast<const float4*>(a + (r + 8) * kStride + k);
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
@@ -290,17 +313,21 @@ RFN_DEVICE void multiply_transposed(float (&acc)[N / 8][4], const typename Opera
 #pragma unroll 2
     for (int k = 0; k < D; k += 8) {
       const uint32_t left[4] = {__float_as_uint(a[r * kStride + k + c]), __float_as_uint(a[(r + 8) * kStride + k + c]),
-                                __float_as_uint(a[r * kStride + k + c + 4]), __float_as_uint(a[(r + 8) * kStride + k + c + 4])};
+                                __float_as_uint(a[r * kStride + k + c + 4]),
+                                __float_as_uint(a[(r + 8) * kStride + k + c + 4])};
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
-        const uint32_t right[2] = {__float_as_uint(b[(8 * n + r) * kStride + k + c]), __float_as_uint(b[(8 * n + r) * kStride + k + c + 4])};
+        const uint32_t right[2] = {__float_as_uint(b[(8 * n + r) * kStride + k + c]),
+                                   __float_as_uint(b[(8 * n + r) * kStride + k + c + 4])};
         mma_m16n8k8_tf32(acc[n], left, right);
       }
     }
   } else {
-    const auto* const a_row = a + lane % 16 * kStride + lane / 16 * 8;                             // matrices: rows 0, rows 8, then k + 8
-    const auto* const b_row = b + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;  // columns 0: k, k + 8; columns 8: k, k + 8
-    [[maybe_unused]] constexpr int kUnroll = D == 128 ? 2 : D / 16;  // at 128 the loads of more steps would not fit the registers
+    const auto* const a_row = a + lane % 16 * kStride + lane / 16 * 8;  // matrices: rows 0, rows 8, then k + 8
+    const auto* const b_row =
+        b + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;  // columns 0: k, k + 8; columns 8: k, k + 8
+    [[maybe_unused]] constexpr int kUnroll =
+        D == 128 ? 2 : D / 16;  // at 128 the loads of more steps would not fit the registers
 #pragma unroll kUnroll
     for (int k = 0; k < D; k += 16) {
       uint32_t left[4];
@@ -324,7 +351,8 @@ RFN_DEVICE void multiply_transposed(float (&acc)[N / 8][4], const typename Opera
 
 // out[16, D] += P[16, N] B[N, D]; P in accumulator layout.
 template <int precision, int D, int N>
-RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4], const typename Operand<precision>::Element* b) {
+RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4],
+                         const typename Operand<precision>::Element* b) {
   constexpr int kStride = D + Operand<precision>::kPad;
   const int lane = static_cast<int>(threadIdx.x) % 32, r = lane / 4, c = lane % 4;
   if constexpr (precision == RFN_PRECISION_F32) {
@@ -333,7 +361,8 @@ RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4], con
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const int owner = (lane & ~3) | (j / 2);  // the lane of the same rows that has column j
-        const float p0 = __shfl_sync(kFullWarp, p[n][j % 2], owner), p1 = __shfl_sync(kFullWarp, p[n][2 + j % 2], owner);
+        const float p0 = __shfl_sync(kFullWarp, p[n][j % 2], owner),
+                    p1 = __shfl_sync(kFullWarp, p[n][2 + j % 2], owner);
 #pragma unroll
         for (int d = 0; d < D / 8; ++d) {
           const float2 y = *reinterpret_cast<const float2*>(b + (8 * n + j) * kStride + 8 * d + 2 * c);
@@ -345,13 +374,16 @@ RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4], con
       }
     }
   } else if constexpr (precision == RFN_PRECISION_TF32) {
-    // The order of k in a sum is free: A's k = c takes column 2c of P and k = c + 4 column 2c + 1, which this lane has, and B's rows follow.
+    // The order of k in a sum is free: A's k = c takes column 2c of P and k = c + 4 column 2c + 1, which this lane has,
+    // and B's rows follow.
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) {
-      const uint32_t left[4] = {round_to_tf32(p[n][0]), round_to_tf32(p[n][2]), round_to_tf32(p[n][1]), round_to_tf32(p[n][3])};
+      const uint32_t left[4] = {round_to_tf32(p[n][0]), round_to_tf32(p[n][2]), round_to_tf32(p[n][1]),
+                                round_to_tf32(p[n][3])};
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) {
-        const uint32_t right[2] = {__float_as_uint(b[(8 * n + 2 * c) * kStride + 8 * d + r]), __float_as_uint(b[(8 * n + 2 * c + 1) * kStride + 8 * d + r])};
+        const uint32_t right[2] = {__float_as_uint(b[(8 * n + 2 * c) * kStride + 8 * d + r]),
+                                   __float_as_uint(b[(8 * n + 2 * c + 1) * kStride + 8 * d + r])};
         mma_m16n8k8_tf32(out[d], left, right);
       }
     }
@@ -359,8 +391,8 @@ RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4], con
     const auto* const b_row = b + lane % 16 * kStride + lane / 16 * 8;  // transposed matrices: k, k + 8; then d + 8
 #pragma unroll
     for (int n = 0; n < N / 8; n += 2) {
-      const uint32_t left[4] = {pack<precision>(p[n][0], p[n][1]), pack<precision>(p[n][2], p[n][3]), pack<precision>(p[n + 1][0], p[n + 1][1]),
-                                pack<precision>(p[n + 1][2], p[n + 1][3])};
+      const uint32_t left[4] = {pack<precision>(p[n][0], p[n][1]), pack<precision>(p[n][2], p[n][3]),
+                                pack<precision>(p[n + 1][0], p[n + 1][1]), pack<precision>(p[n + 1][2], p[n + 1][3])};
 #pragma unroll
       for (int d = 0; d < D / 8; d += 2) {
         uint32_t right[4];
@@ -378,7 +410,7 @@ RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4], con
   }
 }
 
-// ---- the walk ---------------------------------------------------------------------------------------------------------------------------
+// ---- the walk -----------------------------------------------------------------------------------
 
 // Columns [begin, end) of a tile: chunk first_chunk + w / C, place w % C.
 struct Walk {
@@ -388,24 +420,28 @@ struct Walk {
 // kKeys: rows are keys, columns queries.
 template <bool kKeys, int kRows>
 RFN_DEVICE Walk walk_of(const TileCall& c, int32_t first_slot) {
-  const int32_t last_slot = min(first_slot + kRows, c.padded) - 1, first = first_slot / c.chunk, last = last_slot / c.chunk;
+  const int32_t last_slot = min(first_slot + kRows, c.padded) - 1, first = first_slot / c.chunk,
+                last = last_slot / c.chunk;
   const int32_t behind = kKeys ? c.after : c.before, ahead = kKeys ? c.before : c.after;
   Walk walk = {first - behind, 0, (last - first + 1 + behind + ahead) * c.chunk};
   if (c.full && c.causal) {  // one chunk: slots are positions
-    if (kKeys) walk.begin = first_slot;
-    else walk.end = last_slot + 1;
+    if (kKeys)
+      walk.begin = first_slot;
+    else
+      walk.end = last_slot + 1;
   }
   return walk;
 }
 
 // Per-column numbers that only key rows need: of the query.
 struct QueryNumbers {
-  float lse, delta;      // lse in base 2
+  float lse, delta;  // lse in base 2
   uint64_t dropout_row;
 };
 
-// Loads the tokens of kColumns columns from `start` on; steps on while no row can see any of them. Returns where it stopped: walk.end or later when
-// nothing is left. `edge`: the last position among query rows, the first among key rows. Ends with a barrier if it loaded anything.
+// Loads the tokens of kColumns columns from `start` on; steps on while no row can see any of them. Returns where it
+// stopped: walk.end or later when nothing is left. `edge`: the last position among query rows, the first among key
+// rows. Ends with a barrier if it loaded anything.
 template <bool kKeys, int kColumns>
 RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t start, int32_t edge, Token* tokens,
                                 QueryNumbers* numbers) {
@@ -423,8 +459,10 @@ RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t sta
         if (kKeys && (place.round < c.first_query_round || place.round >= c.last_query_round)) token.x = kNone;
         if (kKeys && token.x >= 0) {
           const float lse = c.a.lse[p.lse + token.x];
-          if (lse == -INFINITY) token.x = kNone;  // it saw nobody
-          else query = {lse * kLog2E, c.s.delta[p.index * c.length + token.x], dropout_row(c, p, place, token.x)};
+          if (lse == -INFINITY)
+            token.x = kNone;  // it saw nobody
+          else
+            query = {lse * kLog2E, c.s.delta[p.index * c.length + token.x], dropout_row(c, p, place, token.x)};
         }
         useful = token.x >= 0 && (!c.causal || (kKeys ? token.x >= edge : token.x <= edge));
       }
@@ -444,10 +482,11 @@ struct PairBits {
   uint32_t kept[kWords];  // by dropout
 };
 
-// rows: the warp's first; row_numbers: dropout rows of query rows. counts: [16, N] duplicate counts of the warp, written where they are needed.
+// rows: the warp's first; row_numbers: dropout rows of query rows. counts: [16, N] duplicate counts of the warp,
+// written where they are needed.
 template <bool kKeys, int N>
-RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uint64_t* row_dropout, const Token* columns,
-                                 const QueryNumbers* numbers, uint8_t* counts) {
+RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uint64_t* row_dropout,
+                                 const Token* columns, const QueryNumbers* numbers, uint8_t* counts) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   PairBits<N> bits;
   TilePair p = {};
@@ -468,7 +507,8 @@ RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uin
       if (c.threshold != 0) {
         bool keep = false;
         if (yes) {
-          const uint64_t element = (kKeys ? numbers[column].dropout_row : row_dropout[i]) + dropout_column(c, query, key);
+          const uint64_t element =
+              (kKeys ? numbers[column].dropout_row : row_dropout[i]) + dropout_column(c, query, key);
           keep = (philox_word(c.a.dropout, element) >> 8) >= c.threshold;
         }
         const uint32_t kept_row = __ballot_sync(kFullWarp, keep);
@@ -510,18 +550,21 @@ RFN_DEVICE RowBits<N> row_bits(const TileCall& c, const PairBits<N>& bits) {
   return rows;
 }
 
-// ---- blocks -----------------------------------------------------------------------------------------------------------------------------
+// ---- blocks -------------------------------------------------------------------------------------
 
 // First slot of this block.
 template <int kRows, bool kLastFirst>
 RFN_DEVICE int32_t block_slot(const TileCall& c) {
   const int32_t tile = static_cast<int32_t>(block_number() % static_cast<unsigned>(c.tiles));
-  return (kLastFirst && c.full ? c.tiles - 1 - tile : tile) * kRows;  // the longest walks of causal full attention begin first
+  return (kLastFirst && c.full ? c.tiles - 1 - tile : tile) *
+         kRows;  // the longest walks of causal full attention begin first
 }
 
-// Loads the tokens of the block's rows; returns the edge that next_columns asks for. dropout_rows for query rows only. Ends with a barrier.
+// Loads the tokens of the block's rows; returns the edge that next_columns asks for. dropout_rows for query rows only.
+// Ends with a barrier.
 template <bool kKeys, int kRows>
-RFN_DEVICE int32_t load_row_tokens(const TileCall& c, int32_t first_slot, Token* rows, uint64_t* dropout_rows, int32_t* edge) {
+RFN_DEVICE int32_t load_row_tokens(const TileCall& c, int32_t first_slot, Token* rows, uint64_t* dropout_rows,
+                                   int32_t* edge) {
   const TilePair p = block_pair(c);
   if (threadIdx.x == 0) *edge = kKeys ? c.length : -1;
   __syncthreads();
@@ -532,8 +575,10 @@ RFN_DEVICE int32_t load_row_tokens(const TileCall& c, int32_t first_slot, Token*
     rows[threadIdx.x] = token;
     if (!kKeys && token.x >= 0) dropout_rows[threadIdx.x] = dropout_row(c, p, place, token.x);
     if (token.x >= 0) {
-      if (kKeys) atomicMin(edge, token.x);
-      else atomicMax(edge, token.x);
+      if (kKeys)
+        atomicMin(edge, token.x);
+      else
+        atomicMax(edge, token.x);
     }
   }
   __syncthreads();
@@ -542,22 +587,25 @@ RFN_DEVICE int32_t load_row_tokens(const TileCall& c, int32_t first_slot, Token*
 
 // Row tile i: rows through the stage, a piece at a time, or in place. Ends with a barrier.
 template <class Sizes, int precision, int D>
-RFN_DEVICE void load_row_tile(const TileCall& c, unsigned char* memory, int i, const Token* rows, const Source& source, int32_t key_norm, float factor,
-                              float* inverse) {
+RFN_DEVICE void load_row_tile(const TileCall& c, unsigned char* memory, int i, const Token* rows, const Source& source,
+                              int32_t key_norm, float factor, float* inverse) {
 #pragma unroll 1
   for (int first = 0; first < Sizes::kRows; first += Sizes::kPiece) {
-    auto* const tile = reinterpret_cast<typename Sizes::Element*>(memory + i * Sizes::kRowBytes) + first * Sizes::kStride;
-    float* const raw = Sizes::kStaged ? reinterpret_cast<float*>(memory + Sizes::kStage0) : reinterpret_cast<float*>(tile);
+    auto* const tile =
+        reinterpret_cast<typename Sizes::Element*>(memory + i * Sizes::kRowBytes) + first * Sizes::kStride;
+    float* const raw =
+        Sizes::kStaged ? reinterpret_cast<float*>(memory + Sizes::kStage0) : reinterpret_cast<float*>(tile);
     load_rows<D>(c, raw, rows + first, Sizes::kPiece, source);
     cp_async_commit();
     cp_async_wait_all();
     __syncthreads();
-    make_operand<precision, D>(raw, tile, Sizes::kPiece, key_norm, factor, static_cast<int>(c.a.head_size), inverse == nullptr ? nullptr : inverse + first);
+    make_operand<precision, D>(raw, tile, Sizes::kPiece, key_norm, factor, static_cast<int>(c.a.head_size),
+                               inverse == nullptr ? nullptr : inverse + first);
     __syncthreads();
   }
 }
 
-// ---- host side --------------------------------------------------------------------------------------------------------------------------
+// ---- host side ----------------------------------------------------------------------------------
 
 // Without `tiles`, which launch_tiles fills in.
 TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round);
@@ -568,15 +616,19 @@ rfn_status launch_tiles(rfn_stream& stream, Kernel kernel, TileCall call, Argume
   call.tiles = static_cast<int32_t>(div_up(call.padded, Sizes::kRows));
   const int64_t blocks = call.a.pairs() * call.tiles;
   if (blocks > 0x7fffffff) {
-    return fail(RFN_UNSUPPORTED, "attention: expected at most 2147483647 tiles over all heads and examples, got %lld", static_cast<long long>(blocks));
+    return fail(RFN_UNSUPPORTED, "attention: expected at most 2147483647 tiles over all heads and examples, got %lld",
+                static_cast<long long>(blocks));
   }
   const int bytes = Sizes::kBytes + (call.duplicates ? Sizes::kCountBytes : 0);
-  RFN_CUDA_TRY(stream, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sizes::kBytes + Sizes::kCountBytes));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, static_cast<unsigned>(blocks), Sizes::kThreads, bytes, native_stream(stream), call, arguments...));
+  RFN_CUDA_TRY(stream, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            Sizes::kBytes + Sizes::kCountBytes));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, static_cast<unsigned>(blocks), Sizes::kThreads, bytes, native_stream(stream),
+                                  call, arguments...));
   return RFN_OK;
 }
 
-// Calls run(precision, D) for the context's precision and the smallest D that holds the head size, as integral constants.
+// Calls run(precision, D) for the context's precision and the smallest D that holds the head size, as integral
+// constants.
 template <class Run>
 rfn_status with_tile(const rfn_context& context, int64_t head_size, const Run& run) {
   const auto with_size = [&](auto precision) {
@@ -585,10 +637,14 @@ rfn_status with_tile(const rfn_context& context, int64_t head_size, const Run& r
     return run(precision, std::integral_constant<int, 128>());
   };
   switch (context.precision) {
-    case RFN_PRECISION_TF32: return with_size(std::integral_constant<int, RFN_PRECISION_TF32>());
-    case RFN_PRECISION_BF16: return with_size(std::integral_constant<int, RFN_PRECISION_BF16>());
-    case RFN_PRECISION_F16: return with_size(std::integral_constant<int, RFN_PRECISION_F16>());
-    default: return with_size(std::integral_constant<int, RFN_PRECISION_F32>());
+    case RFN_PRECISION_TF32:
+      return with_size(std::integral_constant<int, RFN_PRECISION_TF32>());
+    case RFN_PRECISION_BF16:
+      return with_size(std::integral_constant<int, RFN_PRECISION_BF16>());
+    case RFN_PRECISION_F16:
+      return with_size(std::integral_constant<int, RFN_PRECISION_F16>());
+    default:
+      return with_size(std::integral_constant<int, RFN_PRECISION_F32>());
   }
 }
 

@@ -1,4 +1,5 @@
-// The CUDA backend: its table, and everything in it that is not an op. Loaded by core/plugin.cpp through rfn_cuda_backend.
+// The CUDA backend: its table, and everything in it that is not an op. Loaded by core/plugin.cpp through
+// rfn_cuda_backend.
 #include "core/backend.h"
 
 #include <cuda_runtime.h>
@@ -25,8 +26,10 @@ bool sticky(cudaError_t error) {
     case cudaErrorAssert:
     case cudaErrorIllegalInstruction:
     case cudaErrorMisalignedAddress:
-    case cudaErrorLaunchFailure: return true;
-    default: return false;
+    case cudaErrorLaunchFailure:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -43,10 +46,11 @@ std::string quoted(const char* text) {  // device names have no control characte
 
 rfn_status report(rfn_context& context, cudaError_t error, const char* what) {
   cudaGetLastError();  // the runtime keeps it otherwise, for the next call to find
-  if (error == cudaErrorMemoryAllocation) return fail(RFN_OUT_OF_MEMORY, "%s: the CUDA device has not enough free memory", what);
+  if (error == cudaErrorMemoryAllocation)
+    return fail(RFN_OUT_OF_MEMORY, "%s: the CUDA device has not enough free memory", what);
   if (error == cudaErrorNoKernelImageForDevice) {
-    return fail(RFN_UNSUPPORTED, "%s: this build has no kernels for compute capability %d.%d (it was compiled for %s)", what,
-                context.native == nullptr ? 0 : device_of(context).capability / 10,
+    return fail(RFN_UNSUPPORTED, "%s: this build has no kernels for compute capability %d.%d (it was compiled for %s)",
+                what, context.native == nullptr ? 0 : device_of(context).capability / 10,
                 context.native == nullptr ? 0 : device_of(context).capability % 10, RFN_CUDA_ARCHITECTURES);
   }
   if (sticky(error)) context.faulted.store(true, std::memory_order_release);
@@ -71,10 +75,14 @@ namespace {
 rfn_status no_device(cudaError_t error) {
   cudaGetLastError();
   switch (error) {
-    case cudaErrorInsufficientDriver: return fail(RFN_UNSUPPORTED, "CUDA is not available: no NVIDIA driver, or one that is older than CUDA %d.%d",
-                                                  CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    case cudaErrorNoDevice: return fail(RFN_UNSUPPORTED, "CUDA is not available: the NVIDIA driver sees no GPU");
-    default: return fail(RFN_UNSUPPORTED, "CUDA is not available: CUDA says %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+    case cudaErrorInsufficientDriver:
+      return fail(RFN_UNSUPPORTED, "CUDA is not available: no NVIDIA driver, or one that is older than CUDA %d.%d",
+                  CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    case cudaErrorNoDevice:
+      return fail(RFN_UNSUPPORTED, "CUDA is not available: the NVIDIA driver sees no GPU");
+    default:
+      return fail(RFN_UNSUPPORTED, "CUDA is not available: CUDA says %s (%s)", cudaGetErrorString(error),
+                  cudaGetErrorName(error));
   }
 }
 
@@ -83,9 +91,12 @@ rfn_status device_count(int32_t* count) {
   int devices = 0;  // left as it is on an error
   const cudaError_t error = cudaGetDeviceCount(&devices);
   *count = 0;
-  if (error != cudaSuccess) no_device(error);
-  else if (devices == 0) no_device(cudaErrorNoDevice);
-  else *count = devices;
+  if (error != cudaSuccess)
+    no_device(error);
+  else if (devices == 0)
+    no_device(cudaErrorNoDevice);
+  else
+    *count = devices;
   return RFN_OK;
 }
 
@@ -94,22 +105,28 @@ rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
   RFN_TRY(device_count(&devices));
   if (devices == 0) return RFN_UNSUPPORTED;
   if (index < 0 || index >= devices) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0 to %" PRId32 ", got %" PRId32, devices - 1, index);
+    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0 to %" PRId32 ", got %" PRId32,
+                devices - 1, index);
   }
   cudaDeviceProp p = {};
   const cudaError_t error = cudaGetDeviceProperties(&p, index);
   if (error != cudaSuccess) return no_device(error);
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  const auto number = [](const char* name, int64_t value) { return std::string(", \"") + name + "\": " + std::to_string(value); };
-  const std::string json = "{\"name\": " + quoted(p.name) + ", \"type\": \"cuda\"" + number("memory_bytes", static_cast<int64_t>(p.totalGlobalMem)) +
-                           ", \"compute_capability\": \"" + std::to_string(p.major) + "." + std::to_string(p.minor) + "\"" +
-                           number("multiprocessors", p.multiProcessorCount) +
-                           number("shared_bytes_per_block", static_cast<int64_t>(p.sharedMemPerBlockOptin)) + number("l2_bytes", p.l2CacheSize) +
-                           number("driver_version", driver) + number("runtime_version", CUDART_VERSION) +
+  const auto number = [](const char* name, int64_t value) {
+    return std::string(", \"") + name + "\": " + std::to_string(value);
+  };
+  const std::string json = "{\"name\": " + quoted(p.name) + ", \"type\": \"cuda\"" +
+                           number("memory_bytes", static_cast<int64_t>(p.totalGlobalMem)) +
+                           ", \"compute_capability\": \"" + std::to_string(p.major) + "." + std::to_string(p.minor) +
+                           "\"" + number("multiprocessors", p.multiProcessorCount) +
+                           number("shared_bytes_per_block", static_cast<int64_t>(p.sharedMemPerBlockOptin)) +
+                           number("l2_bytes", p.l2CacheSize) + number("driver_version", driver) +
+                           number("runtime_version", CUDART_VERSION) +
                            ", \"architectures\": \"" RFN_CUDA_ARCHITECTURES "\"}";
   if (static_cast<int64_t>(json.size()) >= capacity) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64, json.size() + 1, capacity);
+    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64,
+                json.size() + 1, capacity);
   }
   std::memcpy(text, json.c_str(), json.size() + 1);
   return RFN_OK;
@@ -131,7 +148,9 @@ rfn_status context_create(rfn_context& context) {
   RFN_TRY(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &device->shared_bytes));
   device->capability = 10 * major + minor;
   if (device->capability < 70) {
-    return fail(RFN_UNSUPPORTED, "rfn_context_create: device_index: expected a GPU of compute capability 7.0 or later, got %d.%d", major, minor);
+    return fail(RFN_UNSUPPORTED,
+                "rfn_context_create: device_index: expected a GPU of compute capability 7.0 or later, got %d.%d", major,
+                minor);
   }
   RFN_TRY(check(context, cudaFree(nullptr), "rfn_context_create"));  // makes the primary context
   RFN_TRY(load_gemm(context, &device->gemm));
@@ -152,8 +171,11 @@ void context_destroy(rfn_context& context) {
 rfn_status context_set_precision(rfn_context& context, int32_t precision) {
   const int capability = device_of(context).capability;
   if (precision == RFN_PRECISION_F32 || capability >= 80) return RFN_OK;
-  return fail(RFN_UNSUPPORTED, "rfn_context_set_precision: precision: expected RFN_PRECISION_F32 (0) on compute capability %d.%d, got %" PRId32
-              " (which needs 8.0)", capability / 10, capability % 10, precision);
+  return fail(
+      RFN_UNSUPPORTED,
+      "rfn_context_set_precision: precision: expected RFN_PRECISION_F32 (0) on compute capability %d.%d, got %" PRId32
+      " (which needs 8.0)",
+      capability / 10, capability % 10, precision);
 }
 
 rfn_status memory_info(const rfn_context& context, int64_t* free_bytes, int64_t* total_bytes) {
@@ -224,7 +246,8 @@ rfn_status event_wait(rfn_event& event, rfn_stream& stream) {
 rfn_status event_elapsed(rfn_event& start, rfn_event& stop, double* milliseconds) {
   const CurrentDevice current(*start.context);
   RFN_TRY(current.status());
-  for (rfn_event* const event : {&start, &stop}) RFN_TRY(check(*start.context, cudaEventSynchronize(native_event(*event)), "rfn_event_elapsed"));
+  for (rfn_event* const event : {&start, &stop})
+    RFN_TRY(check(*start.context, cudaEventSynchronize(native_event(*event)), "rfn_event_elapsed"));
   float elapsed = 0;
   const cudaError_t error = cudaEventElapsedTime(&elapsed, native_event(start), native_event(stop));
   if (error == cudaErrorInvalidResourceHandle) {
@@ -240,16 +263,19 @@ rfn_status buffer_allocate(rfn_context& context, int32_t memory, int64_t bytes, 
   const CurrentDevice current(context);
   RFN_TRY(current.status());
   const size_t size = bytes == 0 ? 1 : static_cast<size_t>(bytes);
-  const cudaError_t error = memory == RFN_MEMORY_HOST ? cudaHostAlloc(out, size, cudaHostAllocPortable) : cudaMalloc(out, size);
+  const cudaError_t error =
+      memory == RFN_MEMORY_HOST ? cudaHostAlloc(out, size, cudaHostAllocPortable) : cudaMalloc(out, size);
   if (error == cudaSuccess) return RFN_OK;
   *out = nullptr;
   if (error != cudaErrorMemoryAllocation) return report(context, error, "rfn_buffer_allocate");
   cudaGetLastError();
-  if (memory == RFN_MEMORY_HOST) return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: %" PRId64 " can't be page-locked", bytes);
+  if (memory == RFN_MEMORY_HOST)
+    return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: %" PRId64 " can't be page-locked", bytes);
   size_t free_now = 0, total = 0;
   if (cudaMemGetInfo(&free_now, &total) != cudaSuccess) cudaGetLastError();
-  return fail(RFN_OUT_OF_MEMORY, "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %zu of %zu are free on CUDA device %d", bytes, free_now,
-              total, context.device_index);
+  return fail(RFN_OUT_OF_MEMORY,
+              "rfn_buffer_allocate: bytes: asked for %" PRId64 ", but %zu of %zu are free on CUDA device %d", bytes,
+              free_now, total, context.device_index);
 }
 
 rfn_status buffer_free(rfn_context& context, int32_t memory, void* buffer) {
@@ -259,42 +285,49 @@ rfn_status buffer_free(rfn_context& context, int32_t memory, void* buffer) {
     const cudaError_t error = memory == RFN_MEMORY_HOST ? cudaFreeHost(buffer) : cudaFree(buffer);
     if (error == cudaErrorInvalidValue) {
       cudaGetLastError();
-      return fail(RFN_INVALID_ARGUMENT, "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p", buffer);
+      return fail(RFN_INVALID_ARGUMENT,
+                  "rfn_buffer_free: buffer: expected one that this context allocated and has not freed, got %p",
+                  buffer);
     }
     status = check(context, error, "rfn_buffer_free");
   }
-  return context.faulted ? RFN_OK : status;  // a lost device has lost its memory too: what is left to end is the buffer's hold on the context
+  return context.faulted ? RFN_OK : status;  // a lost device has lost its memory too: what is left to end is the
+                                             // buffer's hold on the context
 }
 
 rfn_status copy(rfn_stream& stream, void* destination, const void* source, int64_t bytes, int32_t direction) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  const cudaMemcpyKind kind = direction == RFN_COPY_HOST_TO_DEVICE   ? cudaMemcpyHostToDevice
-                              : direction == RFN_COPY_DEVICE_TO_HOST ? cudaMemcpyDeviceToHost
-                                                                     : cudaMemcpyDefault;  // finds the devices of both ends
-  return check(*stream.context, cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), kind, native_stream(stream)), "rfn_copy");
+  const cudaMemcpyKind kind = direction == RFN_COPY_HOST_TO_DEVICE ? cudaMemcpyHostToDevice
+                              : direction == RFN_COPY_DEVICE_TO_HOST
+                                  ? cudaMemcpyDeviceToHost
+                                  : cudaMemcpyDefault;  // finds the devices of both ends
+  return check(*stream.context,
+               cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), kind, native_stream(stream)),
+               "rfn_copy");
 }
 
 rfn_status fill_zero(rfn_stream& stream, void* destination, int64_t bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  return check(*stream.context, cudaMemsetAsync(destination, 0, static_cast<size_t>(bytes), native_stream(stream)), "rfn_fill_zero");
+  return check(*stream.context, cudaMemsetAsync(destination, 0, static_cast<size_t>(bytes), native_stream(stream)),
+               "rfn_fill_zero");
 }
 
 const Backend& backend() {
   static const Backend table = {
-      kBackendAbi,       sizeof(Backend), "CUDA",         device_count, device_describe,    context_create, context_destroy, context_set_precision,
-      memory_info,       stream_create,   stream_wrap,    stream_destroy, stream_synchronize, event_create,   event_destroy,   event_record,
-      event_wait,        event_elapsed,   buffer_allocate, buffer_free,  copy,               fill_zero,
-      RFN_OP_SLOTS
-  };
+      kBackendAbi,        sizeof(Backend),       "CUDA",        device_count,  device_describe, context_create,
+      context_destroy,    context_set_precision, memory_info,   stream_create, stream_wrap,     stream_destroy,
+      stream_synchronize, event_create,          event_destroy, event_record,  event_wait,      event_elapsed,
+      buffer_allocate,    buffer_free,           copy,          fill_zero,     RFN_OP_SLOTS};
   return table;
 }
 
 }  // namespace
 }  // namespace rfn::cuda
 
-extern "C" __attribute__((visibility("default"))) const rfn::Backend* rfn_cuda_backend(uint32_t abi, rfn::cuda::Fail fail) {
+extern "C" __attribute__((visibility("default"))) const rfn::Backend* rfn_cuda_backend(uint32_t abi,
+                                                                                       rfn::cuda::Fail fail) {
   rfn::cuda::set_fail(fail);
   if (abi != rfn::kBackendAbi) {
     fail(RFN_UNSUPPORTED, "libreformer_native and its CUDA plug-in come from different builds");

@@ -8,7 +8,8 @@ namespace rfn::cuda {
 
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Sum and maximum over the lanes of a group of `width` (a power of two) neighbouring lanes; every lane gets the same bits.
+// Sum and maximum over the lanes of a group of `width` (a power of two) neighbouring lanes; every lane gets the same
+// bits.
 template <int width = 32, class T>
 RFN_DEVICE T group_sum(T x) {
 #pragma unroll
@@ -22,7 +23,8 @@ RFN_DEVICE float group_maximum(float x) {
   return x;
 }
 
-// Sum over a block of whole warps, in float64 and in an order that depends on the block's size alone; every thread gets it. All threads call it.
+// Sum over a block of whole warps, in float64 and in an order that depends on the block's size alone; every thread gets
+// it. All threads call it.
 RFN_DEVICE double block_sum(double x) {
   RFN_SHARED(parts, double[32]);
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -35,18 +37,25 @@ RFN_DEVICE double block_sum(double x) {
 
 RFN_DEVICE float activation_value(int32_t activation, float x) {
   switch (activation) {
-    case RFN_ACTIVATION_RELU: return x > 0.0f ? x : 0.0f;
-    case RFN_ACTIVATION_GELU_ERF: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case RFN_ACTIVATION_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    case RFN_ACTIVATION_SILU: return x / (1.0f + expf(-x));
-    case RFN_ACTIVATION_TANH: return tanhf(x);
-    default: return x;
+    case RFN_ACTIVATION_RELU:
+      return x > 0.0f ? x : 0.0f;
+    case RFN_ACTIVATION_GELU_ERF:
+      return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    case RFN_ACTIVATION_GELU_TANH:
+      return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case RFN_ACTIVATION_SILU:
+      return x / (1.0f + expf(-x));
+    case RFN_ACTIVATION_TANH:
+      return tanhf(x);
+    default:
+      return x;
   }
 }
 // d activation / dx.
 RFN_DEVICE float activation_slope(int32_t activation, float x) {
   switch (activation) {
-    case RFN_ACTIVATION_RELU: return x > 0.0f ? 1.0f : 0.0f;
+    case RFN_ACTIVATION_RELU:
+      return x > 0.0f ? 1.0f : 0.0f;
     case RFN_ACTIVATION_GELU_ERF:
       return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
     case RFN_ACTIVATION_GELU_TANH: {
@@ -61,11 +70,13 @@ RFN_DEVICE float activation_slope(int32_t activation, float x) {
       const float t = tanhf(x);
       return 1.0f - t * t;
     }
-    default: return 1.0f;
+    default:
+      return 1.0f;
   }
 }
 
-// Blocks for n elements, `each` of them a block; grids stay under the limit of 2^31 - 1 blocks, which 2^31 * 256 elements would need.
+// Blocks for n elements, `each` of them a block; grids stay under the limit of 2^31 - 1 blocks, which 2^31 * 256
+// elements would need.
 inline unsigned blocks_for(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
 
 }  // namespace rfn::cuda

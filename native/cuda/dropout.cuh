@@ -17,8 +17,9 @@ RFN_DEVICE float dropout_at(const Dropout& d, uint64_t element) {
   return d.threshold == 0 ? 1.0f : dropout_multiplier(philox_word(d.random, element), d.threshold, d.keep_inverse);
 }
 
-// Bit i: element + i * stride is kept, i < kKeptItems. Called by whole warps, whose lanes have consecutive elements; stride is a multiple of 4.
-// Philox gives four words at a time, so four neighbouring lanes share them: each draws for every fourth i and passes the bits on.
+// Bit i: element + i * stride is kept, i < kKeptItems. Called by whole warps, whose lanes have consecutive elements;
+// stride is a multiple of 4. Philox gives four words at a time, so four neighbouring lanes share them: each draws for
+// every fourth i and passes the bits on.
 inline constexpr int kKeptItems = 8;
 RFN_DEVICE uint32_t kept_items(const Dropout& d, uint64_t element, uint64_t stride) {
   if (d.threshold == 0) return ~0u;
@@ -41,9 +42,12 @@ RFN_DEVICE uint32_t kept_items(const Dropout& d, uint64_t element, uint64_t stri
     return kept;
   }
 #pragma unroll 1
-  for (int i = 0; i < kKeptItems; ++i) kept |= static_cast<uint32_t>(philox_word(d.random, element + i * stride) >> 8 >= d.threshold) << i;
+  for (int i = 0; i < kKeptItems; ++i)
+    kept |= static_cast<uint32_t>(philox_word(d.random, element + i * stride) >> 8 >= d.threshold) << i;
   return kept;
 }
-RFN_DEVICE float kept_multiplier(const Dropout& d, uint32_t kept, int item) { return (kept >> item & 1u) != 0 ? d.keep_inverse : 0.0f; }
+RFN_DEVICE float kept_multiplier(const Dropout& d, uint32_t kept, int item) {
+  return (kept >> item & 1u) != 0 ? d.keep_inverse : 0.0f;
+}
 
 }  // namespace rfn::cuda

@@ -12,20 +12,26 @@ rfn_status copy_floats(rfn_stream& stream, float* to, const float* from, int64_t
 
 // y[i] = activation(x[i]) and dx[i] = dy[i] activation'(x[i]); in place where the pointers are equal.
 rfn_status activation_forward(rfn_stream& stream, int32_t activation, const float* x, float* y, int64_t n);
-rfn_status activation_backward(rfn_stream& stream, int32_t activation, const float* x, const float* dy, float* dx, int64_t n);
+rfn_status activation_backward(rfn_stream& stream, int32_t activation, const float* x, const float* dy, float* dx,
+                               int64_t n);
 
 // y[i] = x[i] times 0 or 1 / (1 - p), drawn for element first + i.
-rfn_status apply_dropout(rfn_stream& stream, const float* x, float* y, int64_t n, const Philox& random, uint64_t first, float p);
+rfn_status apply_dropout(rfn_stream& stream, const float* x, float* y, int64_t n, const Philox& random, uint64_t first,
+                         float p);
 
 // y[rows, columns] += bias[columns], with the ReLU of that when asked for; rows of y are `ld` floats apart.
-rfn_status add_bias(rfn_stream& stream, const float* bias, bool relu, int64_t rows, int64_t columns, float* y, int64_t ld);
+rfn_status add_bias(rfn_stream& stream, const float* bias, bool relu, int64_t rows, int64_t columns, float* y,
+                    int64_t ld);
 
-// out[columns] += sum over rows of x[rows, columns], in a fixed order. `sums` from take_column_sums for at least as many rows. ld: 0 = columns.
+// out[columns] += sum over rows of x[rows, columns], in a fixed order. `sums` from take_column_sums for at least as
+// many rows. ld: 0 = columns.
 float* take_column_sums(Arena& arena, int64_t rows, int64_t columns);
-rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out, int64_t ld = 0);
+rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out,
+                           int64_t ld = 0);
 
-// stream_values[i] += sign * d_i with d = dropout(x) (as apply_dropout), rounded to the grid of 2^grid_exponent when `exact`. With exact and sign +1,
-// values that leave +-2^(24 + grid_exponent), or are not finite, are counted in the RangeCheck of take_range_check.
+// stream_values[i] += sign * d_i with d = dropout(x) (as apply_dropout), rounded to the grid of 2^grid_exponent when
+// `exact`. With exact and sign +1, values that leave +-2^(24 + grid_exponent), or are not finite, are counted in the
+// RangeCheck of take_range_check.
 struct Residual {
   bool exact;
   int32_t grid_exponent;
@@ -39,9 +45,10 @@ struct RangeCheck {
 };
 rfn_status reset_range_check(rfn_stream& stream, RangeCheck* check);
 // `index`: flat index of stream_values[0], for the check. check may be null.
-rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n, uint64_t index,
-                        RangeCheck* check);
-// Folds a check into the caller's report [count, layer + 1, stream, index]: the first one that is not empty fills the last three.
+rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n,
+                        uint64_t index, RangeCheck* check);
+// Folds a check into the caller's report [count, layer + 1, stream, index]: the first one that is not empty fills the
+// last three.
 rfn_status report_range(rfn_stream& stream, const RangeCheck* check, int64_t* report, int32_t layer, int64_t which);
 
 }  // namespace rfn::cuda

@@ -2,12 +2,15 @@
 //
 // A warp has kTile columns of a row, tile blockIdx.y; a lane has columns lane, lane + 32, ... of them.
 //
-// A row of a table's gradient is a sum of rows of grad_stream1 + grad_stream2, over many tokens or few. All sums are in a fixed order: parts of
-// kPartTokens tokens are summed one token after the other; a row that is a single part is added to the table at once; the parts of other rows wait in
-// a buffer and are then added up.
-//  - words: the tokens are sorted by id and a part is kPartTokens places of that order, whatever ids are there. A run of one id that began in an
-//    earlier part leaves its sum in the part's row of the buffer; each other run is added to its word. Then a run's rows are added to its word.
-//  - positions: the tokens of a table's row are runs of `inner` positions, one in every inner * rows, each for all examples.
+// A row of a table's gradient is a sum of rows of grad_stream1 + grad_stream2, over many tokens or few. All sums are in
+// a fixed order: parts of kPartTokens tokens are summed one token after the other; a row that is a single part is added
+// to the table at once; the parts of other rows wait in a buffer and are then added up.
+//  - words: the tokens are sorted by id and a part is kPartTokens places of that order, whatever ids are there. A run
+//  of one id that began in an
+//    earlier part leaves its sum in the part's row of the buffer; each other run is added to its word. Then a run's
+//    rows are added to its word.
+//  - positions: the tokens of a table's row are runs of `inner` positions, one in every inner * rows, each for all
+//  examples.
 #include <algorithm>
 
 #include "core/backend.h"
@@ -70,11 +73,13 @@ Shape shape_of(const rfn_embedding& op) {
 RFN_DEVICE int64_t warp_number() { return int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; }
 RFN_DEVICE int64_t first_column() { return int64_t{blockIdx.y} * kTile + threadIdx.x % 32; }
 // The grid for `items` warps, or blocks, with rows of `width`.
-dim3 grid_for(int64_t items, int64_t per_block, int64_t width) { return dim3(blocks_for(items, per_block), blocks_for(width, kTile)); }
+dim3 grid_for(int64_t items, int64_t per_block, int64_t width) {
+  return dim3(blocks_for(items, per_block), blocks_for(width, kTile));
+}
 
 RFN_DEVICE bool known(int32_t id, int64_t vocabulary) { return id >= 0 && id < vocabulary; }
 
-// ---- forward ---------------------------------------------------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 struct Forward {
   Shape shape;
@@ -94,15 +99,18 @@ __global__ void __launch_bounds__(kThreads) embedding_forward_kernel(Forward f) 
   const int32_t id = f.ids[token];
   const bool there = known(id, s.vocabulary);
   const float* const word = f.word + (there ? id : 0) * s.width;
-  // Tokens and positions are less than 2^32, whose division is cheaper; an `inner` that is more has the quotient 0 all the same.
-  const uint32_t p = static_cast<uint32_t>(s.first_position) + static_cast<uint32_t>(token) % static_cast<uint32_t>(s.length);
+  // Tokens and positions are less than 2^32, whose division is cheaper; an `inner` that is more has the quotient 0 all
+  // the same.
+  const uint32_t p =
+      static_cast<uint32_t>(s.first_position) + static_cast<uint32_t>(token) % static_cast<uint32_t>(s.length);
   const int64_t place = token * s.width;
   const float* position[kMostAxes];  // of the row, moved so that the whole row's column is the index
 #pragma unroll
   for (int i = 0; i < kMostAxes; ++i) {
     if (i >= s.axis_count) continue;
     const uint32_t inner = static_cast<uint32_t>(min(s.axes[i].inner, int64_t{UINT32_MAX}));
-    position[i] = f.position[i] + p / inner % static_cast<uint32_t>(s.axes[i].rows) * s.axes[i].width - s.axes[i].column;
+    position[i] =
+        f.position[i] + p / inner % static_cast<uint32_t>(s.axes[i].rows) * s.axes[i].width - s.axes[i].column;
   }
   const uint32_t kept_word = kept_items(s.words, place + first, 32);
   const uint32_t kept_position = s.axis_count == 0 ? 0 : kept_items(s.positions, place + first, 32);
@@ -132,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) embedding_forward_kernel(Forward f) 
   if (f.check != nullptr) add_to_check(f.check, bad, first_bad);
 }
 
-// ---- gradients -------------------------------------------------------------------------------------------------------------------------------
+// ---- gradients ----------------------------------------------------------------------------------
 
 // What all gradients read.
 struct Source {
@@ -143,7 +151,8 @@ struct Source {
 };
 
 // sum += the token's gradient in the lane's columns: column, column + 32, ... of `end`.
-RFN_DEVICE void add_token(const Source& s, int64_t token, bool there, int64_t column, int64_t end, float (&sum)[kItems]) {
+RFN_DEVICE void add_token(const Source& s, int64_t token, bool there, int64_t column, int64_t end,
+                          float (&sum)[kItems]) {
   const int64_t place = token * s.width + column;
   const uint32_t kept = kept_items(s.dropout, place, 32);
 #pragma unroll
@@ -155,8 +164,10 @@ RFN_DEVICE void add_token(const Source& s, int64_t token, bool there, int64_t co
   }
 }
 
-// Adds up rows of `parts` in columns [begin, begin + kTile) and adds that to `gradient`. By a block: warp w has rows w, w + kWarps, ...
-RFN_DEVICE void add_parts(const float* parts, int64_t count, int64_t width, int64_t begin, float* gradient, float (*sums)[kTile]) {
+// Adds up rows of `parts` in columns [begin, begin + kTile) and adds that to `gradient`. By a block: warp w has rows w,
+// w + kWarps, ...
+RFN_DEVICE void add_parts(const float* parts, int64_t count, int64_t width, int64_t begin, float* gradient,
+                          float (*sums)[kTile]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float sum[kItems] = {};
   for (int64_t part = warp; part < count; part += kWarps) {
@@ -177,7 +188,7 @@ RFN_DEVICE void add_parts(const float* parts, int64_t count, int64_t width, int6
   }
 }
 
-// ---- words -----------------------------------------------------------------------------------------------------------------------------------
+// ---- words --------------------------------------------------------------------------------------
 
 struct Words {
   Source source;
@@ -196,7 +207,7 @@ __global__ void __launch_bounds__(kThreads) word_gradient_kernel(Words w) {
   if (begin >= w.tokens) return;  // a whole warp
   const int lane = threadIdx.x % 32;
   const int count = static_cast<int>(min(int64_t{kPartTokens}, w.tokens - begin));
-  const auto add_to = [&](float* row, const float (&sum)[kItems], bool overwrite) {
+  const auto add_to = [&](float* row, const float(&sum)[kItems], bool overwrite) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       if (column + 32 * i < s.width) row[column + 32 * i] = overwrite ? sum[i] : row[column + 32 * i] + sum[i];
@@ -206,7 +217,8 @@ __global__ void __launch_bounds__(kThreads) word_gradient_kernel(Words w) {
   int32_t run = id_at(w, begin);
   bool continued = begin > 0 && id_at(w, begin - 1) == run;
   const auto end_run = [&] {
-    if (known(run, s.vocabulary)) add_to(continued ? w.parts + part * s.width : w.gradient + run * s.width, sum, continued);
+    if (known(run, s.vocabulary))
+      add_to(continued ? w.parts + part * s.width : w.gradient + run * s.width, sum, continued);
   };
   for (int batch = 0; batch < count; batch += 32) {
     // The lanes read what the next 32 tokens are, all at once.
@@ -230,11 +242,12 @@ __global__ void __launch_bounds__(kThreads) word_gradient_kernel(Words w) {
 // A block adds the parts of the run that goes on in its part, if that is the first part it goes on in.
 __global__ void __launch_bounds__(kThreads) word_parts_kernel(Words w) {
   RFN_SHARED(sums, float[kWarps][kTile]);
-  const int64_t part = int64_t{blockIdx.x} + 1, place = part * kPartTokens, parts = (w.tokens + kPartTokens - 1) / kPartTokens;
+  const int64_t part = int64_t{blockIdx.x} + 1, place = part * kPartTokens,
+                parts = (w.tokens + kPartTokens - 1) / kPartTokens;
   const int32_t id = id_at(w, place);
   const bool first = id_at(w, place - 1) == id && (part == 1 || id_at(w, place - kPartTokens - 1) != id);
   if (!first || !known(id, w.source.vocabulary)) return;  // the whole block
-  int64_t last = part, past = parts;  // the run goes on in `last`, but not in `past`
+  int64_t last = part, past = parts;                      // the run goes on in `last`, but not in `past`
   while (past - last > 1) {
     const int64_t middle = (last + past) / 2;
     (id_at(w, middle * kPartTokens) == id ? last : past) = middle;
@@ -243,19 +256,21 @@ __global__ void __launch_bounds__(kThreads) word_parts_kernel(Words w) {
   add_parts(w.parts + part * width, past - part, width, int64_t{blockIdx.y} * kTile, w.gradient + id * width, sums);
 }
 
-rfn_status word_gradient(rfn_stream& stream, const rfn_embedding& op, const Shape& s, const Source& source, int32_t* order, void* sort,
-                         float* parts) {
+rfn_status word_gradient(rfn_stream& stream, const rfn_embedding& op, const Shape& s, const Source& source,
+                         int32_t* order, void* sort, float* parts) {
   // An id that is none counts as `vocabulary`.
   RFN_TRY(counting_sort(stream, {1, s.tokens, s.vocabulary + 1, i32(op.ids), 1, 1, order, s.tokens, nullptr}, sort));
   const int64_t count = div_up(s.tokens, kPartTokens);
   const Words words{source, order, s.tokens, parts, f32(op.grad_word)};
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(word_gradient_kernel, grid_for(count, kWarps, s.width), kThreads, 0, native_stream(stream), words));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(word_gradient_kernel, grid_for(count, kWarps, s.width), kThreads, 0,
+                                  native_stream(stream), words));
   if (count == 1) return RFN_OK;
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(word_parts_kernel, grid_for(count - 1, 1, s.width), kThreads, 0, native_stream(stream), words));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(word_parts_kernel, grid_for(count - 1, 1, s.width), kThreads, 0,
+                                  native_stream(stream), words));
   return RFN_OK;
 }
 
-// ---- positions -------------------------------------------------------------------------------------------------------------------------------
+// ---- positions ----------------------------------------------------------------------------------
 
 struct Positions {
   Source source;
@@ -277,7 +292,8 @@ __global__ void __launch_bounds__(kThreads, 2) position_gradient_kernel(Position
   const Axis& axis = p.axis;
   const int64_t part = warp_number() % p.row_parts, row = warp_number() / p.row_parts, column = first_column();
   if (row >= axis.rows) return;  // a whole warp
-  const int64_t before = positions_below(axis, row, p.first), entries = (positions_below(axis, row, p.first + p.length) - before) * p.batch;
+  const int64_t before = positions_below(axis, row, p.first),
+                entries = (positions_below(axis, row, p.first + p.length) - before) * p.batch;
   const int64_t begin = part * kPartTokens, end = min(entries, begin + kPartTokens);
   if (begin >= end) return;
   // Entry x is example x % batch at the (before + x / batch)-th position of the row.
@@ -286,7 +302,8 @@ __global__ void __launch_bounds__(kThreads, 2) position_gradient_kernel(Position
   float sum[kItems] = {};
   for (int64_t x = begin; x < end; ++x) {
     const int64_t token = example * p.length + position - p.first;
-    add_token(p.source, token, known(p.source.ids[token], p.source.vocabulary), axis.column + column, axis.column + axis.width, sum);
+    add_token(p.source, token, known(p.source.ids[token], p.source.vocabulary), axis.column + column,
+              axis.column + axis.width, sum);
     if (++example < p.batch) continue;
     example = 0;
     ++position;
@@ -305,7 +322,8 @@ __global__ void __launch_bounds__(kThreads, 2) position_gradient_kernel(Position
 __global__ void __launch_bounds__(kThreads) position_parts_kernel(Positions p) {
   RFN_SHARED(sums, float[kWarps][kTile]);
   const int64_t row = blockIdx.x, width = p.axis.width;
-  const int64_t entries = (positions_below(p.axis, row, p.first + p.length) - positions_below(p.axis, row, p.first)) * p.batch;
+  const int64_t entries =
+      (positions_below(p.axis, row, p.first + p.length) - positions_below(p.axis, row, p.first)) * p.batch;
   if (entries == 0) return;  // the whole block
   add_parts(p.parts + row * p.row_parts * width, (entries + kPartTokens - 1) / kPartTokens, width,
             int64_t{blockIdx.y} * kTile, p.gradient + row * width, sums);
@@ -322,7 +340,8 @@ int64_t row_parts(const Shape& s, const Axis& axis) {
   return div_up((s.length / period * axis.inner + std::min(s.length % period, axis.inner)) * s.batch, kPartTokens);
 }
 
-rfn_status position_gradient(rfn_stream& stream, const rfn_embedding& op, const Shape& s, Source source, int i, float* parts) {
+rfn_status position_gradient(rfn_stream& stream, const rfn_embedding& op, const Shape& s, Source source, int i,
+                             float* parts) {
   const bool learned = op.positions == RFN_POSITIONS_LEARNED;
   const Axis axis = gradient_axis(op, s, i);
   source.dropout = s.positions;
@@ -334,21 +353,22 @@ rfn_status position_gradient(rfn_stream& stream, const rfn_embedding& op, const 
                     row_parts(s, axis),
                     parts,
                     f32(op.grad_position[i]) + (learned ? s.first_position * s.width : 0)};
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(position_gradient_kernel, grid_for(axis.rows * p.row_parts, kWarps, axis.width), kThreads, 0,
-                                  native_stream(stream), p));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(position_gradient_kernel, grid_for(axis.rows * p.row_parts, kWarps, axis.width),
+                                  kThreads, 0, native_stream(stream), p));
   if (p.row_parts == 1) return RFN_OK;
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(position_parts_kernel, grid_for(axis.rows, 1, axis.width), kThreads, 0, native_stream(stream), p));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(position_parts_kernel, grid_for(axis.rows, 1, axis.width), kThreads, 0,
+                                  native_stream(stream), p));
   return RFN_OK;
 }
 
-// ---- workspaces ------------------------------------------------------------------------------------------------------------------------------
+// ---- workspaces ---------------------------------------------------------------------------------
 
 RangeCheck* forward_layout(Arena& arena) { return arena.take<RangeCheck>(1); }
 
 struct BackwardLayout {
   int32_t* order;  // [tokens]
   char* sort;
-  float* parts;    // of one table after the other
+  float* parts;  // of one table after the other
 };
 BackwardLayout backward_layout(Arena& arena, const rfn_embedding& op, const Shape& s) {
   int64_t parts = div_up(s.tokens, kPartTokens) * s.width;
@@ -357,7 +377,8 @@ BackwardLayout backward_layout(Arena& arena, const rfn_embedding& op, const Shap
     const int64_t of_row = row_parts(s, axis);
     if (of_row > 1) parts = std::max(parts, axis.rows * of_row * axis.width);
   }
-  return {arena.take<int32_t>(s.tokens), arena.take<char>(counting_sort_bytes(1, s.tokens, s.vocabulary + 1)), arena.take<float>(parts)};
+  return {arena.take<int32_t>(s.tokens), arena.take<char>(counting_sort_bytes(1, s.tokens, s.vocabulary + 1)),
+          arena.take<float>(parts)};
 }
 
 }  // namespace
@@ -391,7 +412,8 @@ rfn_status embedding_forward(rfn_stream& stream, const rfn_embedding& op, void* 
     f.check = check;
     RFN_TRY(reset_range_check(stream, check));
   }
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(embedding_forward_kernel, grid_for(f.shape.tokens, kWarps, f.shape.width), kThreads, 0, native_stream(stream), f));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(embedding_forward_kernel, grid_for(f.shape.tokens, kWarps, f.shape.width), kThreads,
+                                  0, native_stream(stream), f));
   return report ? report_range(stream, check, i64(op.range_report), -1, 1) : RFN_OK;
 }
 

@@ -17,8 +17,8 @@ constexpr int64_t kMinRows = 256;
 constexpr int64_t kChunkBytes = int64_t{64} << 20;  // hidden values of an automatic chunk
 
 // hidden: z = x W1^T + b1 becomes h = activation(dropout(z)). gradient, when not null: dh becomes dz.
-__global__ void __launch_bounds__(kThreads) hidden_kernel(int32_t activation, Dropout dropout, uint64_t first, int64_t n, float* hidden,
-                                                          float* gradient, bool aligned) {
+__global__ void __launch_bounds__(kThreads) hidden_kernel(int32_t activation, Dropout dropout, uint64_t first,
+                                                          int64_t n, float* hidden, float* gradient, bool aligned) {
   const int64_t i = quad_begin(first);
   const Quad multiplier = dropout_quad(dropout, first, i);
   Quad h = load_quad(hidden, i, n, aligned);
@@ -37,29 +37,38 @@ __global__ void __launch_bounds__(kThreads) hidden_kernel(int32_t activation, Dr
 
 bool relu_in_product(const FeedForward& op) { return op.activation == RFN_ACTIVATION_RELU && op.dropout == 0.0f; }
 
-rfn_status finish_hidden(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const FeedForwardScratch& scratch,
-                         float* gradient) {
+rfn_status finish_hidden(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
+                         const FeedForwardScratch& scratch, float* gradient) {
   const int64_t n = rows * op.hidden;
   // The product's ReLU leaves h, which is positive where z is.
-  if (relu_in_product(op)) return gradient == nullptr ? RFN_OK : activation_backward(stream, op.activation, scratch.hidden, gradient, gradient, n);
+  if (relu_in_product(op))
+    return gradient == nullptr ? RFN_OK
+                               : activation_backward(stream, op.activation, scratch.hidden, gradient, gradient, n);
   const uint64_t first = static_cast<uint64_t>(first_row * op.hidden);
   const bool aligned = quads_aligned(first, scratch.hidden, gradient);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(hidden_kernel, blocks_for(quad_count(n, first), kThreads), kThreads, 0, native_stream(stream), op.activation,
-                                  dropout_of(op.hidden_random, op.dropout), first, n, scratch.hidden, gradient, aligned));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(hidden_kernel, blocks_for(quad_count(n, first), kThreads), kThreads, 0,
+                                  native_stream(stream), op.activation, dropout_of(op.hidden_random, op.dropout), first,
+                                  n, scratch.hidden, gradient, aligned));
   return RFN_OK;
 }
 
 // scratch.hidden = x W1^T + b1, or its ReLU.
-rfn_status hidden_product(rfn_stream& stream, const FeedForward& op, int64_t rows, const float* x, const FeedForwardScratch& scratch) {
+rfn_status hidden_product(rfn_stream& stream, const FeedForward& op, int64_t rows, const float* x,
+                          const FeedForwardScratch& scratch) {
   const Epilogue epilogue = relu_in_product(op) ? Epilogue::kBiasRelu : Epilogue::kBias;
-  return gemm(stream, {Transpose::kNo, Transpose::kYes, rows, op.hidden, op.width, x, op.width, op.w1, op.width, 1.0f, 0.0f, scratch.hidden,
-                       op.hidden, epilogue, op.b1}, scratch.gemm);
+  return gemm(stream,
+              {Transpose::kNo, Transpose::kYes, rows, op.hidden, op.width, x, op.width, op.w1, op.width, 1.0f, 0.0f,
+               scratch.hidden, op.hidden, epilogue, op.b1},
+              scratch.gemm);
 }
 
 // y = or += h W2^T + b2.
-rfn_status output_product(rfn_stream& stream, const FeedForward& op, int64_t rows, const FeedForwardScratch& scratch, bool add, float* y) {
-  return gemm(stream, {Transpose::kNo, Transpose::kYes, rows, op.width, op.hidden, scratch.hidden, op.hidden, op.w2, op.hidden, 1.0f,
-                       add ? 1.0f : 0.0f, y, op.width, Epilogue::kBias, op.b2}, scratch.gemm);
+rfn_status output_product(rfn_stream& stream, const FeedForward& op, int64_t rows, const FeedForwardScratch& scratch,
+                          bool add, float* y) {
+  return gemm(stream,
+              {Transpose::kNo, Transpose::kYes, rows, op.width, op.hidden, scratch.hidden, op.hidden, op.w2, op.hidden,
+               1.0f, add ? 1.0f : 0.0f, y, op.width, Epilogue::kBias, op.b2},
+              scratch.gemm);
 }
 
 }  // namespace
@@ -80,8 +89,9 @@ FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int6
   return s;
 }
 
-rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x,
-                                      const FeedForwardScratch& scratch, float* hidden, bool add, float* y) {
+rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
+                                      const float* x, const FeedForwardScratch& scratch, float* hidden, bool add,
+                                      float* y) {
   RFN_TRY(hidden_product(stream, op, rows, x, scratch));
   // A copy: the product must not depend on where the caller wants it.
   if (hidden != nullptr) RFN_TRY(copy_floats(stream, hidden, scratch.hidden, rows * op.hidden));
@@ -89,26 +99,36 @@ rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op,
   return output_product(stream, op, rows, scratch, add, y);
 }
 
-rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
-                                       const FeedForwardScratch& scratch, const float* hidden, float* y, float* dx) {
+rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
+                                       const float* x, const float* dy, const FeedForwardScratch& scratch,
+                                       const float* hidden, float* y, float* dx) {
   if (op.dropout > 0.0f) {
     const uint64_t first = static_cast<uint64_t>(first_row * op.width);
     RFN_TRY(apply_dropout(stream, dy, scratch.grad_output, rows * op.width, op.output_random, first, op.dropout));
     dy = scratch.grad_output;
   }
-  RFN_TRY(hidden == nullptr ? hidden_product(stream, op, rows, x, scratch) : copy_floats(stream, scratch.hidden, hidden, rows * op.hidden));
-  RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kNo, rows, op.hidden, op.width, dy, op.width, op.w2, op.hidden, 1.0f, 0.0f, scratch.grad_hidden,
-                        op.hidden}, scratch.gemm));
+  RFN_TRY(hidden == nullptr ? hidden_product(stream, op, rows, x, scratch)
+                            : copy_floats(stream, scratch.hidden, hidden, rows * op.hidden));
+  RFN_TRY(gemm(stream,
+               {Transpose::kNo, Transpose::kNo, rows, op.hidden, op.width, dy, op.width, op.w2, op.hidden, 1.0f, 0.0f,
+                scratch.grad_hidden, op.hidden},
+               scratch.gemm));
   RFN_TRY(finish_hidden(stream, op, first_row, rows, scratch, scratch.grad_hidden));
   if (y != nullptr) RFN_TRY(output_product(stream, op, rows, scratch, false, y));
-  RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kNo, rows, op.width, op.hidden, scratch.grad_hidden, op.hidden, op.w1, op.width, 1.0f, 0.0f, dx,
-                        op.width}, scratch.gemm));
+  RFN_TRY(gemm(stream,
+               {Transpose::kNo, Transpose::kNo, rows, op.width, op.hidden, scratch.grad_hidden, op.hidden, op.w1,
+                op.width, 1.0f, 0.0f, dx, op.width},
+               scratch.gemm));
   // Parameters.
-  RFN_TRY(gemm(stream, {Transpose::kYes, Transpose::kNo, op.width, op.hidden, rows, dy, op.width, scratch.hidden, op.hidden, 1.0f, 1.0f, op.grad_w2,
-                        op.hidden}, scratch.gemm));
+  RFN_TRY(gemm(stream,
+               {Transpose::kYes, Transpose::kNo, op.width, op.hidden, rows, dy, op.width, scratch.hidden, op.hidden,
+                1.0f, 1.0f, op.grad_w2, op.hidden},
+               scratch.gemm));
   RFN_TRY(add_column_sums(stream, dy, rows, op.width, scratch.sums, op.grad_b2));
-  RFN_TRY(gemm(stream, {Transpose::kYes, Transpose::kNo, op.hidden, op.width, rows, scratch.grad_hidden, op.hidden, x, op.width, 1.0f, 1.0f,
-                        op.grad_w1, op.width}, scratch.gemm));
+  RFN_TRY(gemm(stream,
+               {Transpose::kYes, Transpose::kNo, op.hidden, op.width, rows, scratch.grad_hidden, op.hidden, x, op.width,
+                1.0f, 1.0f, op.grad_w1, op.width},
+               scratch.gemm));
   return add_column_sums(stream, scratch.grad_hidden, rows, op.hidden, scratch.sums, op.grad_b1);
 }
 
@@ -138,7 +158,8 @@ rfn_status feed_forward_workspace(const rfn_context&, const rfn_feed_forward& op
   return RFN_OK;
 }
 
-rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t workspace_bytes) {
+rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace,
+                                int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   Arena arena(workspace, workspace_bytes);
@@ -147,20 +168,22 @@ rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, 
     const int64_t rows = std::min(c.chunk, c.rows - first), offset = first * c.op.width;
     float* const y = f32(op.y) + offset;
     RFN_TRY(feed_forward_chunk_forward(stream, c.op, first, rows, f32(op.x) + offset, c.scratch, nullptr, false, y));
-    RFN_TRY(apply_dropout(stream, y, y, rows * c.op.width, c.op.output_random, static_cast<uint64_t>(offset), c.op.dropout));
+    RFN_TRY(apply_dropout(stream, y, y, rows * c.op.width, c.op.output_random, static_cast<uint64_t>(offset),
+                          c.op.dropout));
   }
   return RFN_OK;
 }
 
-rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t workspace_bytes) {
+rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace,
+                                 int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   Arena arena(workspace, workspace_bytes);
   const Call c = call_of(arena, op, RFN_PASS_BACKWARD);
   for (int64_t first = 0; first < c.rows; first += c.chunk) {
     const int64_t offset = first * c.op.width;
-    RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, std::min(c.chunk, c.rows - first), f32(op.x) + offset, f32(op.grad_y) + offset,
-                                        c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
+    RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, std::min(c.chunk, c.rows - first), f32(op.x) + offset,
+                                        f32(op.grad_y) + offset, c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
   }
   return RFN_OK;
 }

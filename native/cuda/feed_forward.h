@@ -20,12 +20,16 @@ struct FeedForwardScratch {
 };
 FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int64_t rows, int32_t pass, void* gemm);
 
-// y = layer(x), or with add y += layer(x), without its last dropout, which the caller applies (elements (first_row + i) * E + j of output_random),
-// for `rows` rows of which the first is row `first_row` of the whole. hidden [rows, F], when not null: takes what the first product gives.
-rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x,
-                                      const FeedForwardScratch& scratch, float* hidden, bool add, float* y);
-// Recomputes what it is not given: hidden of a forward pass, or null. y (without add the same bits as forward's) is written when not null; dx is overwritten; parameter gradients are added to.
-rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows, const float* x, const float* dy,
-                                       const FeedForwardScratch& scratch, const float* hidden, float* y, float* dx);
+// y = layer(x), or with add y += layer(x), without its last dropout, which the caller applies (elements (first_row + i)
+// * E + j of output_random), for `rows` rows of which the first is row `first_row` of the whole. hidden [rows, F], when
+// not null: takes what the first product gives.
+rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
+                                      const float* x, const FeedForwardScratch& scratch, float* hidden, bool add,
+                                      float* y);
+// Recomputes what it is not given: hidden of a forward pass, or null. y (without add the same bits as forward's) is
+// written when not null; dx is overwritten; parameter gradients are added to.
+rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
+                                       const float* x, const float* dy, const FeedForwardScratch& scratch,
+                                       const float* hidden, float* y, float* dx);
 
 }  // namespace rfn::cuda

@@ -8,7 +8,7 @@ RFN_DECLARE_OPS
 
 namespace {
 
-// Rows of both streams, combined as they are read; a gradient goes back to both as it is written. 
+// Rows of both streams, combined as they are read; a gradient goes back to both as it is written.
 struct CombinedRows {
   static constexpr bool kDropout = true;
   const float *stream1, *stream2;
@@ -18,7 +18,7 @@ struct CombinedRows {
   int64_t width;     // E
   int64_t combined;  // 2E: one after the other; E: the mean
   Dropout dropout;
-  
+
   __device__ bool concatenates() const { return combined != width; }
 
   __device__ float value(int64_t row, int64_t column) const {
@@ -72,7 +72,8 @@ rfn_status final_norm_backward(rfn_stream& stream, const rfn_final_norm& op, voi
   const CombinedRows rows = rows_of(op);
   Arena arena(workspace, workspace_bytes);
   float* const sums = take_norm_parts(arena, op.stream1.shape[0], rows.combined);
-  return norm_backward(stream, rows, op.stream1.shape[0], rows.combined, op.epsilon, f32(op.weight), sums, f32(op.grad_weight), f32(op.grad_bias));
+  return norm_backward(stream, rows, op.stream1.shape[0], rows.combined, op.epsilon, f32(op.weight), sums,
+                       f32(op.grad_weight), f32(op.grad_bias));
 }
 
 }  // namespace rfn::cuda

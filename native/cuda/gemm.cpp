@@ -13,15 +13,17 @@
 namespace rfn::cuda {
 namespace {
 
-constexpr int64_t kTensorCoreAlignment = 16;      // bytes; also what fused bias kernels assume of the bias
-constexpr int64_t kMostRows = int64_t{1} << 20;   // of one call: cuBLASLt before 12.1 fails from 65535 * 32 rows on
-constexpr size_t kMostPlans = 4096;               // then the choices are made anew, with the same outcome
+constexpr int64_t kTensorCoreAlignment = 16;     // bytes; also what fused bias kernels assume of the bias
+constexpr int64_t kMostRows = int64_t{1} << 20;  // of one call: cuBLASLt before 12.1 fails from 65535 * 32 rows on
+constexpr size_t kMostPlans = 4096;              // then the choices are made anew, with the same outcome
 
-#define RFN_CUBLASLT_FUNCTIONS(X)                                                                                            \
-  X(cublasLtCreate) X(cublasLtDestroy) X(cublasLtGetVersion) X(cublasLtGetStatusString) X(cublasLtMatmul)                    \
-  X(cublasLtMatmulAlgoGetHeuristic) X(cublasLtMatrixLayoutCreate) X(cublasLtMatrixLayoutDestroy) X(cublasLtMatmulDescCreate) \
-  X(cublasLtMatmulDescDestroy) X(cublasLtMatmulDescSetAttribute) X(cublasLtMatmulPreferenceCreate)                           \
-  X(cublasLtMatmulPreferenceDestroy) X(cublasLtMatmulPreferenceSetAttribute)
+#define RFN_CUBLASLT_FUNCTIONS(X)                                                                    \
+  X(cublasLtCreate)                                                                                  \
+  X(cublasLtDestroy) X(cublasLtGetVersion) X(cublasLtGetStatusString) X(cublasLtMatmul)              \
+      X(cublasLtMatmulAlgoGetHeuristic) X(cublasLtMatrixLayoutCreate) X(cublasLtMatrixLayoutDestroy) \
+          X(cublasLtMatmulDescCreate) X(cublasLtMatmulDescDestroy) X(cublasLtMatmulDescSetAttribute) \
+              X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy)                   \
+                  X(cublasLtMatmulPreferenceSetAttribute)
 
 // The functions of the process's cuBLASLt, or why there are none. Never unloaded: CUDA libraries don't take that well.
 struct Library {
@@ -52,12 +54,14 @@ struct Library {
     if (library == nullptr) return dlerror();
     const char* absent = nullptr;
 #define RFN_FIND(name) \
-    if ((name = reinterpret_cast<decltype(name)>(dlsym(library, #name))) == nullptr) absent = #name;
+  if ((name = reinterpret_cast<decltype(name)>(dlsym(library, #name))) == nullptr) absent = #name;
     RFN_CUBLASLT_FUNCTIONS(RFN_FIND)
 #undef RFN_FIND
     if (absent != nullptr) return "it has no function " + std::string(absent);
     const size_t version = cublasLtGetVersion(), major = version / 10000;
-    return major == CUBLAS_VER_MAJOR ? "" : "its version is " + std::to_string(version) + ", this build needs " + std::to_string(CUBLAS_VER_MAJOR);
+    return major == CUBLAS_VER_MAJOR
+               ? ""
+               : "its version is " + std::to_string(version) + ", this build needs " + std::to_string(CUBLAS_VER_MAJOR);
   }
 };
 
@@ -74,15 +78,20 @@ int64_t alignment_of(const void* pointer) {
 
 cublasComputeType_t compute_type(int32_t precision) {
   switch (precision) {
-    case RFN_PRECISION_TF32: return CUBLAS_COMPUTE_32F_FAST_TF32;
-    case RFN_PRECISION_BF16: return CUBLAS_COMPUTE_32F_FAST_16BF;
-    case RFN_PRECISION_F16: return CUBLAS_COMPUTE_32F_FAST_16F;
-    default: return CUBLAS_COMPUTE_32F;
+    case RFN_PRECISION_TF32:
+      return CUBLAS_COMPUTE_32F_FAST_TF32;
+    case RFN_PRECISION_BF16:
+      return CUBLAS_COMPUTE_32F_FAST_16BF;
+    case RFN_PRECISION_F16:
+      return CUBLAS_COMPUTE_32F_FAST_16F;
+    default:
+      return CUBLAS_COMPUTE_32F;
   }
 }
 
-// All that the choice of an algorithm depends on. cuBLASLt is column-major, so it is asked for the transposed product with A and B exchanged:
-// C^T[n,m] = op(B)^T op(A)^T. A row-major matrix is a column-major one of its transpose, hence the transpositions stay as they are.
+// All that the choice of an algorithm depends on. cuBLASLt is column-major, so it is asked for the transposed product
+// with A and B exchanged: C^T[n,m] = op(B)^T op(A)^T. A row-major matrix is a column-major one of its transpose, hence
+// the transpositions stay as they are.
 struct Key {
   int64_t m, n, k, lda, ldb, ldc;
   int64_t align_a, align_b, align_c;
@@ -96,11 +105,24 @@ struct Key {
 };
 
 Key key_of(const Product& p, int32_t precision) {
-  Key key{p.m, p.n, p.k, p.lda, p.ldb, p.ldc, alignment_of(p.a), alignment_of(p.b), alignment_of(p.c), p.transpose_a == Transpose::kYes,
-          p.transpose_b == Transpose::kYes, CUBLAS_COMPUTE_32F, CUBLASLT_EPILOGUE_DEFAULT};
-  const bool vectors = std::min({key.align_a, key.align_b, key.align_c}) == kTensorCoreAlignment && (p.lda | p.ldb | p.ldc) % 4 == 0;
+  Key key{p.m,
+          p.n,
+          p.k,
+          p.lda,
+          p.ldb,
+          p.ldc,
+          alignment_of(p.a),
+          alignment_of(p.b),
+          alignment_of(p.c),
+          p.transpose_a == Transpose::kYes,
+          p.transpose_b == Transpose::kYes,
+          CUBLAS_COMPUTE_32F,
+          CUBLASLT_EPILOGUE_DEFAULT};
+  const bool vectors =
+      std::min({key.align_a, key.align_b, key.align_c}) == kTensorCoreAlignment && (p.lda | p.ldb | p.ldc) % 4 == 0;
   if (vectors) key.compute = compute_type(precision);
-  // cuBLASLt's preferences have no alignment of the bias, and its kernels load 16 bytes of it at a time. Others get a pass of their own.
+  // cuBLASLt's preferences have no alignment of the bias, and its kernels load 16 bytes of it at a time. Others get a
+  // pass of their own.
   if (p.epilogue != Epilogue::kNone && alignment_of(p.bias) == kTensorCoreAlignment) {
     key.epilogue = p.epilogue == Epilogue::kBias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_RELU_BIAS;
   }
@@ -140,13 +162,15 @@ cublasStatus_t set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t att
   return library().cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof(value));
 }
 template <class T>
-cublasStatus_t set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, const T& value) {
+cublasStatus_t set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
+                   const T& value) {
   return library().cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value));
 }
 
 }  // namespace
 
-// One context's handle and what has been chosen with it. A context has one calling thread at a time, so nothing here is locked.
+// One context's handle and what has been chosen with it. A context has one calling thread at a time, so nothing here is
+// locked.
 class Gemm {
  public:
   Gemm() = default;
@@ -168,8 +192,8 @@ class Gemm {
       const cublasStatus_t set_bias = set(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
       if (set_bias != CUBLAS_STATUS_SUCCESS) return set_bias;
     }
-    return library().cublasLtMatmul(handle_, plan->desc, &p.alpha, p.b, plan->a, p.a, plan->b, &p.beta, p.c, plan->c, p.c, plan->c, &plan->algorithm,
-                                    workspace, plan->workspace, stream);
+    return library().cublasLtMatmul(handle_, plan->desc, &p.alpha, p.b, plan->a, p.a, plan->b, &p.beta, p.c, plan->c,
+                                    p.c, plan->c, &plan->algorithm, workspace, plan->workspace, stream);
   }
 
  private:
@@ -179,7 +203,8 @@ class Gemm {
       if (plans_.size() >= kMostPlans) plans_.clear();
       auto plan = std::make_unique<Plan>();
       cublasStatus_t status = choose(key, key.epilogue, *plan);
-      if (status != CUBLAS_STATUS_SUCCESS && key.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {  // some shapes have no kernel with a bias
+      if (status != CUBLAS_STATUS_SUCCESS &&
+          key.epilogue != CUBLASLT_EPILOGUE_DEFAULT) {  // some shapes have no kernel with a bias
         plan = std::make_unique<Plan>();
         status = choose(key, CUBLASLT_EPILOGUE_DEFAULT, *plan);
       }
@@ -193,7 +218,8 @@ class Gemm {
   cublasStatus_t choose(const Key& key, int64_t epilogue, Plan& plan) const {
     const Library& l = library();
     const auto layout = [&](cublasLtMatrixLayout_t* out, int64_t rows, int64_t columns, int64_t ld) {
-      return l.cublasLtMatrixLayoutCreate(out, CUDA_R_32F, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), ld);
+      return l.cublasLtMatrixLayoutCreate(out, CUDA_R_32F, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns),
+                                          ld);
     };
     Status status;
     status(key.transpose_b ? layout(&plan.a, key.k, key.n, key.ldb) : layout(&plan.a, key.n, key.k, key.ldb));
@@ -203,15 +229,20 @@ class Gemm {
     cublasLtMatmulPreference_t preference = nullptr;
     status(l.cublasLtMatmulPreferenceCreate(&preference));
     if (status.value == CUBLAS_STATUS_SUCCESS) {
-      status(set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, static_cast<int32_t>(key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N)));
-      status(set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, static_cast<int32_t>(key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N)));
+      status(set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA,
+                 static_cast<int32_t>(key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N)));
+      status(set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB,
+                 static_cast<int32_t>(key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N)));
       status(set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(epilogue)));
       plan.fused = epilogue != CUBLASLT_EPILOGUE_DEFAULT;
       // Not read here: its value stands for the alignment that every later bias has.
-      if (plan.fused) status(set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<const void*>(kTensorCoreAlignment)));
+      if (plan.fused)
+        status(set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<const void*>(kTensorCoreAlignment)));
       status(set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kGemmWorkspace)));
-      // Split sums go through the workspace and are added in order there; the scheme that adds them in D in any order is not allowed.
-      status(set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)));
+      // Split sums go through the workspace and are added in order there; the scheme that adds them in D in any order
+      // is not allowed.
+      status(set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                 static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)));
       status(set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(key.align_b)));
       status(set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(key.align_a)));
       status(set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(key.align_c)));
@@ -220,7 +251,8 @@ class Gemm {
     if (status.value == CUBLAS_STATUS_SUCCESS) {
       cublasLtMatmulHeuristicResult_t result{};
       int found = 0;
-      status(l.cublasLtMatmulAlgoGetHeuristic(handle_, plan.desc, plan.a, plan.b, plan.c, plan.c, preference, 1, &result, &found));
+      status(l.cublasLtMatmulAlgoGetHeuristic(handle_, plan.desc, plan.a, plan.b, plan.c, plan.c, preference, 1,
+                                              &result, &found));
       if (status.value == CUBLAS_STATUS_SUCCESS) status(found == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : result.state);
       plan.algorithm = result.algo;
       plan.workspace = result.workspaceSize;
@@ -236,24 +268,28 @@ class Gemm {
 namespace {
 
 rfn_status failure(cublasStatus_t status, const std::string& what) {
-  const rfn_status code = status == CUBLAS_STATUS_ALLOC_FAILED                                              ? RFN_OUT_OF_MEMORY
-                          : status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_ARCH_MISMATCH ? RFN_UNSUPPORTED
-                                                                                                            : RFN_DEVICE_ERROR;
-  return fail(code, "%s: cuBLASLt says %s (%d)", what.c_str(), library().cublasLtGetStatusString(status), static_cast<int>(status));
+  const rfn_status code = status == CUBLAS_STATUS_ALLOC_FAILED ? RFN_OUT_OF_MEMORY
+                          : status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_ARCH_MISMATCH
+                              ? RFN_UNSUPPORTED
+                              : RFN_DEVICE_ERROR;
+  return fail(code, "%s: cuBLASLt says %s (%d)", what.c_str(), library().cublasLtGetStatusString(status),
+              static_cast<int>(status));
 }
 
 std::string text_of(const Product& p) {
   const auto number = [](int64_t value) { return std::to_string(value); };
-  return "product [" + number(p.m) + "," + number(p.k) + "] x [" + number(p.k) + "," + number(p.n) + "], leading dimensions " + number(p.lda) + ", " +
-         number(p.ldb) + ", " + number(p.ldc);
+  return "product [" + number(p.m) + "," + number(p.k) + "] x [" + number(p.k) + "," + number(p.n) +
+         "], leading dimensions " + number(p.lda) + ", " + number(p.ldb) + ", " + number(p.ldc);
 }
 
 rfn_status multiply(rfn_stream& stream, const Product& p, void* workspace) {
   rfn_context& context = *stream.context;
   bool fused = false;
-  const cublasStatus_t status = device_of(context).gemm->run(native_stream(stream), p, context.precision, workspace, &fused);
+  const cublasStatus_t status =
+      device_of(context).gemm->run(native_stream(stream), p, context.precision, workspace, &fused);
   if (status != CUBLAS_STATUS_SUCCESS) {
-    // An earlier fault of the device comes out here too; the CUDA runtime knows its name. This call is one that a capture allows.
+    // An earlier fault of the device comes out here too; the CUDA runtime knows its name. This call is one that a
+    // capture allows.
     cudaStreamCaptureStatus capture;
     RFN_CUDA_TRY(stream, cudaStreamIsCapturing(native_stream(stream), &capture));
     return failure(status, text_of(p));

@@ -1,4 +1,5 @@
-// Matrix products of the CUDA backend: cuBLASLt, loaded when the first CUDA context is made, so that the plug-in itself needs no CUDA library.
+// Matrix products of the CUDA backend: cuBLASLt, loaded when the first CUDA context is made, so that the plug-in itself
+// needs no CUDA library.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -13,10 +14,10 @@ inline constexpr int64_t kGemmWorkspace = int64_t{8} << 20;
 enum class Transpose { kNo, kYes };
 enum class Epilogue { kNone, kBias, kBiasRelu };  // bias[n] is added to every row
 
-// C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, row-major with leading dimensions, then the epilogue. Inputs are rounded as the context's
-// precision says if A, B and C begin at multiples of 16 bytes and their leading dimensions are multiples of 4; tensor cores read 16 bytes at a
-// time, so other products stay float32. The algorithm depends on the shape, precision and alignment alone and adds in a fixed order: the same
-// call gives the same bits.
+// C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, row-major with leading dimensions, then the epilogue. Inputs are
+// rounded as the context's precision says if A, B and C begin at multiples of 16 bytes and their leading dimensions are
+// multiples of 4; tensor cores read 16 bytes at a time, so other products stay float32. The algorithm depends on the
+// shape, precision and alignment alone and adds in a fixed order: the same call gives the same bits.
 struct Product {
   Transpose transpose_a = Transpose::kNo, transpose_b = Transpose::kNo;
   int64_t m = 0, n = 0, k = 0;

@@ -13,15 +13,15 @@ struct Grid {
 };
 inline Grid grid_of(int32_t exponent) { return {std::ldexp(1.0f, 23 + exponent), std::ldexp(1.0f, 24 + exponent)}; }
 
-// x rounded to a multiple of 2^exponent, ties to even, never -0 (as the CPU's round_to_grid). Written so that the compiler may not fuse or
-// reorder: backward has to take back the very number that forward added.
+// x rounded to a multiple of 2^exponent, ties to even, never -0 (as the CPU's round_to_grid). Written so that the
+// compiler may not fuse or reorder: backward has to take back the very number that forward added.
 RFN_DEVICE float to_grid(float x, const Grid& grid) {
   const float shift = copysignf(grid.big, x);
   return fabsf(x) < grid.big ? __fsub_rn(__fadd_rn(x, shift), shift) : x;
 }
 
-// Adds what the lanes of a warp have found, `count` values of which `first` is the smallest index (~0: none); the whole warp calls it. One warp's
-// findings at a time: a stream of NaN would queue up at the counter otherwise.
+// Adds what the lanes of a warp have found, `count` values of which `first` is the smallest index (~0: none); the whole
+// warp calls it. One warp's findings at a time: a stream of NaN would queue up at the counter otherwise.
 RFN_DEVICE void add_to_check(RangeCheck* check, int count, unsigned long long first) {
   if (!__any_sync(kFullWarp, count > 0)) return;
 #pragma unroll

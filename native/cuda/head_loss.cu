@@ -1,5 +1,6 @@
-// Output head and cross entropy, a chunk of rows of logits at a time: logits = x W^T + bias, then one kernel over rows that finds the loss and turns the
-// logits into their gradients, then the products of the backward pass. Losses are added up in float64, in the order of the rows' blocks and chunks.
+// Output head and cross entropy, a chunk of rows of logits at a time: logits = x W^T + bias, then one kernel over rows
+// that finds the loss and turns the logits into their gradients, then the products of the backward pass. Losses are
+// added up in float64, in the order of the rows' blocks and chunks.
 #include <algorithm>
 #include <cstdint>
 
@@ -14,12 +15,14 @@
 namespace rfn::cuda {
 namespace {
 
-constexpr int64_t kLogitBytes = int64_t{16} << 20;  // of an automatic chunk: stays in the second-level cache of recent GPUs
-constexpr int64_t kMinChunkRows = 512;              // the weight's gradient is read and written once a chunk
-constexpr int64_t kMostTerms = 4096;                // of one sum over the vocabulary: rounding errors of float32 sums grow with their length
+constexpr int64_t kLogitBytes = int64_t{16}
+                                << 20;  // of an automatic chunk: stays in the second-level cache of recent GPUs
+constexpr int64_t kMinChunkRows = 512;  // the weight's gradient is read and written once a chunk
+constexpr int64_t kMostTerms =
+    4096;  // of one sum over the vocabulary: rounding errors of float32 sums grow with their length
 constexpr int kSumThreads = 1024;
-constexpr int kRowThreads = 512;         // of a long row
-constexpr int64_t kShortRow = 1024;      // one warp does
+constexpr int kRowThreads = 512;     // of a long row
+constexpr int64_t kShortRow = 1024;  // one warp does
 constexpr int kShortRowsPerBlock = 4;
 
 struct RowLosses {
@@ -53,7 +56,8 @@ Buffers take_buffers(Arena& arena, const rfn_head_loss& op, int32_t pass) {
 }
 
 // statistics = {0, rows counted, 0}
-__global__ void __launch_bounds__(kSumThreads) count_rows_kernel(const int32_t* labels, int64_t rows, int32_t ignore_index, double* statistics) {
+__global__ void __launch_bounds__(kSumThreads)
+    count_rows_kernel(const int32_t* labels, int64_t rows, int32_t ignore_index, double* statistics) {
   double counted = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kSumThreads) counted += labels[row] != ignore_index ? 1.0 : 0.0;
   counted = block_sum(counted);
@@ -90,8 +94,10 @@ struct RowLossCall {
 // Sums and the like over the threads of a row: a warp, or a block.
 template <int kThreads>
 RFN_DEVICE double row_sum(double x) {
-  if constexpr (kThreads == 32) return group_sum(x);
-  else return block_sum(x);
+  if constexpr (kThreads == 32)
+    return group_sum(x);
+  else
+    return block_sum(x);
 }
 template <int kThreads>
 RFN_DEVICE float row_maximum(float x) {
@@ -107,15 +113,19 @@ RFN_DEVICE float row_maximum(float x) {
 }
 template <int kThreads>
 RFN_DEVICE bool row_any(bool x) {
-  if constexpr (kThreads == 32) return __any_sync(kFullWarp, x) != 0;
-  else return __syncthreads_or(x) != 0;
+  if constexpr (kThreads == 32)
+    return __any_sync(kFullWarp, x) != 0;
+  else
+    return __syncthreads_or(x) != 0;
 }
 
-// A row of logits by kThreads threads; kGradient: the logits become loss_scale / normalizer times the gradient of the row's loss. Threads add in float32
-// over their own elements (at most V / kThreads), which are added in float64. A label out of range makes loss and gradient NaN.
+// A row of logits by kThreads threads; kGradient: the logits become loss_scale / normalizer times the gradient of the
+// row's loss. Threads add in float32 over their own elements (at most V / kThreads), which are added in float64. A
+// label out of range makes loss and gradient NaN.
 template <int kThreads, bool kGradient>
 __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kThreads) row_loss_kernel(RowLossCall c) {
-  const int64_t row = kThreads == 32 ? int64_t{blockIdx.x} * kShortRowsPerBlock + threadIdx.x / 32 : int64_t{blockIdx.x};
+  const int64_t row =
+      kThreads == 32 ? int64_t{blockIdx.x} * kShortRowsPerBlock + threadIdx.x / 32 : int64_t{blockIdx.x};
   const int thread = static_cast<int>(threadIdx.x % kThreads);
   if (row >= c.rows) return;  // a whole warp of a short row; else never
   float* const z = c.logits + row * c.stride;
@@ -154,7 +164,8 @@ __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kTh
   // fmaxf passes over a NaN; the sum of the logits does not.
   const double nan = z_sum != z_sum ? z_sum : 0.0;
   if (thread == 0) {
-    double loss = static_cast<double>(largest) + log(exp_sum) - (1.0 - c.smoothing) * static_cast<double>(label_logit) + nan;
+    double loss =
+        static_cast<double>(largest) + log(exp_sum) - (1.0 - c.smoothing) * static_cast<double>(label_logit) + nan;
     if (c.smoothing > 0) loss -= c.per_label * z_sum;
     c.losses.loss[row] = loss;
     c.losses.hit[row] = hit ? 1 : 0;
@@ -174,9 +185,11 @@ __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kTh
 template <bool kGradient>
 cudaError_t launch_row_loss(cudaStream_t stream, const RowLossCall& call) {
   if (call.vocabulary <= kShortRow) {
-    return RFN_LAUNCH((row_loss_kernel<32, kGradient>), blocks_for(call.rows, kShortRowsPerBlock), 32 * kShortRowsPerBlock, 0, stream, call);
+    return RFN_LAUNCH((row_loss_kernel<32, kGradient>), blocks_for(call.rows, kShortRowsPerBlock),
+                      32 * kShortRowsPerBlock, 0, stream, call);
   }
-  return RFN_LAUNCH((row_loss_kernel<kRowThreads, kGradient>), static_cast<unsigned>(call.rows), kRowThreads, 0, stream, call);
+  return RFN_LAUNCH((row_loss_kernel<kRowThreads, kGradient>), static_cast<unsigned>(call.rows), kRowThreads, 0, stream,
+                    call);
 }
 
 rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int64_t workspace_bytes, int32_t pass) {
@@ -184,7 +197,8 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
   Arena arena(workspace, workspace_bytes);
   const Buffers b = take_buffers(arena, op, pass);
   double* const statistics = f64(op.statistics);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(count_rows_kernel, 1, kSumThreads, 0, native_stream(stream), i32(op.labels), rows, op.ignore_index, statistics));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(count_rows_kernel, 1, kSumThreads, 0, native_stream(stream), i32(op.labels), rows,
+                                  op.ignore_index, statistics));
 
   for (int64_t first = 0; first < rows; first += b.chunk) {
     const int64_t count = std::min(b.chunk, rows - first);
@@ -211,8 +225,10 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     call.logits = b.logits;
     call.losses = b.rows;
     const bool gradient = pass == RFN_PASS_BACKWARD;
-    RFN_CUDA_TRY(stream, gradient ? launch_row_loss<true>(native_stream(stream), call) : launch_row_loss<false>(native_stream(stream), call));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(add_rows_kernel, 1, kSumThreads, 0, native_stream(stream), b.rows, count, statistics));
+    RFN_CUDA_TRY(stream, gradient ? launch_row_loss<true>(native_stream(stream), call)
+                                  : launch_row_loss<false>(native_stream(stream), call));
+    RFN_CUDA_TRY(stream,
+                 RFN_LAUNCH(add_rows_kernel, 1, kSumThreads, 0, native_stream(stream), b.rows, count, statistics));
     if (!gradient) continue;
 
     // The weight's gradient reads x before grad_x, which may be the same memory, is written.
@@ -224,7 +240,8 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     grad_weight.beta = 1.0f;
     grad_weight.c = f32(op.grad_weight), grad_weight.ldc = k;
     RFN_TRY(gemm(stream, grad_weight, b.gemm));
-    if (present(op.grad_bias)) RFN_TRY(add_column_sums(stream, b.logits, count, vocabulary, b.sums, f32(op.grad_bias), b.stride));
+    if (present(op.grad_bias))
+      RFN_TRY(add_column_sums(stream, b.logits, count, vocabulary, b.sums, f32(op.grad_bias), b.stride));
     const int64_t terms = round_up(div_up(vocabulary, div_up(vocabulary, kMostTerms)), 4);
     for (int64_t column = 0; column < vocabulary; column += terms) {
       Product grad_x;

@@ -31,16 +31,18 @@ struct DenseRows {
 
 }  // namespace
 
-rfn_status layer_norm_rows(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x, const float* weight, const float* bias,
-                           float* y) {
+rfn_status layer_norm_rows(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x,
+                           const float* weight, const float* bias, float* y) {
   return norm_forward(stream, DenseRows{x, y, nullptr, nullptr, width, false}, rows, width, epsilon, weight, bias);
 }
 
 float* take_norm_sums(Arena& arena, int64_t rows, int64_t width) { return take_norm_parts(arena, rows, width); }
 
-rfn_status layer_norm_rows_backward(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x, const float* weight,
-                                    const float* dy, float* dx, bool add, float* sums, float* grad_weight, float* grad_bias) {
-  return norm_backward(stream, DenseRows{x, nullptr, dy, dx, width, add}, rows, width, epsilon, weight, sums, grad_weight, grad_bias);
+rfn_status layer_norm_rows_backward(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x,
+                                    const float* weight, const float* dy, float* dx, bool add, float* sums,
+                                    float* grad_weight, float* grad_bias) {
+  return norm_backward(stream, DenseRows{x, nullptr, dy, dx, width, add}, rows, width, epsilon, weight, sums,
+                       grad_weight, grad_bias);
 }
 
 rfn_status layer_norm_workspace(const rfn_context&, const rfn_layer_norm& op, int32_t pass, int64_t* bytes) {
@@ -52,7 +54,8 @@ rfn_status layer_norm_workspace(const rfn_context&, const rfn_layer_norm& op, in
 rfn_status layer_norm_forward(rfn_stream& stream, const rfn_layer_norm& op, void*, int64_t) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  return layer_norm_rows(stream, op.x.shape[0], op.x.shape[1], op.epsilon, f32(op.x), f32(op.weight), f32(op.bias), f32(op.y));
+  return layer_norm_rows(stream, op.x.shape[0], op.x.shape[1], op.epsilon, f32(op.x), f32(op.weight), f32(op.bias),
+                         f32(op.y));
 }
 
 rfn_status layer_norm_backward(rfn_stream& stream, const rfn_layer_norm& op, void* workspace, int64_t workspace_bytes) {
@@ -61,8 +64,8 @@ rfn_status layer_norm_backward(rfn_stream& stream, const rfn_layer_norm& op, voi
   const int64_t rows = op.x.shape[0], width = op.x.shape[1];
   Arena arena(workspace, workspace_bytes);
   float* const sums = take_norm_sums(arena, rows, width);
-  return layer_norm_rows_backward(stream, rows, width, op.epsilon, f32(op.x), f32(op.weight), f32(op.grad_y), f32(op.grad_x), false, sums,
-                                  f32(op.grad_weight), f32(op.grad_bias));
+  return layer_norm_rows_backward(stream, rows, width, op.epsilon, f32(op.x), f32(op.weight), f32(op.grad_y),
+                                  f32(op.grad_x), false, sums, f32(op.grad_weight), f32(op.grad_bias));
 }
 
 }  // namespace rfn::cuda

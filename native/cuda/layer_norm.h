@@ -8,14 +8,16 @@
 namespace rfn::cuda {
 
 // y[rows, width] = norm of x.
-rfn_status layer_norm_rows(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x, const float* weight, const float* bias,
-                           float* y);
+rfn_status layer_norm_rows(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x,
+                           const float* weight, const float* bias, float* y);
 
 // Scratch of the backward pass for up to `rows` rows: partial sums of the parameter gradients, added in fixed order.
 float* take_norm_sums(Arena& arena, int64_t rows, int64_t width);
 
-// dx[rows, width] = (or, with add, +=) gradient through the norm; grad_weight and grad_bias [width] are added to. dx may be the same memory as dy.
-rfn_status layer_norm_rows_backward(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x, const float* weight,
-                                    const float* dy, float* dx, bool add, float* sums, float* grad_weight, float* grad_bias);
+// dx[rows, width] = (or, with add, +=) gradient through the norm; grad_weight and grad_bias [width] are added to. dx
+// may be the same memory as dy.
+rfn_status layer_norm_rows_backward(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x,
+                                    const float* weight, const float* dy, float* dx, bool add, float* sums,
+                                    float* grad_weight, float* grad_bias);
 
 }  // namespace rfn::cuda

@@ -14,7 +14,8 @@ constexpr int64_t kMinRows = 256;
 
 struct Shape {
   int64_t rows, in, out;
-  int64_t chunk;  // rows whose gradient with respect to the pre-activation is held at a time; all of them, in grad_y itself, without activation
+  int64_t chunk;  // rows whose gradient with respect to the pre-activation is held at a time; all of them, in grad_y
+                  // itself, without activation
   bool activation;
 };
 
@@ -40,10 +41,13 @@ Scratch layout(Arena& arena, const rfn_linear& op, const Shape& s, int32_t pass)
 }
 
 // y = x W^T + b for rows that begin at x; with relu, that of it.
-rfn_status product(rfn_stream& stream, const rfn_linear& op, const Shape& s, int64_t rows, const float* x, float* y, bool relu, void* workspace) {
+rfn_status product(rfn_stream& stream, const rfn_linear& op, const Shape& s, int64_t rows, const float* x, float* y,
+                   bool relu, void* workspace) {
   const Epilogue epilogue = !present(op.bias) ? Epilogue::kNone : relu ? Epilogue::kBiasRelu : Epilogue::kBias;
-  return gemm(stream, {Transpose::kNo, Transpose::kYes, rows, s.out, s.in, x, s.in, f32(op.weight), s.in, 1.0f, 0.0f, y, s.out, epilogue,
-                       f32(op.bias)}, workspace);
+  return gemm(stream,
+              {Transpose::kNo, Transpose::kYes, rows, s.out, s.in, x, s.in, f32(op.weight), s.in, 1.0f, 0.0f, y, s.out,
+               epilogue, f32(op.bias)},
+              workspace);
 }
 
 }  // namespace
@@ -83,11 +87,15 @@ rfn_status linear_backward(rfn_stream& stream, const rfn_linear& op, void* works
       dz = scratch.gradient;
     }
     if (present(op.grad_x)) {
-      RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kNo, rows, s.in, s.out, dz, s.out, f32(op.weight), s.in, 1.0f, 0.0f,
-                            f32(op.grad_x) + first * s.in, s.in}, scratch.gemm));
+      RFN_TRY(gemm(stream,
+                   {Transpose::kNo, Transpose::kNo, rows, s.in, s.out, dz, s.out, f32(op.weight), s.in, 1.0f, 0.0f,
+                    f32(op.grad_x) + first * s.in, s.in},
+                   scratch.gemm));
     }
-    RFN_TRY(gemm(stream, {Transpose::kYes, Transpose::kNo, s.out, s.in, rows, dz, s.out, x, s.in, 1.0f, 1.0f, f32(op.grad_weight), s.in},
-                 scratch.gemm));
+    RFN_TRY(gemm(
+        stream,
+        {Transpose::kYes, Transpose::kNo, s.out, s.in, rows, dz, s.out, x, s.in, 1.0f, 1.0f, f32(op.grad_weight), s.in},
+        scratch.gemm));
     if (present(op.grad_bias)) RFN_TRY(add_column_sums(stream, dz, rows, s.out, scratch.sums, f32(op.grad_bias)));
   }
   return RFN_OK;

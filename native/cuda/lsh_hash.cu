@@ -1,10 +1,13 @@
-// Angular LSH: z = q R for each round and factor, bucket = sum over the factors of stride * arg max [z, -z] (paper section 2, "LSH attention").
+// Angular LSH: z = q R for each round and factor, bucket = sum over the factors of stride * arg max [z, -z] (paper
+// section 2, "LSH attention").
 //
-// A block hashes kTokens tokens of one (example, head) for all rounds. Its queries stay in shared memory, transposed; the rotations pass through it
-// in tiles of kColumns columns of one factor. A thread has kThreadTokens x kThreadColumns products in registers, then their running extremes; the
-// kLanes threads of a token meet at the end of a factor. Products are sums over d in order, by fused multiply-add, as on the CPU.
+// A block hashes kTokens tokens of one (example, head) for all rounds. Its queries stay in shared memory, transposed;
+// the rotations pass through it in tiles of kColumns columns of one factor. A thread has kThreadTokens x kThreadColumns
+// products in registers, then their running extremes; the kLanes threads of a token meet at the end of a factor.
+// Products are sums over d in order, by fused multiply-add, as on the CPU.
 //
-// Shared memory, floats:  queries[D][kTokens]  element (d, token) at column token ^ 4 (d mod 8): stores and 16-byte loads without bank conflicts
+// Shared memory, floats:  queries[D][kTokens]  element (d, token) at column token ^ 4 (d mod 8): stores and 16-byte
+// loads without bank conflicts
 //                         rotations[D][kColumns]
 #include "core/tensor.h"
 #include "cuda/attention.h"
@@ -20,7 +23,8 @@ constexpr int kThreadColumns = 4;
 constexpr int kLanes = kColumns / kThreadColumns;
 constexpr int kThreads = kTokens / kThreadTokens * kLanes;
 constexpr int kSharedFloatsPerDimension = kTokens + kColumns;
-static_assert(kMaxHeadSize * kSharedFloatsPerDimension * sizeof(float) <= 48 * 1024, "shared memory that needs no opting in");
+static_assert(kMaxHeadSize * kSharedFloatsPerDimension * sizeof(float) <= 48 * 1024,
+              "shared memory that needs no opting in");
 
 struct Hash {
   const float* q;  // at example 0, token 0, the first head
@@ -57,7 +61,8 @@ RFN_DEVICE void meet(Extremes& e) {
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) {
     const float high = __shfl_xor_sync(kFullWarp, e.high, step), low = __shfl_xor_sync(kFullWarp, e.low, step);
-    const int32_t high_at = __shfl_xor_sync(kFullWarp, e.high_at, step), low_at = __shfl_xor_sync(kFullWarp, e.low_at, step);
+    const int32_t high_at = __shfl_xor_sync(kFullWarp, e.high_at, step),
+                  low_at = __shfl_xor_sync(kFullWarp, e.low_at, step);
     if (high > e.high || (high == e.high && high_at < e.high_at)) {
       e.high = high;
       e.high_at = high_at;
@@ -72,7 +77,8 @@ RFN_DEVICE void meet(Extremes& e) {
 __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
   RFN_DYNAMIC_SHARED(float, queries);
   float* const rotations = queries + p.head_size * kTokens;
-  const int64_t pair = blockIdx.x / p.tiles, example = pair / p.heads, head = pair % p.heads, first = blockIdx.x % p.tiles * kTokens;
+  const int64_t pair = blockIdx.x / p.tiles, example = pair / p.heads, head = pair % p.heads,
+                first = blockIdx.x % p.tiles * kTokens;
   const int lane = threadIdx.x % kLanes, token = threadIdx.x / kLanes * kThreadTokens;
 
   // A warp loads 8 floats of 4 tokens at a time: whole sectors of global memory, different banks of shared memory.
@@ -80,12 +86,15 @@ __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
   for (int begin = 0; begin < p.head_size; begin += 8) {
     const int d = begin + threadIdx.x % 8;
     for (int t = threadIdx.x / 8; t < kTokens; t += kThreads / 8) {
-      if (d < p.head_size) queries[d * kTokens + (t ^ 4 * (d % 8))] = first + t < p.length ? q[(first + t) * p.q_stride + d] : 0.0f;
+      if (d < p.head_size)
+        queries[d * kTokens + (t ^ 4 * (d % 8))] = first + t < p.length ? q[(first + t) * p.q_stride + d] : 0.0f;
     }
   }
 
   const int64_t global = p.first_head + head;
-  const int64_t set = p.rotation_sets == 1 ? 0 : p.rotation_sets == p.all_heads ? global : example * p.all_heads + global;
+  const int64_t set = p.rotation_sets == 1             ? 0
+                      : p.rotation_sets == p.all_heads ? global
+                                                       : example * p.all_heads + global;
   const int64_t row = p.rounds * p.columns;  // of one d
   const float* factor_rotations = p.rotations + set * p.head_size * row;
   int32_t* buckets = p.buckets + (example * p.bucket_heads + head) * p.rounds * p.length + first;
@@ -100,7 +109,8 @@ __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
       for (int32_t column = 0; column < half; column += kColumns) {
         __syncthreads();  // the queries are there; nobody reads the tile before any more
         for (int i = threadIdx.x; i < p.head_size * kColumns; i += kThreads) {
-          rotations[i] = column + i % kColumns < half ? factor_rotations[i / kColumns * row + column + i % kColumns] : 0.0f;
+          rotations[i] =
+              column + i % kColumns < half ? factor_rotations[i / kColumns * row + column + i % kColumns] : 0.0f;
         }
         __syncthreads();
         float z[kThreadTokens][kThreadColumns] = {};
@@ -167,7 +177,8 @@ rfn_status attention_hash(rfn_stream& stream, const Attention& a, const Attentio
   p.factor_count = a.options.factor_count;
   for (int32_t f = 0; f < p.factor_count; ++f) p.factors[f] = a.options.factors[f];
   const size_t shared = static_cast<size_t>(a.head_size) * kSharedFloatsPerDimension * sizeof(float);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(hash_kernel, blocks_for(a.pairs() * p.tiles, 1), kThreads, shared, native_stream(stream), p));
+  RFN_CUDA_TRY(stream,
+               RFN_LAUNCH(hash_kernel, blocks_for(a.pairs() * p.tiles, 1), kThreads, shared, native_stream(stream), p));
   return RFN_OK;
 }
 

@@ -1,12 +1,13 @@
-// Sorting positions by bucket: a stable counting sort, least significant digit first. A pass sorts by a digit of at most 8 bits, tile by tile:
+// Sorting positions by bucket: a stable counting sort, least significant digit first. A pass sorts by a digit of at
+// most 8 bits, tile by tile:
 //   histogram  counts[segment, digit, tile] = keys of the tile with that digit
 //   scan       the exclusive prefix sum over (digit, tile) of a segment: where the tile's keys of that digit begin
 //   scatter    begin + rank of the key among the tile's keys with its digit
 // Work and memory grow with the tokens and not with the buckets: 32,768 buckets are two passes of counts[256, tiles].
 //
-// A block has a tile of kTile positions, each of its warps a contiguous run of it, which it walks 32 at a time: the lanes with the same digit find
-// each other (match), and the warp's count of the digit so far plus the number of such lanes before it is a key's rank in the run. So ranks follow
-// the order of the keys, whatever the schedule.
+// A block has a tile of kTile positions, each of its warps a contiguous run of it, which it walks 32 at a time: the
+// lanes with the same digit find each other (match), and the warp's count of the digit so far plus the number of such
+// lanes before it is a key's rank in the run. So ranks follow the order of the keys, whatever the schedule.
 #include <algorithm>
 
 #include "core/error.h"
@@ -70,7 +71,8 @@ RFN_DEVICE Entry load(const Pass& p, const Tile& t, int64_t i) {
   return {position, static_cast<int32_t>(key >> p.shift) & (p.digits - 1)};
 }
 
-// Rank of the lane's digit among those of its warp since `counts` was zero. Lanes with the digit `digits` only take part in the match.
+// Rank of the lane's digit among those of its warp since `counts` was zero. Lanes with the digit `digits` only take
+// part in the match.
 RFN_DEVICE int32_t rank_in_run(int32_t* counts, int32_t digit, int32_t digits) {
   const unsigned same = __match_any_sync(kFullWarp, digit), before = same & ((1u << threadIdx.x % 32) - 1u);
   const int32_t count = digit < digits ? counts[digit] : 0;
@@ -117,7 +119,8 @@ __global__ void __launch_bounds__(kScanThreads) sort_scan_kernel(int32_t* counts
     return x;
   };
   int32_t carry = 0;
-  int turn = 0;  // two sets of sums in turn: one barrier separates their writers from the readers of the turn before last
+  int turn =
+      0;  // two sets of sums in turn: one barrier separates their writers from the readers of the turn before last
   for (int64_t begin = 0; begin < n; begin += kScanThreads * kScanItems, turn ^= 1) {
     const int64_t first = begin + threadIdx.x * kScanItems;
     int32_t item[kScanItems], sum = 0;
@@ -178,15 +181,17 @@ __global__ void __launch_bounds__(kThreads, 3) sort_scatter_kernel(Pass p) {
 // Slots behind the keys.
 __global__ void __launch_bounds__(kThreads) sort_padding_kernel(CountingSort sort) {
   const int64_t padding = sort.sorted_length - sort.length;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < sort.segments * padding; i += int64_t{gridDim.x} * kThreads) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < sort.segments * padding;
+       i += int64_t{gridDim.x} * kThreads) {
     const int64_t slot = sort.length + i % padding;
     sort.sorted[i / padding * sort.sorted_length + slot] = static_cast<int32_t>(slot);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) index_slots_kernel(const int32_t* sorted, int32_t* slot_of, int64_t segments, int64_t padded,
-                                                               int64_t length) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < segments * padded; i += int64_t{gridDim.x} * kThreads) {
+__global__ void __launch_bounds__(kThreads)
+    index_slots_kernel(const int32_t* sorted, int32_t* slot_of, int64_t segments, int64_t padded, int64_t length) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < segments * padded;
+       i += int64_t{gridDim.x} * kThreads) {
     const int32_t position = sorted[i];
     if (position >= 0 && position < length) slot_of[i / padded * length + position] = static_cast<int32_t>(i % padded);
   }
@@ -215,7 +220,8 @@ struct Scratch {
 };
 Scratch layout(Arena& arena, int64_t segments, int64_t length, int64_t values) {
   const Digits digits = digits_of(values);
-  return {arena.take<int32_t>((segments << digits.bits) * div_up(length, kTile)), arena.take<int32_t>(digits.passes > 1 ? segments * length : 0)};
+  return {arena.take<int32_t>((segments << digits.bits) * div_up(length, kTile)),
+          arena.take<int32_t>(digits.passes > 1 ? segments * length : 0)};
 }
 
 CountingSort sort_of(const Attention& a, const AttentionScratch& scratch) {
@@ -248,16 +254,19 @@ rfn_status counting_sort(rfn_stream& stream, const CountingSort& sort, void* scr
   const Scratch s = layout(arena, sort.segments, sort.length, sort.values);
   const Digits digits = digits_of(sort.values);
   const int64_t tiles = div_up(sort.length, kTile);
-  if (sort.segments * tiles > kMostBlocks) return fail(RFN_UNSUPPORTED, "sort: more tiles of %d keys than a CUDA grid has blocks", kTile);
+  if (sort.segments * tiles > kMostBlocks)
+    return fail(RFN_UNSUPPORTED, "sort: more tiles of %d keys than a CUDA grid has blocks", kTile);
   const unsigned blocks = static_cast<unsigned>(sort.segments * tiles);
   Pass pass{sort, tiles, 0, 1 << digits.bits, nullptr, 0, nullptr, 0, false, s.counts};
   for (int i = 0; i < digits.passes; ++i) {
     pass.last = i == digits.passes - 1;
-    const bool to_sorted = (digits.passes - 1 - i) % 2 == 0;  // the two buffers take turns so that the last pass writes `sorted`
+    const bool to_sorted =
+        (digits.passes - 1 - i) % 2 == 0;  // the two buffers take turns so that the last pass writes `sorted`
     pass.to = to_sorted ? sort.sorted : s.swap;
     pass.to_length = to_sorted ? sort.sorted_length : sort.length;
     RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_histogram_kernel, blocks, kThreads, 0, native, pass));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_scan_kernel, static_cast<unsigned>(sort.segments), kScanThreads, 0, native, s.counts, tiles << digits.bits));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_scan_kernel, static_cast<unsigned>(sort.segments), kScanThreads, 0, native,
+                                    s.counts, tiles << digits.bits));
     RFN_CUDA_TRY(stream, RFN_LAUNCH(sort_scatter_kernel, blocks, kThreads, 0, native, pass));
     pass.from = pass.to;
     pass.from_length = pass.to_length;
@@ -269,7 +278,9 @@ rfn_status counting_sort(rfn_stream& stream, const CountingSort& sort, void* scr
   return RFN_OK;
 }
 
-int64_t sort_scratch_bytes(const Attention& a) { return counting_sort_bytes(a.pairs() * a.rounds(), a.length, bucket_product(a.options) + 1); }
+int64_t sort_scratch_bytes(const Attention& a) {
+  return counting_sort_bytes(a.pairs() * a.rounds(), a.length, bucket_product(a.options) + 1);
+}
 
 rfn_status attention_sort(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch) {
   return counting_sort(stream, sort_of(a, scratch), scratch.sort);
@@ -280,8 +291,8 @@ rfn_status attention_index_slots(rfn_stream& stream, const Attention& a, const A
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const int64_t segments = a.pairs() * a.rounds(), padded = a.padded();
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(index_slots_kernel, stride_blocks(segments * padded), kThreads, 0, native_stream(stream), scratch.sorted,
-                                  scratch.slot_of, segments, padded, a.length));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(index_slots_kernel, stride_blocks(segments * padded), kThreads, 0,
+                                  native_stream(stream), scratch.sorted, scratch.slot_of, segments, padded, a.length));
   return RFN_OK;
 }
 

@@ -1,12 +1,14 @@
-// Layer norm over rows that come from, and go to, wherever a struct says; shared by layer_norm.cu and final_norm.cu. The struct has
+// Layer norm over rows that come from, and go to, wherever a struct says; shared by layer_norm.cu and final_norm.cu.
+// The struct has
 //   float value(row, column)                    x
 //   void store(row, column, y)                  forward
 //   float gradient(row, column)                 backward: dy
-//   void store_gradient(row, column, dx)        backward; comes after the last load of the place, by the thread that loaded it
-//   Dropout dropout                             of y, drawn for its flat index; only where kDropout is true
+//   void store_gradient(row, column, dx)        backward; comes after the last load of the place, by the thread that
+//   loaded it Dropout dropout                             of y, drawn for its flat index; only where kDropout is true
 //
-// kThreads threads have a row, column by column in turn: a warp by shuffles alone, more of them as a block. The first kNormItems columns of a thread
-// stay in registers between the passes over a row; what is left of a row that is too wide for the largest block is read again.
+// kThreads threads have a row, column by column in turn: a warp by shuffles alone, more of them as a block. The first
+// kNormItems columns of a thread stay in registers between the passes over a row; what is left of a row that is too
+// wide for the largest block is read again.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -46,7 +48,8 @@ RFN_DEVICE void for_norm_columns(int64_t width, const Body& body) {
   }
 }
 
-// Sums over the threads of a row; every one of them gets both. `parts` may be used again after another barrier of the block.
+// Sums over the threads of a row; every one of them gets both. `parts` may be used again after another barrier of the
+// block.
 template <int kThreads>
 RFN_DEVICE void norm_row_sum(float (*parts)[2], float& a, float& b) {
   a = group_sum(a);
@@ -74,14 +77,17 @@ struct RowDropout {
     if constexpr (Rows::kDropout) kept = kept_items(rows.dropout, first + threadIdx.x % kThreads, kThreads);
   }
   __device__ float operator()(int64_t column, int item) const {
-    if constexpr (!Rows::kDropout) return 1.0f;
-    else if (rows.dropout.threshold == 0) return 1.0f;
-    else return item < kNormItems ? kept_multiplier(rows.dropout, kept, item) : dropout_at(rows.dropout, first + column);
+    if constexpr (!Rows::kDropout)
+      return 1.0f;
+    else if (rows.dropout.threshold == 0)
+      return 1.0f;
+    else
+      return item < kNormItems ? kept_multiplier(rows.dropout, kept, item) : dropout_at(rows.dropout, first + column);
   }
 };
 
-// xhat = (x - mean - correction) * inverse. The mean is rounded to float32; the mean of what is left over after taking it away corrects both the mean
-// and the variance, so that a row far from zero keeps its precision.
+// xhat = (x - mean - correction) * inverse. The mean is rounded to float32; the mean of what is left over after taking
+// it away corrects both the mean and the variance, so that a row far from zero keeps its precision.
 struct NormStatistics {
   float mean, correction, inverse;
 };
@@ -109,7 +115,8 @@ RFN_DEVICE NormStatistics norm_statistics(int64_t width, float epsilon, float (*
 // A block has one row, or as many as it has warps.
 template <int kThreads, class Rows>
 __global__ void __launch_bounds__(kNormBlock<kThreads>, 2)
-norm_forward_kernel(Rows rows, int64_t row_count, int64_t width, float epsilon, const float* weight, const float* bias) {
+    norm_forward_kernel(Rows rows, int64_t row_count, int64_t width, float epsilon, const float* weight,
+                        const float* bias) {
   RFN_SHARED(parts, float[2][16][2]);
   const int64_t row = int64_t{blockIdx.x} * (kNormBlock<kThreads> / kThreads) + threadIdx.x / kThreads;
   if (row >= row_count) return;  // a whole warp, of a block without barriers
@@ -117,26 +124,30 @@ norm_forward_kernel(Rows rows, int64_t row_count, int64_t width, float epsilon, 
   for_norm_columns<kThreads>(width, [&](int64_t column, int item) {
     if (item < kNormItems) cache[item] = rows.value(row, column);
   });
-  const auto value = [&](int64_t column, int item) { return item < kNormItems ? cache[item] : rows.value(row, column); };
+  const auto value = [&](int64_t column, int item) {
+    return item < kNormItems ? cache[item] : rows.value(row, column);
+  };
   const NormStatistics s = norm_statistics<kThreads>(width, epsilon, parts, value);
   const RowDropout<kThreads, Rows> dropout(rows, row, width);
   for_norm_columns<kThreads>(width, [&](int64_t column, int item) {
-    rows.store(row, column, fmaf(normalized(s, value(column, item)), weight[column], bias[column]) * dropout(column, item));
+    rows.store(row, column,
+               fmaf(normalized(s, value(column, item)), weight[column], bias[column]) * dropout(column, item));
   });
 }
 
 template <class Rows>
-rfn_status norm_forward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon, const float* weight,
-                        const float* bias) {
+rfn_status norm_forward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon,
+                        const float* weight, const float* bias) {
   return with_norm_threads(width, [&](auto threads) {
     constexpr int kThreads = decltype(threads)::value, kBlock = kNormBlock<kThreads>;
-    RFN_CUDA_TRY(stream, RFN_LAUNCH((norm_forward_kernel<kThreads, Rows>), blocks_for(row_count, kBlock / kThreads), kBlock, 0, native_stream(stream),
-                                    rows, row_count, width, epsilon, weight, bias));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH((norm_forward_kernel<kThreads, Rows>), blocks_for(row_count, kBlock / kThreads),
+                                    kBlock, 0, native_stream(stream), rows, row_count, width, epsilon, weight, bias));
     return RFN_OK;
   });
 }
 
-// The gradients of weight and bias are sums over rows: of at most kMostNormParts parts of the rows, each summed in order, then of the parts.
+// The gradients of weight and bias are sums over rows: of at most kMostNormParts parts of the rows, each summed in
+// order, then of the parts.
 inline constexpr int64_t kMostNormParts = 2048, kLeastNormPartRows = 8;
 
 inline int64_t norm_part_rows(int64_t rows) { return std::max(kLeastNormPartRows, div_up(rows, kMostNormParts)); }
@@ -147,7 +158,8 @@ inline float* take_norm_parts(Arena& arena, int64_t rows, int64_t width) {  // [
 // dx = inverse (g - mean(g) - xhat mean(g xhat)), g = dy weight. The threads of a row go through a part's rows.
 template <int kThreads, class Rows>
 __global__ void __launch_bounds__(kNormBlock<kThreads>, 1)
-norm_backward_kernel(Rows rows, int64_t row_count, int64_t part_rows, int64_t width, float epsilon, const float* weight, float* sums) {
+    norm_backward_kernel(Rows rows, int64_t row_count, int64_t part_rows, int64_t width, float epsilon,
+                         const float* weight, float* sums) {
   RFN_SHARED(parts, float[3][16][2]);
   const int64_t part = int64_t{blockIdx.x} * (kNormBlock<kThreads> / kThreads) + threadIdx.x / kThreads;
   const int64_t begin = part * part_rows, end = min(row_count, begin + part_rows);
@@ -165,7 +177,9 @@ norm_backward_kernel(Rows rows, int64_t row_count, int64_t part_rows, int64_t wi
       dy[item] = rows.gradient(row, column) * dropout(column, item);
     });
     const auto value = [&](int64_t column, int item) { return item < kNormItems ? x[item] : rows.value(row, column); };
-    const auto gradient = [&](int64_t column, int item) { return item < kNormItems ? dy[item] : rows.gradient(row, column) * dropout(column, item); };
+    const auto gradient = [&](int64_t column, int item) {
+      return item < kNormItems ? dy[item] : rows.gradient(row, column) * dropout(column, item);
+    };
     const NormStatistics s = norm_statistics<kThreads>(width, epsilon, parts, value);
     float gradients = 0.0f, projections = 0.0f;
     for_norm_columns<kThreads>(width, [&](int64_t column, int item) {
@@ -194,10 +208,11 @@ norm_backward_kernel(Rows rows, int64_t row_count, int64_t part_rows, int64_t wi
   });
 }
 
-// grad_weight and grad_bias += the sums of the parts. A block has 32 of the 2 width columns; warp w sums parts w, w + 8, ...
+// grad_weight and grad_bias += the sums of the parts. A block has 32 of the 2 width columns; warp w sums parts w, w +
+// 8, ...
 inline constexpr int kNormSumWarps = 8;
 static __global__ void __launch_bounds__(32 * kNormSumWarps)
-add_norm_sums_kernel(const float* sums, int64_t parts, int64_t width, float* grad_weight, float* grad_bias) {
+    add_norm_sums_kernel(const float* sums, int64_t parts, int64_t width, float* grad_weight, float* grad_bias) {
   RFN_SHARED(totals, float[kNormSumWarps][32]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = int64_t{blockIdx.x} * 32 + lane;
@@ -217,17 +232,18 @@ add_norm_sums_kernel(const float* sums, int64_t parts, int64_t width, float* gra
 }
 
 template <class Rows>
-rfn_status norm_backward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon, const float* weight, float* sums,
-                         float* grad_weight, float* grad_bias) {
+rfn_status norm_backward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon,
+                         const float* weight, float* sums, float* grad_weight, float* grad_bias) {
   const int64_t part_rows = norm_part_rows(row_count), parts = div_up(row_count, part_rows);
   RFN_TRY(with_norm_threads(width, [&](auto threads) {
     constexpr int kThreads = decltype(threads)::value, kBlock = kNormBlock<kThreads>;
-    RFN_CUDA_TRY(stream, RFN_LAUNCH((norm_backward_kernel<kThreads, Rows>), blocks_for(parts, kBlock / kThreads), kBlock, 0, native_stream(stream),
-                                    rows, row_count, part_rows, width, epsilon, weight, sums));
+    RFN_CUDA_TRY(stream,
+                 RFN_LAUNCH((norm_backward_kernel<kThreads, Rows>), blocks_for(parts, kBlock / kThreads), kBlock, 0,
+                            native_stream(stream), rows, row_count, part_rows, width, epsilon, weight, sums));
     return RFN_OK;
   }));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(add_norm_sums_kernel, blocks_for(2 * width, 32), 32 * kNormSumWarps, 0, native_stream(stream), sums, parts, width,
-                                  grad_weight, grad_bias));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(add_norm_sums_kernel, blocks_for(2 * width, 32), 32 * kNormSumWarps, 0,
+                                  native_stream(stream), sums, parts, width, grad_weight, grad_bias));
   return RFN_OK;
 }
 

@@ -1,4 +1,5 @@
-// Optimizers: sums in float64 and in an order that depends on shapes alone; what depends on the step only is computed on the host.
+// Optimizers: sums in float64 and in an order that depends on shapes alone; what depends on the step only is computed
+// on the host.
 #include <algorithm>
 #include <cmath>
 
@@ -21,8 +22,8 @@ RFN_DEVICE float scaled(float scale, float gradient) { return scale == 0.0f ? 0.
 const float* clip_of(const rfn_tensor& clip) { return present(clip) ? f32(clip) : nullptr; }
 
 // ---- global norm ----
-// A block sums the squares of kNormBlock elements of one tensor; one more block adds these sums. Many tensors share a launch, which has their
-// pointers as parameters (at most 4 KB).
+// A block sums the squares of kNormBlock elements of one tensor; one more block adds these sums. Many tensors share a
+// launch, which has their pointers as parameters (at most 4 KB).
 
 constexpr int64_t kNormBlock = 16384;
 constexpr int kNormTensors = 200;
@@ -39,10 +40,13 @@ __global__ void __launch_bounds__(kThreads) norm_sums_kernel(NormBatch batch, do
   int tensor = 0;  // the last one that begins at or before this block
   for (int end = batch.count; end - tensor > 1;) {
     const int middle = (tensor + end) / 2;
-    if (batch.first_block[middle] <= blockIdx.x) tensor = middle;
-    else end = middle;
+    if (batch.first_block[middle] <= blockIdx.x)
+      tensor = middle;
+    else
+      end = middle;
   }
-  const int64_t begin = int64_t{blockIdx.x - batch.first_block[tensor]} * kNormBlock, left = batch.elements[tensor] - begin;
+  const int64_t begin = int64_t{blockIdx.x - batch.first_block[tensor]} * kNormBlock,
+                left = batch.elements[tensor] - begin;
   const float* const values = batch.data[tensor] + begin;
   const int count = static_cast<int>(left < kNormBlock ? left : kNormBlock);
   double sum = 0;
@@ -52,7 +56,8 @@ __global__ void __launch_bounds__(kThreads) norm_sums_kernel(NormBatch batch, do
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(kThreads) norm_result_kernel(const double* sums, int64_t blocks, float max_norm, float* result) {
+__global__ void __launch_bounds__(kThreads)
+    norm_result_kernel(const double* sums, int64_t blocks, float max_norm, float* result) {
   double total = 0;
   for (int64_t i = threadIdx.x; i < blocks; i += kThreads) total += sums[i];
   total = block_sum(total);
@@ -79,8 +84,9 @@ struct AdamW {
 
 constexpr int kAdamWElements = 4;  // of a thread
 
-__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamW a, int64_t n, const float* __restrict__ clip, const float* __restrict__ gradient,
-                                                         float* __restrict__ parameter, float* __restrict__ moment1, float* __restrict__ moment2) {
+__global__ void __launch_bounds__(kThreads)
+    adamw_kernel(AdamW a, int64_t n, const float* __restrict__ clip, const float* __restrict__ gradient,
+                 float* __restrict__ parameter, float* __restrict__ moment1, float* __restrict__ moment2) {
   const float scale = clip_scale(clip);
   const int64_t first = int64_t{blockIdx.x} * (kThreads * kAdamWElements) + threadIdx.x;
 #pragma unroll
@@ -88,7 +94,8 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamW a, int64_t n, con
     const int64_t i = first + e * kThreads;
     if (i >= n) continue;
     const float g = scaled(scale, gradient[i]), p = parameter[i];
-    const float m = fmaf(a.beta1, moment1[i], (1.0f - a.beta1) * g), v = fmaf(a.beta2, moment2[i], (1.0f - a.beta2) * (g * g));
+    const float m = fmaf(a.beta1, moment1[i], (1.0f - a.beta1) * g),
+                v = fmaf(a.beta2, moment2[i], (1.0f - a.beta2) * (g * g));
     const float update = a.rate * m / fmaf(sqrtf(v), a.inverse_root, a.epsilon);
     parameter[i] = p - fmaf(a.decay, p, update);
     moment1[i] = m;
@@ -97,11 +104,12 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamW a, int64_t n, con
 }
 
 // ---- Adafactor ----
-// Second moments are moving averages of mean squares: V_ij = row_i column_j / mean(row). The parameter is a matrix [rows, columns]; one without
-// factors is cut into rows of kFlatColumns, the last of which may be shorter. A block takes every gridDim.x-th row.
+// Second moments are moving averages of mean squares: V_ij = row_i column_j / mean(row). The parameter is a matrix
+// [rows, columns]; one without factors is cut into rows of kFlatColumns, the last of which may be shorter. A block
+// takes every gridDim.x-th row.
 
 constexpr int64_t kFlatColumns = 4096;
-constexpr int64_t kRowBlocks = 2048;        // at most, of a launch
+constexpr int64_t kRowBlocks = 2048;             // at most, of a launch
 constexpr int kTileColumns = 32, kTileRows = 8;  // threads of a block of column sums
 
 struct Adafactor {
@@ -165,7 +173,9 @@ AdafactorBuffers adafactor_buffers(Arena& arena, const Adafactor& a) {
 }
 
 // 0 where nothing but zeros was seen, which only epsilon1 = 0 allows: the gradient is 0 there too.
-RFN_DEVICE float inverse_root(float x) { return x > 0.0f ? static_cast<float>(1.0 / sqrt(static_cast<double>(x))) : 0.0f; }
+RFN_DEVICE float inverse_root(float x) {
+  return x > 0.0f ? static_cast<float>(1.0 / sqrt(static_cast<double>(x))) : 0.0f;
+}
 
 // Moves the row moments on.
 __global__ void __launch_bounds__(128) adafactor_rows_kernel(Adafactor a, AdafactorBuffers b) {
@@ -177,7 +187,8 @@ __global__ void __launch_bounds__(128) adafactor_rows_kernel(Adafactor a, Adafac
     for (int64_t c = threadIdx.x; c < a.columns; c += blockDim.x) sum += square(scaled(scale, g[c]));
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
-      const float moment = static_cast<float>(a.rho * static_cast<double>(a.row[r]) + a.fresh * (sum / static_cast<double>(a.columns) + a.epsilon1));
+      const float moment = static_cast<float>(a.rho * static_cast<double>(a.row[r]) +
+                                              a.fresh * (sum / static_cast<double>(a.columns) + a.epsilon1));
       a.row[r] = moment;
       b.row_roots[r] = inverse_root(moment);
     }
@@ -185,7 +196,8 @@ __global__ void __launch_bounds__(128) adafactor_rows_kernel(Adafactor a, Adafac
 }
 
 // Sums of squares down the columns, part by part: block (x, y) has 32 columns of part y, a warp every eighth row of it.
-__global__ void __launch_bounds__(kTileColumns* kTileRows) adafactor_column_sums_kernel(Adafactor a, AdafactorBuffers b) {
+__global__ void __launch_bounds__(kTileColumns* kTileRows)
+    adafactor_column_sums_kernel(Adafactor a, AdafactorBuffers b) {
   RFN_SHARED(sums, double[kTileRows][kTileColumns]);
   const float scale = clip_scale(a.clip);
   const int64_t part = blockIdx.y, column = int64_t{blockIdx.x} * kTileColumns + threadIdx.x;
@@ -193,7 +205,8 @@ __global__ void __launch_bounds__(kTileColumns* kTileRows) adafactor_column_sums
   double sum = 0;
   if (column < a.columns) {
 #pragma unroll 4
-    for (int64_t r = begin + threadIdx.y; r < end; r += kTileRows) sum += square(scaled(scale, a.gradient[r * a.columns + column]));
+    for (int64_t r = begin + threadIdx.y; r < end; r += kTileRows)
+      sum += square(scaled(scale, a.gradient[r * a.columns + column]));
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
@@ -216,8 +229,8 @@ __global__ void __launch_bounds__(kThreads) adafactor_columns_kernel(Adafactor a
   if (column >= a.columns) return;
   double sum = 0;
   for (int64_t part = 0; part < a.parts; ++part) sum += b.columns[part * a.columns + column];
-  const float moment =
-      static_cast<float>(a.rho * static_cast<double>(a.column[column]) + a.fresh * (sum / static_cast<double>(a.rows) + a.epsilon1));
+  const float moment = static_cast<float>(a.rho * static_cast<double>(a.column[column]) +
+                                          a.fresh * (sum / static_cast<double>(a.rows) + a.epsilon1));
   a.column[column] = moment;
   b.column_roots[column] = inverse_root(moment);
 }
@@ -241,7 +254,8 @@ RFN_DEVICE void for_updates(const Adafactor& a, const AdafactorBuffers& b, const
 __global__ void __launch_bounds__(128) adafactor_moments_kernel(Adafactor a) {
   const float scale = clip_scale(a.clip);
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.n; i += int64_t{gridDim.x} * blockDim.x) {
-    a.moment2[i] = static_cast<float>(a.rho * static_cast<double>(a.moment2[i]) + a.fresh * (square(scaled(scale, a.gradient[i])) + a.epsilon1));
+    a.moment2[i] = static_cast<float>(a.rho * static_cast<double>(a.moment2[i]) +
+                                      a.fresh * (square(scaled(scale, a.gradient[i])) + a.epsilon1));
   }
 }
 
@@ -288,7 +302,8 @@ rfn_status global_norm_workspace(const rfn_context&, const rfn_global_norm& op, 
   return workspace_size(arena, "global_norm", bytes);
 }
 
-rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, void* workspace, int64_t workspace_bytes) {
+rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, void* workspace,
+                               int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   Arena arena(workspace, workspace_bytes);
@@ -299,7 +314,8 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
     NormBatch batch{};
     int64_t launched = 0;
     while (tensor < op.count && batch.count < kNormTensors && launched < kNormBlocks) {
-      const int64_t n = elements(op.gradients[tensor]), count = std::min(n - begin, (kNormBlocks - launched) * kNormBlock);
+      const int64_t n = elements(op.gradients[tensor]),
+                    count = std::min(n - begin, (kNormBlocks - launched) * kNormBlock);
       batch.data[batch.count] = f32(op.gradients[tensor]) + begin;
       batch.elements[batch.count] = count;
       batch.first_block[batch.count++] = static_cast<uint32_t>(launched);
@@ -307,10 +323,12 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
       begin += count;
       if (begin == n) ++tensor, begin = 0;
     }
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_sums_kernel, static_cast<unsigned>(launched), kThreads, 0, native_stream(stream), batch, sums + first));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_sums_kernel, static_cast<unsigned>(launched), kThreads, 0,
+                                    native_stream(stream), batch, sums + first));
     first += launched;
   }
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_result_kernel, 1, kThreads, 0, native_stream(stream), sums, blocks, op.max_norm, f32(op.result)));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_result_kernel, 1, kThreads, 0, native_stream(stream), sums, blocks, op.max_norm,
+                                  f32(op.result)));
   return RFN_OK;
 }
 
@@ -326,8 +344,9 @@ rfn_status adamw_forward(rfn_stream& stream, const rfn_adamw& op) {
   a.rate = static_cast<float>(rate / (1.0 - std::pow(static_cast<double>(op.beta1), step)));
   a.inverse_root = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(op.beta2), step)));
   a.decay = static_cast<float>(rate * static_cast<double>(op.weight_decay));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(adamw_kernel, blocks_for(n, kThreads * kAdamWElements), kThreads, 0, native_stream(stream), a, n, clip_of(op.clip),
-                                  f32(op.gradient), f32(op.parameter), f32(op.moment1), f32(op.moment2)));
+  RFN_CUDA_TRY(stream,
+               RFN_LAUNCH(adamw_kernel, blocks_for(n, kThreads * kAdamWElements), kThreads, 0, native_stream(stream), a,
+                          n, clip_of(op.clip), f32(op.gradient), f32(op.parameter), f32(op.moment1), f32(op.moment2)));
   return RFN_OK;
 }
 
@@ -347,9 +366,11 @@ rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* 
   const cudaStream_t native = native_stream(stream);
   if (a.factored) {
     RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_rows_kernel, blocks, threads, 0, native, a, b));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_column_sums_kernel, dim3(blocks_for(a.columns, kTileColumns), static_cast<unsigned>(a.parts)),
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_column_sums_kernel,
+                                    dim3(blocks_for(a.columns, kTileColumns), static_cast<unsigned>(a.parts)),
                                     dim3(kTileColumns, kTileRows), 0, native, a, b));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_columns_kernel, blocks_for(a.columns, kThreads) + 1, kThreads, 0, native, a, b));
+    RFN_CUDA_TRY(stream,
+                 RFN_LAUNCH(adafactor_columns_kernel, blocks_for(a.columns, kThreads) + 1, kThreads, 0, native, a, b));
   } else {
     RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_moments_kernel, blocks, threads, 0, native, a));
   }

@@ -1,5 +1,6 @@
-// Four neighbouring elements of arrays per thread, which is what one call of Philox serves. Quads are those of the random numbers: with `first` the
-// number of an array's element 0, a quad is elements 4q .. 4q + 3 of that numbering, so an array may begin and end in the middle of one.
+// Four neighbouring elements of arrays per thread, which is what one call of Philox serves. Quads are those of the
+// random numbers: with `first` the number of an array's element 0, a quad is elements 4q .. 4q + 3 of that numbering,
+// so an array may begin and end in the middle of one.
 #pragma once
 #include <cstdint>
 

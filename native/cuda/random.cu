@@ -1,5 +1,6 @@
-// Normal random numbers: Box-Muller over the words of a Philox quad, in float64 and rounded once, as on the CPU. A thread makes the four elements of
-// a quad: words (0, 1) and (2, 3) are pairs (u1 in (0,1], u2 in [0,1)), and a pair makes two elements.
+// Normal random numbers: Box-Muller over the words of a Philox quad, in float64 and rounded once, as on the CPU. A
+// thread makes the four elements of a quad: words (0, 1) and (2, 3) are pairs (u1 in (0,1], u2 in [0,1)), and a pair
+// makes two elements.
 #include "core/tensor.h"
 #include "cuda/device_math.cuh"
 #include "cuda/state.h"
@@ -18,7 +19,8 @@ RFN_DEVICE void normal_pair(uint32_t word1, uint32_t word2, double mean, double 
   if (left > 1) out[1] = static_cast<float>(mean + radius * sine);
 }
 
-__global__ void __launch_bounds__(kThreads) random_normal_kernel(Philox random, double mean, double deviation, int64_t n, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    random_normal_kernel(Philox random, double mean, double deviation, int64_t n, float* out) {
   const int64_t quad = int64_t{blockIdx.x} * kThreads + threadIdx.x, place = 4 * quad;
   if (place >= n) return;
   const PhiloxWords words = philox_quad(random, static_cast<uint64_t>(quad));
@@ -33,7 +35,8 @@ rfn_status random_normal_forward(rfn_stream& stream, const rfn_random_normal& op
   RFN_TRY(current.status());
   const int64_t n = elements(op.destination);
   RFN_CUDA_TRY(stream, RFN_LAUNCH(random_normal_kernel, blocks_for(n, 4 * kThreads), kThreads, 0, native_stream(stream),
-                                  philox(op.seed, op.step, op.layer, op.site), double{op.mean}, double{op.standard_deviation}, n, f32(op.destination)));
+                                  philox(op.seed, op.step, op.layer, op.site), double{op.mean},
+                                  double{op.standard_deviation}, n, f32(op.destination)));
   return RFN_OK;
 }
 

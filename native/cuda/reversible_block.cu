@@ -1,14 +1,17 @@
 // The reversible block (paper eq. 9), in place:
 //   forward    stream1 += A(LN(stream2));  stream2 += F(LN(stream1))
 //   backward   stream2 -= F(LN(stream1));  stream1 -= A(LN(stream2)), and the gradients through both on the way.
-// Both directions run the same products and kernels over the same row chunks and head groups, on buffers that are aligned alike, so that what
-// backward subtracts has the bits that forward added; with the grid rounding of exact residuals the inverse is then exact.
+// Both directions run the same products and kernels over the same row chunks and head groups, on buffers that are
+// aligned alike, so that what backward subtracts has the bits that forward added; with the grid rounding of exact
+// residuals the inverse is then exact.
 //
-// What the caller keeps of the forward pass (rfn_reversible_block) is copied out of the workspace, where products write whether it is kept or not:
-// their precision and algorithm depend on alignment and leading dimensions. For the same reason backward copies what products read back there.
+// What the caller keeps of the forward pass (rfn_reversible_block) is copied out of the workspace, where products write
+// whether it is kept or not: their precision and algorithm depend on alignment and leading dimensions. For the same
+// reason backward copies what products read back there.
 //
-// Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for one group of heads at a
-// time. Everything else works on chunks of rows. Both halves use the same bytes of the workspace one after the other.
+// Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for
+// one group of heads at a time. Everything else works on chunks of rows. Both halves use the same bytes of the
+// workspace one after the other.
 #include <algorithm>
 
 #include "core/backend.h"
@@ -45,12 +48,12 @@ Shape shape_of(const rfn_reversible_block& op) {
 
 struct AttentionBuffers {
   void* gemm;
-  RangeCheck* check;         // forward
-  float* result;             // [rows, H*D]
-  float *q, *k, *v;          // [rows, group*D]; k is q when shared
-  float* x;                  // [chunk, E]: normalised rows
-  float* y;                  // [chunk, E]: output of the half, or a gradient of it
-  float* lse;                // backward [B, group, T]
+  RangeCheck* check;                           // forward
+  float* result;                               // [rows, H*D]
+  float *q, *k, *v;                            // [rows, group*D]; k is q when shared
+  float* x;                                    // [chunk, E]: normalised rows
+  float* y;                                    // [chunk, E]: output of the half, or a gradient of it
+  float* lse;                                  // backward [B, group, T]
   float *grad_out, *grad_q, *grad_k, *grad_v;  // backward, like q
   float *norm_sums, *bias_sums;                // backward
   AttentionScratch attention;
@@ -110,7 +113,8 @@ FeedForwardBuffers feed_forward_buffers(Arena& arena, const rfn_reversible_block
 // body(first row, rows, first element of the streams) for one chunk of [0, total) after the other.
 template <class Body>
 rfn_status for_chunks(const Shape& s, int64_t chunk, const Body& body) {
-  for (int64_t first = 0; first < s.rows; first += chunk) RFN_TRY(body(first, std::min(chunk, s.rows - first), first * s.width));
+  for (int64_t first = 0; first < s.rows; first += chunk)
+    RFN_TRY(body(first, std::min(chunk, s.rows - first), first * s.width));
   return RFN_OK;
 }
 
@@ -121,19 +125,25 @@ struct Block {
   float *const stream1, *const stream2, *const grad1, *const grad2;
 
   Block(rfn_stream& on, const rfn_reversible_block& block)
-      : stream(on), op(block), s(shape_of(block)), stream1(f32(block.stream1)), stream2(f32(block.stream2)), grad1(f32(block.grad_stream1)),
+      : stream(on),
+        op(block),
+        s(shape_of(block)),
+        stream1(f32(block.stream1)),
+        stream2(f32(block.stream2)),
+        grad1(f32(block.grad_stream1)),
         grad2(f32(block.grad_stream2)) {}
 
   bool exact() const { return op.residual == RFN_RESIDUAL_EXACT; }
 
-  // Whether a product may add its result to a stream by itself. Only to one that is aligned like the buffers of the workspace: its precision depends
-  // on that, and has to be the same in both directions.
+  // Whether a product may add its result to a stream by itself. Only to one that is aligned like the buffers of the
+  // workspace: its precision depends on that, and has to be the same in both directions.
   bool adds_itself(float dropout, const float* target) const {
     return !exact() && dropout == 0.0f && reinterpret_cast<uintptr_t>(target) % 16 == 0;
   }
 
   // target += sign * dropout(y), elements [first, first + n) of the stream.
-  rfn_status residual(float sign, int32_t site, float dropout, float* target, const float* y, int64_t first, int64_t n, RangeCheck* check) const {
+  rfn_status residual(float sign, int32_t site, float dropout, float* target, const float* y, int64_t first, int64_t n,
+                      RangeCheck* check) const {
     const uint64_t element = static_cast<uint64_t>(first);
     const Residual r{exact(), op.grid_exponent, sign, philox(op.seed, op.step, op.layer, site), element, dropout};
     return add_residual(stream, r, target + first, y, n, element, check);
@@ -147,13 +157,15 @@ struct Block {
     return present(kept) ? copy_floats(stream, f32(kept), from, s.rows * s.width) : RFN_OK;
   }
 
-  float* hidden_rows(int64_t first) const { return keeps_activations() ? f32(op.kept_hidden) + first * s.hidden : nullptr; }
+  float* hidden_rows(int64_t first) const {
+    return keeps_activations() ? f32(op.kept_hidden) + first * s.hidden : nullptr;
+  }
 
   // ---- attention half ----
 
   rfn_status normalize_for_attention(int64_t rows, int64_t at, float* x) const {
-    return layer_norm_rows(stream, rows, s.width, op.layer_norm_epsilon, stream2 + at, f32(op.parameters.attention_norm_weight),
-                           f32(op.parameters.attention_norm_bias), x);
+    return layer_norm_rows(stream, rows, s.width, op.layer_norm_epsilon, stream2 + at,
+                           f32(op.parameters.attention_norm_weight), f32(op.parameters.attention_norm_bias), x);
   }
 
   // result of heads [head, head + heads), from the norm of stream2. Buckets that a forward pass stored are used again.
@@ -162,8 +174,10 @@ struct Block {
     RFN_TRY(for_chunks(s, s.chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_attention(rows, at, b.x));
       const auto project = [&](const rfn_tensor& weight, float* out) {
-        return gemm(stream, {Transpose::kNo, Transpose::kYes, rows, columns, s.width, b.x, s.width, f32(weight) + weight_row, s.width, 1.0f, 0.0f,
-                             out + first * columns, columns}, b.gemm);
+        return gemm(stream,
+                    {Transpose::kNo, Transpose::kYes, rows, columns, s.width, b.x, s.width, f32(weight) + weight_row,
+                     s.width, 1.0f, 0.0f, out + first * columns, columns},
+                    b.gemm);
       };
       RFN_TRY(project(op.parameters.query, b.q));
       if (!s.shared) RFN_TRY(project(op.parameters.key, b.k));
@@ -183,9 +197,11 @@ struct Block {
   rfn_status keep_projections(const AttentionBuffers& b, const Attention& a) const {
     const auto keep = [&](const rfn_tensor& kept, const float* from) -> rfn_status {
       if (!present(kept)) return RFN_OK;
-      const size_t width = static_cast<size_t>(a.heads * s.head_size) * sizeof(float), pitch = static_cast<size_t>(s.projected) * sizeof(float);
-      RFN_CUDA_TRY(stream, cudaMemcpy2DAsync(f32(kept) + a.first_head * s.head_size, pitch, from, width, width, static_cast<size_t>(s.rows),
-                                             cudaMemcpyDeviceToDevice, native_stream(stream)));
+      const size_t width = static_cast<size_t>(a.heads * s.head_size) * sizeof(float),
+                   pitch = static_cast<size_t>(s.projected) * sizeof(float);
+      RFN_CUDA_TRY(stream,
+                   cudaMemcpy2DAsync(f32(kept) + a.first_head * s.head_size, pitch, from, width, width,
+                                     static_cast<size_t>(s.rows), cudaMemcpyDeviceToDevice, native_stream(stream)));
       return RFN_OK;
     };
     RFN_TRY(keep(op.kept_query, b.q));
@@ -207,7 +223,8 @@ struct Block {
     a.grad_q = b.grad_q;
     a.grad_k = b.grad_k;
     a.grad_v = b.grad_v;
-    a.q_stride = a.k_stride = a.v_stride = a.grad_out_stride = a.grad_q_stride = a.grad_k_stride = a.grad_v_stride = a.heads * s.head_size;
+    a.q_stride = a.k_stride = a.v_stride = a.grad_out_stride = a.grad_q_stride = a.grad_k_stride = a.grad_v_stride =
+        a.heads * s.head_size;
     return a;
   }
 
@@ -224,13 +241,18 @@ struct Block {
   // stream1 += sign * dropout(result Wo^T + bias).
   rfn_status add_attention(const AttentionBuffers& b, float sign) const {
     const bool bias = present(op.parameters.output_bias);
-    const bool fused = adds_itself(op.attention_output_dropout, stream1) && (sign > 0.0f || !bias);  // a product adds its bias, never subtracts it
+    const bool fused = adds_itself(op.attention_output_dropout, stream1) &&
+                       (sign > 0.0f || !bias);  // a product adds its bias, never subtracts it
     return for_chunks(s, s.chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
-      RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kYes, rows, s.width, s.projected, b.result + first * s.projected, s.projected,
-                            f32(op.parameters.output), s.projected, fused ? sign : 1.0f, fused ? 1.0f : 0.0f, fused ? stream1 + at : b.y, s.width,
-                            bias ? Epilogue::kBias : Epilogue::kNone, f32(op.parameters.output_bias)}, b.gemm));
+      RFN_TRY(gemm(
+          stream,
+          {Transpose::kNo, Transpose::kYes, rows, s.width, s.projected, b.result + first * s.projected, s.projected,
+           f32(op.parameters.output), s.projected, fused ? sign : 1.0f, fused ? 1.0f : 0.0f, fused ? stream1 + at : b.y,
+           s.width, bias ? Epilogue::kBias : Epilogue::kNone, f32(op.parameters.output_bias)},
+          b.gemm));
       if (fused) return RFN_OK;
-      return residual(sign, RFN_SITE_ATTENTION_OUTPUT, op.attention_output_dropout, stream1, b.y, at, rows * s.width, b.check);
+      return residual(sign, RFN_SITE_ATTENTION_OUTPUT, op.attention_output_dropout, stream1, b.y, at, rows * s.width,
+                      b.check);
     });
   }
 
@@ -240,7 +262,8 @@ struct Block {
       RFN_TRY(attend(b, a, false));
       RFN_TRY(keep_projections(b, a));
     }
-    if (present(op.attention_result)) RFN_TRY(copy_floats(stream, f32(op.attention_result), b.result, s.rows * s.projected));
+    if (present(op.attention_result))
+      RFN_TRY(copy_floats(stream, f32(op.attention_result), b.result, s.rows * s.projected));
     RFN_TRY(keep_stream(op.kept_stream1, stream1));
     if (!exact()) return add_attention(b, 1.0f);
     RFN_TRY(reset_range_check(stream, b.check));
@@ -260,13 +283,20 @@ struct Block {
       RFN_TRY(for_chunks(s, s.chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
         const float* dy = grad1 + at;
         if (dropout) {
-          RFN_TRY(apply_dropout(stream, dy, b.y, rows * s.width, random, static_cast<uint64_t>(at), op.attention_output_dropout));
+          RFN_TRY(apply_dropout(stream, dy, b.y, rows * s.width, random, static_cast<uint64_t>(at),
+                                op.attention_output_dropout));
           dy = b.y;
         }
-        RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kNo, rows, columns, s.width, dy, s.width, f32(op.parameters.output) + column, s.projected,
-                              1.0f, 0.0f, b.grad_out + first * columns, columns}, b.gemm));
-        RFN_TRY(gemm(stream, {Transpose::kYes, Transpose::kNo, s.width, columns, rows, dy, s.width, b.result + first * s.projected + column,
-                              s.projected, 1.0f, 1.0f, f32(op.gradients.output) + column, s.projected}, b.gemm));
+        RFN_TRY(
+            gemm(stream,
+                 {Transpose::kNo, Transpose::kNo, rows, columns, s.width, dy, s.width,
+                  f32(op.parameters.output) + column, s.projected, 1.0f, 0.0f, b.grad_out + first * columns, columns},
+                 b.gemm));
+        RFN_TRY(gemm(stream,
+                     {Transpose::kYes, Transpose::kNo, s.width, columns, rows, dy, s.width,
+                      b.result + first * s.projected + column, s.projected, 1.0f, 1.0f,
+                      f32(op.gradients.output) + column, s.projected},
+                     b.gemm));
         if (head > 0 || !present(op.parameters.output_bias)) return RFN_OK;
         return add_column_sums(stream, dy, rows, s.width, b.bias_sums, f32(op.gradients.output_bias));
       }));
@@ -275,31 +305,37 @@ struct Block {
       RFN_TRY(for_chunks(s, s.chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
         RFN_TRY(normalize_for_attention(rows, at, b.x));
         float beta = 0.0f;
-        const auto project = [&](const float* gradient, const rfn_tensor& weight, const rfn_tensor& grad_weight) -> rfn_status {
+        const auto project = [&](const float* gradient, const rfn_tensor& weight,
+                                 const rfn_tensor& grad_weight) -> rfn_status {
           gradient += first * columns;
-          RFN_TRY(gemm(stream, {Transpose::kYes, Transpose::kNo, columns, s.width, rows, gradient, columns, b.x, s.width, 1.0f, 1.0f,
-                                f32(grad_weight) + weight_row, s.width}, b.gemm));
-          RFN_TRY(gemm(stream, {Transpose::kNo, Transpose::kNo, rows, s.width, columns, gradient, columns, f32(weight) + weight_row, s.width, 1.0f,
-                                beta, b.y, s.width}, b.gemm));
+          RFN_TRY(gemm(stream,
+                       {Transpose::kYes, Transpose::kNo, columns, s.width, rows, gradient, columns, b.x, s.width, 1.0f,
+                        1.0f, f32(grad_weight) + weight_row, s.width},
+                       b.gemm));
+          RFN_TRY(gemm(stream,
+                       {Transpose::kNo, Transpose::kNo, rows, s.width, columns, gradient, columns,
+                        f32(weight) + weight_row, s.width, 1.0f, beta, b.y, s.width},
+                       b.gemm));
           beta = 1.0f;
           return RFN_OK;
         };
         RFN_TRY(project(b.grad_q, op.parameters.query, op.gradients.query));
         if (!s.shared) RFN_TRY(project(b.grad_k, op.parameters.key, op.gradients.key));
         RFN_TRY(project(b.grad_v, op.parameters.value, op.gradients.value));
-        return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream2 + at, f32(op.parameters.attention_norm_weight), b.y,
-                                        grad2 + at, true, b.norm_sums, f32(op.gradients.attention_norm_weight),
-                                        f32(op.gradients.attention_norm_bias));
+        return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream2 + at,
+                                        f32(op.parameters.attention_norm_weight), b.y, grad2 + at, true, b.norm_sums,
+                                        f32(op.gradients.attention_norm_weight), f32(op.gradients.attention_norm_bias));
       }));
     }
-    return keeps_streams() ? copy_floats(stream, stream1, f32(op.kept_stream1), s.rows * s.width) : add_attention(b, -1.0f);
+    return keeps_streams() ? copy_floats(stream, stream1, f32(op.kept_stream1), s.rows * s.width)
+                           : add_attention(b, -1.0f);
   }
 
   // ---- feed-forward half ----
 
   rfn_status normalize_for_feed_forward(int64_t rows, int64_t at, float* x) const {
-    return layer_norm_rows(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at, f32(op.parameters.feed_forward_norm_weight),
-                           f32(op.parameters.feed_forward_norm_bias), x);
+    return layer_norm_rows(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at,
+                           f32(op.parameters.feed_forward_norm_weight), f32(op.parameters.feed_forward_norm_bias), x);
   }
 
   rfn_status forward_feed_forward(const FeedForwardBuffers& b) const {
@@ -309,7 +345,8 @@ struct Block {
     if (exact()) RFN_TRY(reset_range_check(stream, b.check));
     RFN_TRY(for_chunks(s, s.feed_forward_chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_feed_forward(rows, at, b.x));
-      RFN_TRY(feed_forward_chunk_forward(stream, f, first, rows, b.x, b.scratch, hidden_rows(first), fused, fused ? stream2 + at : b.y));
+      RFN_TRY(feed_forward_chunk_forward(stream, f, first, rows, b.x, b.scratch, hidden_rows(first), fused,
+                                         fused ? stream2 + at : b.y));
       if (fused) return RFN_OK;
       return residual(1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, b.y, at, rows * s.width, b.check);
     }));
@@ -321,11 +358,14 @@ struct Block {
     return for_chunks(s, s.feed_forward_chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_feed_forward(rows, at, b.x));
       float* const y = keeps_streams() ? nullptr : b.y;
-      RFN_TRY(feed_forward_chunk_backward(stream, f, first, rows, b.x, grad2 + at, b.scratch, hidden_rows(first), y, b.grad));
-      RFN_TRY(y == nullptr ? copy_floats(stream, stream2 + at, f32(op.kept_stream2) + at, rows * s.width)
-                           : residual(-1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, y, at, rows * s.width, nullptr));
-      return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at, f32(op.parameters.feed_forward_norm_weight), b.grad,
-                                      grad1 + at, true, b.norm_sums, f32(op.gradients.feed_forward_norm_weight),
+      RFN_TRY(feed_forward_chunk_backward(stream, f, first, rows, b.x, grad2 + at, b.scratch, hidden_rows(first), y,
+                                          b.grad));
+      RFN_TRY(y == nullptr
+                  ? copy_floats(stream, stream2 + at, f32(op.kept_stream2) + at, rows * s.width)
+                  : residual(-1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, y, at, rows * s.width, nullptr));
+      return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at,
+                                      f32(op.parameters.feed_forward_norm_weight), b.grad, grad1 + at, true,
+                                      b.norm_sums, f32(op.gradients.feed_forward_norm_weight),
                                       f32(op.gradients.feed_forward_norm_bias));
     });
   }
@@ -333,7 +373,8 @@ struct Block {
 
 }  // namespace
 
-rfn_status reversible_block_workspace(const rfn_context& context, const rfn_reversible_block& op, int32_t pass, int64_t* bytes) {
+rfn_status reversible_block_workspace(const rfn_context& context, const rfn_reversible_block& op, int32_t pass,
+                                      int64_t* bytes) {
   const Shape s = shape_of(op);
   RFN_TRY(attention_supported(context, attention_call(op, s, 0, s.group)));
   Arena attention, feed_forward;
@@ -346,7 +387,8 @@ rfn_status reversible_block_workspace(const rfn_context& context, const rfn_reve
   return RFN_OK;
 }
 
-rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace, int64_t workspace_bytes) {
+rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace,
+                                    int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const Block block(stream, op);
@@ -356,7 +398,8 @@ rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_blo
   return block.forward_feed_forward(feed_forward_buffers(feed_forward, op, block.s, RFN_PASS_FORWARD));
 }
 
-rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace, int64_t workspace_bytes) {
+rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace,
+                                     int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const Block block(stream, op);

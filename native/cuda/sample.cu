@@ -1,6 +1,7 @@
-// Drawing ids from logits: a block per row. Larger logits come first, of equal ones the smaller id. top_k keeps a beginning of that order and top_p a
-// beginning of what is left, so the ids kept are those above a threshold and the first few at it. The threshold is found by bisection over the logits'
-// 32-bit keys, whose order is that of the logits: nothing is sorted or stored. Sums are float64 in an order that depends on the shape alone.
+// Drawing ids from logits: a block per row. Larger logits come first, of equal ones the smaller id. top_k keeps a
+// beginning of that order and top_p a beginning of what is left, so the ids kept are those above a threshold and the
+// first few at it. The threshold is found by bisection over the logits' 32-bit keys, whose order is that of the logits:
+// nothing is sorted or stored. Sums are float64 in an order that depends on the shape alone.
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "core/workspace_size.h"
@@ -10,7 +11,7 @@
 namespace rfn::cuda {
 namespace {
 
-constexpr int kThreads = 512;       // of a row
+constexpr int kThreads = 512;        // of a row
 constexpr int64_t kShortRow = 1024;  // one warp does
 constexpr uint32_t kKeyOfMinusInfinity = 0x007fffffu;
 
@@ -41,7 +42,8 @@ RFN_DEVICE uint32_t block_minimum(uint32_t x) {
 
 template <class T>
 struct Prefix {
-  T before, through, total;  // sums over the threads before this one, over those and this one, over all. A thread's `through` is the next one's `before`
+  T before, through, total;  // sums over the threads before this one, over those and this one, over all. A thread's
+                             // `through` is the next one's `before`
 };
 template <class T>
 RFN_DEVICE Prefix<T> block_prefix(T x) {
@@ -76,9 +78,11 @@ RFN_DEVICE double sum_between(const float* z, int32_t size, uint32_t low, uint32
   return block_sum(sum);
 }
 
-// The smallest key of [least, largest] such that the keys above it have less than `wanted` in all; *above: what they have.
+// The smallest key of [least, largest] such that the keys above it have less than `wanted` in all; *above: what they
+// have.
 template <class Value>
-RFN_DEVICE uint32_t threshold(const float* z, int32_t size, uint32_t least, uint32_t largest, double wanted, const Value& value, double* above) {
+RFN_DEVICE uint32_t threshold(const float* z, int32_t size, uint32_t least, uint32_t largest, double wanted,
+                              const Value& value, double* above) {
   uint32_t low = least - 1, high = largest;  // too small; not too small
   *above = 0;
   while (high - low > 1) {
@@ -103,14 +107,16 @@ RFN_DEVICE int32_t draw(const Sample& s, const float* z, uint32_t largest, doubl
   int32_t ties = s.size;
   double above = 0;
   if (s.top_k > 0 && s.top_k < s.size) {
-    least = threshold(z, s.size, least, largest, s.top_k, [](uint32_t) { return 1.0; }, &above);
+    least = threshold(
+        z, s.size, least, largest, s.top_k, [](uint32_t) { return 1.0; }, &above);
     ties = s.top_k - static_cast<int32_t>(above);
   }
   if (s.top_p < 1.0f) {
     const double total = sum_between(z, s.size, least, largest, weight) + ties * weight(least);
     const double wanted = static_cast<double>(s.top_p) * total;
     const uint32_t key = threshold(z, s.size, least, largest, wanted, weight, &above);
-    ties = static_cast<int32_t>(fmin(ceil((wanted - above) / weight(key)), static_cast<double>(key == least ? ties : s.size)));
+    ties = static_cast<int32_t>(
+        fmin(ceil((wanted - above) / weight(key)), static_cast<double>(key == least ? ties : s.size)));
     least = key;
   }
 
@@ -135,7 +141,8 @@ RFN_DEVICE int32_t draw(const Sample& s, const float* z, uint32_t largest, doubl
   });
   const Prefix<double> prefix = block_prefix(mass);
   const double point = u * prefix.total;
-  const uint32_t chosen = block_minimum(mass > 0 && point < prefix.through ? threadIdx.x : UINT32_MAX);  // u < 1: there is one
+  const uint32_t chosen =
+      block_minimum(mass > 0 && point < prefix.through ? threadIdx.x : UINT32_MAX);  // u < 1: there is one
   RFN_SHARED(id, int32_t);
   if (threadIdx.x == chosen) {
     double sum = prefix.before;
@@ -175,7 +182,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(Sample s) {
 
 }  // namespace
 
-rfn_status sample_workspace(const rfn_context&, const rfn_sample&, int32_t, int64_t* bytes) { return workspace_size(Arena(), "sample", bytes); }
+rfn_status sample_workspace(const rfn_context&, const rfn_sample&, int32_t, int64_t* bytes) {
+  return workspace_size(Arena(), "sample", bytes);
+}
 
 rfn_status sample_forward(rfn_stream& stream, const rfn_sample& op, void*, int64_t) {
   const CurrentDevice current(*stream.context);
@@ -189,7 +198,8 @@ rfn_status sample_forward(rfn_stream& stream, const rfn_sample& op, void*, int64
   s.temperature = op.temperature;
   s.top_p = op.top_p;
   s.random = philox(op.seed, op.step, -1, RFN_SITE_SAMPLING);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(sample_kernel, static_cast<unsigned>(rows), size <= kShortRow ? 32 : kThreads, 0, native_stream(stream), s));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(sample_kernel, static_cast<unsigned>(rows), size <= kShortRow ? 32 : kThreads, 0,
+                                  native_stream(stream), s));
   return RFN_OK;
 }
 

@@ -78,10 +78,11 @@ constexpr Collective kShuffles[] = {{"__shfl_sync", exchange_shuffle},
                                     {"__shfl_down_sync", exchange_shuffle},
                                     {"__shfl_xor_sync", exchange_shuffle}};
 // By Reduction; signed minimum and maximum behind them.
-constexpr Collective kReductions[] = {{"__reduce_add_sync", reduce_add},        {"__reduce_min_sync", reduce_min},
-                                      {"__reduce_max_sync", reduce_max},        {"__reduce_and_sync", reduce_and},
-                                      {"__reduce_or_sync", reduce_or},          {"__reduce_xor_sync", reduce_xor},
-                                      {"__reduce_min_sync", reduce_min_signed}, {"__reduce_max_sync", reduce_max_signed}};
+constexpr Collective kReductions[] = {
+    {"__reduce_add_sync", reduce_add},        {"__reduce_min_sync", reduce_min},
+    {"__reduce_max_sync", reduce_max},        {"__reduce_and_sync", reduce_and},
+    {"__reduce_or_sync", reduce_or},          {"__reduce_xor_sync", reduce_xor},
+    {"__reduce_min_sync", reduce_min_signed}, {"__reduce_max_sync", reduce_max_signed}};
 
 }  // namespace
 
@@ -93,13 +94,15 @@ void trap(const char* file, int line) {
   self().fail(cudaErrorIllegalInstruction, std::string("trap at ") + file + ":" + std::to_string(line));
 }
 void failed_assertion(const char* condition, const char* file, int line) {
-  self().fail(cudaErrorAssert, std::string("assertion failed at ") + file + ":" + std::to_string(line) + ": " + condition);
+  self().fail(cudaErrorAssert,
+              std::string("assertion failed at ") + file + ":" + std::to_string(line) + ": " + condition);
 }
 
 uint64_t shuffle(uint32_t mask, uint64_t value, Shuffle kind, int argument, int width, const char* file, int line) {
   Thread& thread = self().current();
   const auto fail = [&](const std::string& what) {
-    self().fail(cudaErrorLaunchFailure, kShuffles[static_cast<int>(kind)].name + what + " at " + file + ":" + std::to_string(line));
+    self().fail(cudaErrorLaunchFailure,
+                kShuffles[static_cast<int>(kind)].name + what + " at " + file + ":" + std::to_string(line));
   };
   if (width < 1 || width > kWarpLanes || (width & (width - 1)) != 0) fail(": width " + std::to_string(width));
   const int lane = thread.lane, segment = lane & ~(width - 1), end = segment + width;
@@ -118,7 +121,8 @@ uint64_t shuffle(uint32_t mask, uint64_t value, Shuffle kind, int argument, int 
       source = (lane ^ argument) >= end ? lane : lane ^ argument;
       break;
   }
-  if (source < 0 || (mask >> source & 1) == 0) fail(" reads lane " + std::to_string(source) + ", which is not in the mask,");
+  if (source < 0 || (mask >> source & 1) == 0)
+    fail(" reads lane " + std::to_string(source) + ", which is not in the mask,");
   set_word(thread, value);
   thread.words[2] = static_cast<uint32_t>(source);
   self().meet(mask, kShuffles[static_cast<int>(kind)], {file, line});
@@ -148,20 +152,22 @@ uint32_t match_all(uint32_t mask, uint64_t value, const char* file, int line) {
 
 uint32_t reduce(uint32_t mask, uint32_t value, Reduction kind, bool is_signed, const char* file, int line) {
   Thread& thread = self().current();
-  if (self().settings().capability < 80) self().fail(cudaErrorIllegalInstruction, "__reduce_*_sync needs compute capability 8.0");
+  if (self().settings().capability < 80)
+    self().fail(cudaErrorIllegalInstruction, "__reduce_*_sync needs compute capability 8.0");
   thread.words[0] = value;
   const bool ordered = kind == Reduction::minimum || kind == Reduction::maximum;
   self().meet(mask, kReductions[static_cast<int>(kind) + (is_signed && ordered ? 5 : 0)], {file, line});
   return thread.words[0];
 }
 
-// ---- atomics: sequentially consistent, and a place where another thread may run first -------------------------------------------------
+// ---- atomics: sequentially consistent, and a place where another thread may run first -----------
 
 namespace {
 
 void prepare_atomic(const void* address, size_t bytes) {
   self().interleave();
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) self().fail(cudaErrorMisalignedAddress, "atomic on a misaligned address");
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    self().fail(cudaErrorMisalignedAddress, "atomic on a misaligned address");
   if (race_checking()) self().check_access(self().current(), address, bytes, RaceChecker::Access::atomic);
 }
 
@@ -172,7 +178,8 @@ T atomic_operation(T* address, Atomic kind, T value) {
   do {
     switch (kind) {
       case Atomic::add:
-        updated = static_cast<T>(static_cast<std::make_unsigned_t<T>>(old) + static_cast<std::make_unsigned_t<T>>(value));
+        updated =
+            static_cast<T>(static_cast<std::make_unsigned_t<T>>(old) + static_cast<std::make_unsigned_t<T>>(value));
         break;
       case Atomic::minimum:
         updated = value < old ? value : old;
@@ -216,10 +223,12 @@ uint64_t atomic_compare_and_swap(uint64_t* address, uint64_t expected, uint64_t 
   return compare_and_swap(address, expected, value);
 }
 
-// ---- what launch.h asks for -----------------------------------------------------------------------------------------------------------
+// ---- what launch.h asks for ---------------------------------------------------------------------
 
 void* dynamic_shared() { return self().dynamic_shared(); }
-void* shared_variable(int number, size_t bytes, const char* name) { return self().shared_variable(number, bytes, name); }
+void* shared_variable(int number, size_t bytes, const char* name) {
+  return self().shared_variable(number, bytes, name);
+}
 int new_shared_variable() {
   static int numbers = 0;
   return __atomic_fetch_add(&numbers, 1, __ATOMIC_RELAXED);

@@ -75,11 +75,15 @@ cublasStatus_t assign(Field& field, const void* value, size_t bytes) {
 
 cublasStatus_t status_of(cudaError_t error) {
   switch (error) {
-    case cudaSuccess: return CUBLAS_STATUS_SUCCESS;
-    case cudaErrorMemoryAllocation: return CUBLAS_STATUS_ALLOC_FAILED;
+    case cudaSuccess:
+      return CUBLAS_STATUS_SUCCESS;
+    case cudaErrorMemoryAllocation:
+      return CUBLAS_STATUS_ALLOC_FAILED;
     case cudaErrorNoDevice:
-    case cudaErrorInsufficientDriver: return CUBLAS_STATUS_NOT_INITIALIZED;
-    default: return CUBLAS_STATUS_EXECUTION_FAILED;
+    case cudaErrorInsufficientDriver:
+      return CUBLAS_STATUS_NOT_INITIALIZED;
+    default:
+      return CUBLAS_STATUS_EXECUTION_FAILED;
   }
 }
 
@@ -105,8 +109,8 @@ struct Problem {
   // Everything an algorithm depends on, as one number.
   uint64_t hash() const {
     uint64_t h = 14695981039346656037u;
-    for (const uint64_t x : {uint64_t{desc.compute}, uint64_t(desc.transpose_a), uint64_t(desc.transpose_b), uint64_t{desc.epilogue}, m, n, k,
-                             uint64_t(a.ld), uint64_t(b.ld), uint64_t(d.ld)}) {
+    for (const uint64_t x : {uint64_t{desc.compute}, uint64_t(desc.transpose_a), uint64_t(desc.transpose_b),
+                             uint64_t{desc.epilogue}, m, n, k, uint64_t(a.ld), uint64_t(b.ld), uint64_t(d.ld)}) {
       h = (h ^ x) * 1099511628211u;
     }
     return h;
@@ -114,8 +118,8 @@ struct Problem {
   bool tensor_cores() const { return desc.compute != CUBLAS_COMPUTE_32F; }
 };
 
-cublasStatus_t problem_of(Runtime& r, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
-                          cublasLtMatrixLayout_t d, Problem* out) {
+cublasStatus_t problem_of(Runtime& r, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                          cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, Problem* out) {
   if (desc == nullptr || a == nullptr || b == nullptr || c == nullptr || d == nullptr) {
     return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "null descriptor");
   }
@@ -130,7 +134,8 @@ cublasStatus_t problem_of(Runtime& r, cublasLtMatmulDesc_t desc, cublasLtMatrixL
   }
   for (const Layout& layout : {p.a, p.b, p.d}) {
     if (layout.rows == 0 || layout.columns == 0) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an empty matrix");
-    if (layout.ld < static_cast<int64_t>(layout.rows)) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "a leading dimension smaller than the rows");
+    if (layout.ld < static_cast<int64_t>(layout.rows))
+      return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "a leading dimension smaller than the rows");
   }
   if (p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT && p.desc.bias == nullptr) {
     return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an epilogue without bias");
@@ -139,14 +144,18 @@ cublasStatus_t problem_of(Runtime& r, cublasLtMatmulDesc_t desc, cublasLtMatrixL
   return CUBLAS_STATUS_SUCCESS;
 }
 
-// ---- the product ------------------------------------------------------------------------------------------------------------------------
+// ---- the product --------------------------------------------------------------------------------
 
 float rounded(cublasComputeType_t compute, float x) {
   switch (compute) {
-    case CUBLAS_COMPUTE_32F_FAST_16F: return cuda::f16_to_float(cuda::float_to_f16(x));
-    case CUBLAS_COMPUTE_32F_FAST_16BF: return cuda::bf16_to_float(cuda::float_to_bf16(x));
-    case CUBLAS_COMPUTE_32F_FAST_TF32: return bit_cast<float>(cuda::round_to_tf32(x));
-    default: return x;
+    case CUBLAS_COMPUTE_32F_FAST_16F:
+      return cuda::f16_to_float(cuda::float_to_f16(x));
+    case CUBLAS_COMPUTE_32F_FAST_16BF:
+      return cuda::bf16_to_float(cuda::float_to_bf16(x));
+    case CUBLAS_COMPUTE_32F_FAST_TF32:
+      return bit_cast<float>(cuda::round_to_tf32(x));
+    default:
+      return x;
   }
 }
 
@@ -160,7 +169,9 @@ struct Matmul {
 
   cudaError_t operator()() const {
     Runtime& r = Runtime::instance();
-    const auto bytes = [](const Layout& l) { return ((l.columns - 1) * static_cast<uint64_t>(l.ld) + l.rows) * sizeof(float); };
+    const auto bytes = [](const Layout& l) {
+      return ((l.columns - 1) * static_cast<uint64_t>(l.ld) + l.rows) * sizeof(float);
+    };
     const struct {
       const char* name;
       const void* pointer;
@@ -174,8 +185,9 @@ struct Matmul {
       if (operand.bytes == 0) continue;
       const Allocation* found = r.memory.find(operand.pointer, operand.bytes);
       if (found == nullptr) {
-        return r.refuse(cudaErrorIllegalAddress, "cublasLtMatmul: " + std::string(operand.name) + ", " + std::to_string(operand.bytes) +
-                                                     " bytes, does not lie in memory of the device: " + r.memory.describe(operand.pointer));
+        return r.refuse(cudaErrorIllegalAddress,
+                        "cublasLtMatmul: " + std::string(operand.name) + ", " + std::to_string(operand.bytes) +
+                            " bytes, does not lie in memory of the device: " + r.memory.describe(operand.pointer));
       }
     }
     // A kernel loads four values of the bias at a time, whatever the heuristic was told.
@@ -190,26 +202,28 @@ struct Matmul {
  private:
   bool has_bias() const { return problem.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT; }
 
-  // Strips of D's rows stay in the cache; a strip of A is packed once, [k, strip]. Sums over k in order, in runs that are added up: long sums are
-  // split by the real library too.
+  // Strips of D's rows stay in the cache; a strip of A is packed once, [k, strip]. Sums over k in order, in runs that
+  // are added up: long sums are split by the real library too.
   void run() const {
     constexpr uint64_t kStrip = 128, kColumns = 4, kRun = 256;
-    const uint64_t m = problem.m, n = problem.n, k = problem.k, lda = static_cast<uint64_t>(problem.a.ld), ldb = static_cast<uint64_t>(problem.b.ld),
-                   ldd = static_cast<uint64_t>(problem.d.ld);
+    const uint64_t m = problem.m, n = problem.n, k = problem.k, lda = static_cast<uint64_t>(problem.a.ld),
+                   ldb = static_cast<uint64_t>(problem.b.ld), ldd = static_cast<uint64_t>(problem.d.ld);
     const cublasComputeType_t compute = problem.desc.compute;
     // Reduction in place: parts of the sum arrive in another order each time.
     static uint64_t calls = 0;
     const uint64_t start = algorithm.in_place ? ++calls * 7919 % k : 0;
     std::vector<float> packed_b(n * k), packed_a(k * kStrip);
     for (uint64_t j = 0; j < n; ++j) {
-      for (uint64_t i = 0; i < k; ++i) packed_b[j * k + i] = rounded(compute, problem.desc.transpose_b ? b[i * ldb + j] : b[j * ldb + i]);
+      for (uint64_t i = 0; i < k; ++i)
+        packed_b[j * k + i] = rounded(compute, problem.desc.transpose_b ? b[i * ldb + j] : b[j * ldb + i]);
     }
     for (uint64_t row = 0; row < m; row += kStrip) {
       const uint64_t rows = std::min(kStrip, m - row);
       std::fill(packed_a.begin(), packed_a.end(), 0.0f);
       for (uint64_t r = 0; r < rows; ++r) {
         for (uint64_t i = 0; i < k; ++i) {
-          packed_a[i * kStrip + r] = rounded(compute, problem.desc.transpose_a ? a[(row + r) * lda + i] : a[i * lda + row + r]);
+          packed_a[i * kStrip + r] =
+              rounded(compute, problem.desc.transpose_a ? a[(row + r) * lda + i] : a[i * lda + row + r]);
         }
       }
       for (uint64_t column = 0; column < n; column += kColumns) {
@@ -256,7 +270,7 @@ void Runtime::delete_blas_handles() {
 
 using namespace rfn::cuda_on_host;
 
-// ---- handles and descriptors ------------------------------------------------------------------------------------------------------------
+// ---- handles and descriptors --------------------------------------------------------------------
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
   return call([&](Runtime& r) {
@@ -276,33 +290,44 @@ size_t cublasLtGetVersion() { return 111103; }
 
 const char* cublasLtGetStatusString(cublasStatus_t status) {
   switch (status) {
-    case CUBLAS_STATUS_SUCCESS: return "success";
-    case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
-    case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
-    case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
-    case CUBLAS_STATUS_ARCH_MISMATCH: return "the function requires an architectural feature absent from the architecture of the device";
-    case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
-    case CUBLAS_STATUS_INTERNAL_ERROR: return "an internal operation failed";
-    case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
+    case CUBLAS_STATUS_SUCCESS:
+      return "success";
+    case CUBLAS_STATUS_NOT_INITIALIZED:
+      return "the library was not initialized";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return "the resource allocation failed";
+    case CUBLAS_STATUS_INVALID_VALUE:
+      return "an unsupported value or parameter was passed to the function";
+    case CUBLAS_STATUS_ARCH_MISMATCH:
+      return "the function requires an architectural feature absent from the architecture of the device";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+      return "the function failed to launch on the GPU";
+    case CUBLAS_STATUS_INTERNAL_ERROR:
+      return "an internal operation failed";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+      return "the functionality requested is not supported";
   }
   return "unknown status";
 }
 
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows, uint64_t cols, int64_t ld) {
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
+                                          uint64_t cols, int64_t ld) {
   return type == CUDA_R_32F ? create(layout, Layout{rows, cols, ld}) : CUBLAS_STATUS_INVALID_VALUE;
 }
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) { return destroy(layout); }
 
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute_type, cudaDataType_t scale_type) {
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute_type,
+                                        cudaDataType_t scale_type) {
   if (scale_type != CUDA_R_32F) return CUBLAS_STATUS_INVALID_VALUE;
   return create(desc, Desc{compute_type, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr});
 }
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) { return destroy(desc); }
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, const void* value, size_t bytes) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
+                                              const void* value, size_t bytes) {
   Desc fields = get<Desc>(desc);
-  const cublasStatus_t status = attribute == CUBLASLT_MATMUL_DESC_TRANSA         ? assign(fields.transpose_a, value, bytes)
-                                : attribute == CUBLASLT_MATMUL_DESC_TRANSB       ? assign(fields.transpose_b, value, bytes)
-                                : attribute == CUBLASLT_MATMUL_DESC_EPILOGUE     ? assign(fields.epilogue, value, bytes)
+  const cublasStatus_t status = attribute == CUBLASLT_MATMUL_DESC_TRANSA     ? assign(fields.transpose_a, value, bytes)
+                                : attribute == CUBLASLT_MATMUL_DESC_TRANSB   ? assign(fields.transpose_b, value, bytes)
+                                : attribute == CUBLASLT_MATMUL_DESC_EPILOGUE ? assign(fields.epilogue, value, bytes)
                                 : attribute == CUBLASLT_MATMUL_DESC_BIAS_POINTER ? assign(fields.bias, value, bytes)
                                                                                  : CUBLAS_STATUS_INVALID_VALUE;
   put(desc, fields);
@@ -313,29 +338,35 @@ cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* prefer
   return create(preference, Preference{0, CUBLASLT_REDUCTION_SCHEME_MASK, {256, 256, 256, 256}});
 }
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) { return destroy(preference); }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
-                                                    const void* value, size_t bytes) {
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
+                                                    size_t bytes) {
   Preference fields = get<Preference>(preference);
   const int operand = attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
-  const cublasStatus_t status = attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES     ? assign(fields.workspace, value, bytes)
-                                : attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK ? assign(fields.reductions, value, bytes)
-                                : operand >= 0 && operand < 4                             ? assign(fields.alignment[operand], value, bytes)
-                                                                                          : CUBLAS_STATUS_INVALID_VALUE;
+  const cublasStatus_t status =
+      attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES     ? assign(fields.workspace, value, bytes)
+      : attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK ? assign(fields.reductions, value, bytes)
+      : operand >= 0 && operand < 4                             ? assign(fields.alignment[operand], value, bytes)
+                                                                : CUBLAS_STATUS_INVALID_VALUE;
   put(preference, fields);
   return status;
 }
 
-// ---- products ---------------------------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
-                                              int wanted, cublasLtMatmulHeuristicResult_t results[], int* found) {
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                              cublasLtMatmulPreference_t preference, int wanted,
+                                              cublasLtMatmulHeuristicResult_t results[], int* found) {
   return call([&](Runtime& r) {
     if (r.blas_handles.count(handle) == 0) return CUBLAS_STATUS_NOT_INITIALIZED;
-    if (preference == nullptr || wanted < 1 || results == nullptr || found == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
+    if (preference == nullptr || wanted < 1 || results == nullptr || found == nullptr)
+      return CUBLAS_STATUS_INVALID_VALUE;
     *found = 0;
     Problem p;
-    if (const cublasStatus_t status = problem_of(r, desc, a, b, c, d, &p); status != CUBLAS_STATUS_SUCCESS) return status;
+    if (const cublasStatus_t status = problem_of(r, desc, a, b, c, d, &p); status != CUBLAS_STATUS_SUCCESS)
+      return status;
     if (p.n >= kMostColumns) return refuse(r, CUBLAS_STATUS_NOT_SUPPORTED, "more columns than a grid has room for");
     const Preference preferred = get<Preference>(preference);
     Algorithm algorithm{p.hash(), 0, {}, (preferred.reductions & CUBLASLT_REDUCTION_SCHEME_INPLACE) != 0, 0};
@@ -358,19 +389,23 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
   });
 }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha, const void* a, cublasLtMatrixLayout_t a_layout,
-                              const void* b, cublasLtMatrixLayout_t b_layout, const void* beta, const void* c, cublasLtMatrixLayout_t c_layout,
-                              void* d, cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, void* workspace, size_t workspace_bytes,
-                              cudaStream_t stream) {
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha, const void* a,
+                              cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
+                              const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, void* workspace,
+                              size_t workspace_bytes, cudaStream_t stream) {
   return call([&](Runtime& r) {
     if (r.blas_handles.count(handle) == 0) return CUBLAS_STATUS_NOT_INITIALIZED;
     if (algo == nullptr || alpha == nullptr || beta == nullptr || c != d) {
       return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "null argument, or C is not D");
     }
     Problem p;
-    if (const cublasStatus_t status = problem_of(r, desc, a_layout, b_layout, c_layout, d_layout, &p); status != CUBLAS_STATUS_SUCCESS) return status;
+    if (const cublasStatus_t status = problem_of(r, desc, a_layout, b_layout, c_layout, d_layout, &p);
+        status != CUBLAS_STATUS_SUCCESS)
+      return status;
     const Algorithm algorithm = get<Algorithm>(algo);
-    if (algorithm.problem != p.hash()) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an algorithm that was chosen for another problem");
+    if (algorithm.problem != p.hash())
+      return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an algorithm that was chosen for another problem");
     const void* const operands[] = {a, b, c, d};
     for (int i = 0; i < 4; ++i) {
       if (reinterpret_cast<uintptr_t>(operands[i]) % algorithm.alignment[i] != 0) {
@@ -381,7 +416,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                                     reinterpret_cast<uintptr_t>(workspace) % kMostAlignment != 0)) {
       return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "a workspace that is missing, too small or misaligned");
     }
-    return status_of(r.enqueue(stream, Matmul{p, algorithm, static_cast<const float*>(a), static_cast<const float*>(b), static_cast<float*>(d),
-                                              *static_cast<const float*>(alpha), *static_cast<const float*>(beta), static_cast<char*>(workspace)}));
+    return status_of(r.enqueue(stream, Matmul{p, algorithm, static_cast<const float*>(a), static_cast<const float*>(b),
+                                              static_cast<float*>(d), *static_cast<const float*>(alpha),
+                                              *static_cast<const float*>(beta), static_cast<char*>(workspace)}));
   });
 }

@@ -36,7 +36,9 @@ static_assert(kStaticArena % kPage == 0 && kMaxShared % kPage == 0 && kPage % kS
 
 constexpr size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-std::string text_of(uint3 v) { return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")"; }
+std::string text_of(uint3 v) {
+  return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+}
 
 // One of the set bits of mask, by a random starting point.
 int pick_bit(uint32_t mask, uint64_t random) {
@@ -47,7 +49,7 @@ int pick_bit(uint32_t mask, uint64_t random) {
 
 }  // namespace
 
-// ---- construction ---------------------------------------------------------------------------------------------------------------------
+// ---- construction -------------------------------------------------------------------------------
 
 Executor::Executor() : stacks_(kMaxThreads), threads_(kMaxThreads) {
   for (int i = 0; i < kMaxThreads; ++i) {
@@ -70,7 +72,7 @@ Executor::~Executor() {
   munmap(shared_memory_, kArena);
 }
 
-// ---- one block ------------------------------------------------------------------------------------------------------------------------
+// ---- one block ----------------------------------------------------------------------------------
 
 Failure Executor::run(const Launch& launch, uint3 block, uint64_t order, const Settings& settings) {
   settings_ = &settings;
@@ -99,7 +101,10 @@ void Executor::prepare(const Launch& launch, uint3 block, uint64_t order) {
   host_ = {};
   random_state_ = order | 1;
   const uint64_t seed = settings_->seed;
-  order_ = seed == 0 ? Order::ascending : seed == 1 ? Order::descending : seed % 2 == 0 ? Order::random : Order::priority;
+  order_ = seed == 0       ? Order::ascending
+           : seed == 1     ? Order::descending
+           : seed % 2 == 0 ? Order::random
+                           : Order::priority;
 
   blockIdx = block;
   blockDim = launch.block;
@@ -205,19 +210,23 @@ Failure Executor::failure_of_fault() const {
   };
   const void* address = fault_.address;
   if (fault_.signal == SIGFPE) return failed(cudaErrorLaunchFailure, "integer division by zero");
-  if (fault_.signal == SIGILL || fault_.signal == SIGTRAP) return failed(cudaErrorIllegalInstruction, "illegal instruction");
-  if (stacks_.guards(address)) return failed(cudaErrorIllegalAddress, "stack overflow: local variables need more than a thread's stack");
+  if (fault_.signal == SIGILL || fault_.signal == SIGTRAP)
+    return failed(cudaErrorIllegalInstruction, "illegal instruction");
+  if (stacks_.guards(address))
+    return failed(cudaErrorIllegalAddress, "stack overflow: local variables need more than a thread's stack");
   const std::string access = fault_.write ? "write to " : "read of ";
-  if (address == nullptr) return failed(cudaErrorMisalignedAddress, access + "a null, misaligned or impossible address");
+  if (address == nullptr)
+    return failed(cudaErrorMisalignedAddress, access + "a null, misaligned or impossible address");
   const char* at = static_cast<const char*>(address);
   if (at >= shared_memory_ && at < shared_memory_ + kArena) {
-    return failed(cudaErrorIllegalAddress, access + "shared memory out of bounds, at byte " + std::to_string(at - dynamic_shared_) +
-                                               " of " + std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes");
+    return failed(cudaErrorIllegalAddress, access + "shared memory out of bounds, at byte " +
+                                               std::to_string(at - dynamic_shared_) + " of " +
+                                               std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes");
   }
   return failed(cudaErrorIllegalAddress, access + device_memory().describe(address));
 }
 
-// ---- schedule -------------------------------------------------------------------------------------------------------------------------
+// ---- schedule -----------------------------------------------------------------------------------
 
 uint64_t Executor::random() {  // xorshift64
   random_state_ ^= random_state_ << 13;
@@ -237,7 +246,8 @@ void Executor::draw_priorities() {
   for (int i = 0; i < warps; ++i)
     warp_of_rank_[static_cast<size_t>(i)] = static_cast<uint8_t>(order_ == Order::descending ? warps - 1 - i : i);
   if (order_ == Order::priority)
-    for (size_t i = static_cast<size_t>(warps); i > 1; --i) std::swap(warp_of_rank_[i - 1], warp_of_rank_[random() % i]);
+    for (size_t i = static_cast<size_t>(warps); i > 1; --i)
+      std::swap(warp_of_rank_[i - 1], warp_of_rank_[random() % i]);
   for (int i = 0; i < warps; ++i) rank_of_warp_[warp_of_rank_[static_cast<size_t>(i)]] = static_cast<uint8_t>(i);
 }
 
@@ -296,12 +306,13 @@ void Executor::resolve() {
   if (at_barrier_ == count_) return release_block_barrier();
   if (at_barrier_ > 0 && at_barrier_ + done_ == count_) {
     fail(cudaErrorLaunchFailure, "divergent barrier: " + std::to_string(done_) + " threads have ended while " +
-                                     std::to_string(at_barrier_) + " wait at the block barrier of " + place(first_at_barrier_->site));
+                                     std::to_string(at_barrier_) + " wait at the block barrier of " +
+                                     place(first_at_barrier_->site));
   }
   fail(cudaErrorLaunchFailure, "deadlock: " + waiting_threads());
 }
 
-// ---- shared memory --------------------------------------------------------------------------------------------------------------------
+// ---- shared memory ------------------------------------------------------------------------------
 
 void* Executor::shared_variable(int number, size_t bytes, const char* name) {
   for (const auto& variable : shared_variables_)
@@ -309,13 +320,14 @@ void* Executor::shared_variable(int number, size_t bytes, const char* name) {
   size_t total = round_up(bytes, kSharedAlignment);
   for (const auto& variable : shared_variables_) total += round_up(variable.bytes, kSharedAlignment);
   if (total > kMaxStaticShared) {
-    fail(cudaErrorLaunchFailure, "static shared memory: " + std::to_string(total) + " bytes with " + name + ", at most 49152");
+    fail(cudaErrorLaunchFailure,
+         "static shared memory: " + std::to_string(total) + " bytes with " + name + ", at most 49152");
   }
   const size_t limit = shared_memory_limit(settings_->capability);
   if (total + launch_->dynamic_shared_bytes > limit) {
     fail(cudaErrorLaunchFailure, "shared memory: " + std::to_string(total) + " static and " +
-                                     std::to_string(launch_->dynamic_shared_bytes) + " dynamic bytes, this device has " +
-                                     std::to_string(limit));
+                                     std::to_string(launch_->dynamic_shared_bytes) +
+                                     " dynamic bytes, this device has " + std::to_string(limit));
   }
   char* address = shared_memory_ + static_used_;
   static_used_ += round_up(bytes, kSharedAlignment) + kCanary;
@@ -343,7 +355,8 @@ std::string Executor::name_of_shared(const void* address) const {
       return "byte " + std::to_string(at - v.address) + " of " + v.name + ", " + std::to_string(v.bytes) + bytes;
     }
   }
-  return "byte " + std::to_string(at - dynamic_shared_) + " of " + std::to_string(launch_->dynamic_shared_bytes) + " dynamic" + bytes;
+  return "byte " + std::to_string(at - dynamic_shared_) + " of " + std::to_string(launch_->dynamic_shared_bytes) +
+         " dynamic" + bytes;
 }
 
 void Executor::check_what_is_left() {
@@ -353,26 +366,30 @@ void Executor::check_what_is_left() {
   };
   for (const NamedBarrier& barrier : named_barriers_) {
     if (barrier.arrived == 0) continue;
-    failure_ = {cudaErrorLaunchFailure, std::string(launch_->name) + ", block " + text_of(block_) + ": the block ended with " +
-                                            std::to_string(barrier.arrived) + " of " + std::to_string(barrier.expected) +
+    failure_ = {cudaErrorLaunchFailure, std::string(launch_->name) + ", block " + text_of(block_) +
+                                            ": the block ended with " + std::to_string(barrier.arrived) + " of " +
+                                            std::to_string(barrier.expected) +
                                             " threads arrived at the named barrier of " + place(barrier.site)};
     return;
   }
   std::string name;
   for (const auto& variable : shared_variables_) {
-    if (!intact(variable.address + variable.bytes, variable.address + round_up(variable.bytes, kSharedAlignment) + kCanary))
+    if (!intact(variable.address + variable.bytes,
+                variable.address + round_up(variable.bytes, kSharedAlignment) + kCanary))
       name = variable.name;
   }
   if (!intact(dynamic_shared_ + launch_->dynamic_shared_bytes, dynamic_end_)) name = "the dynamic part";
   if (!name.empty()) {
-    failure_ = {cudaErrorIllegalAddress,
-                std::string(launch_->name) + ", block " + text_of(block_) + ": wrote past the end of shared memory: " + name};
+    failure_ = {cudaErrorIllegalAddress, std::string(launch_->name) + ", block " + text_of(block_) +
+                                             ": wrote past the end of shared memory: " + name};
   }
 }
 
-// ---- words ----------------------------------------------------------------------------------------------------------------------------
+// ---- words --------------------------------------------------------------------------------------
 
-std::string Executor::where(const Thread& thread) const { return "block " + text_of(block_) + ", thread " + text_of(thread.index); }
+std::string Executor::where(const Thread& thread) const {
+  return "block " + text_of(block_) + ", thread " + text_of(thread.index);
+}
 
 std::string Executor::place(Site site) const {
   const char* slash = std::strrchr(site.file, '/');

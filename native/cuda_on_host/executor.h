@@ -1,7 +1,8 @@
 // Runs the threads of one block as fibers on one OS thread. One executor per OS thread; nothing in it is shared.
 //
-// A thread that never waits costs no switch: a fiber that finishes one thread starts the next one on the same stack. Switches go from
-// thread to thread directly; the OS thread's own stack is entered again only when the block has ended or failed.
+// A thread that never waits costs no switch: a fiber that finishes one thread starts the next one on the same stack.
+// Switches go from thread to thread directly; the OS thread's own stack is entered again only when the block has ended
+// or failed.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -27,7 +28,9 @@ inline constexpr uint8_t kPoison = 0xff;  // NaN in every float format, -1 in in
 struct Site {
   const char* file;
   int line;
-  bool operator==(const Site& other) const { return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0); }
+  bool operator==(const Site& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+  }
 };
 
 struct AsyncCopy {
@@ -37,7 +40,8 @@ struct AsyncCopy {
   bool has_landed;
 };
 
-// What a thread last waited for. A thread that is ready again keeps it: only when nobody is ready does it say who waits where.
+// What a thread last waited for. A thread that is ready again keeps it: only when nobody is ready does it say who waits
+// where.
 enum class State : uint8_t { not_waiting, at_block_barrier, at_named_barrier, in_collective, done };
 
 struct Thread;
@@ -101,11 +105,14 @@ class Executor {
   void* shared_variable(int number, size_t bytes, const char* name);
   bool owns_shared(const void* address, size_t bytes) const;
   RaceChecker& races() { return races_; }
-  // Leaves the block when the access, at `code`, is out of bounds or races; not by fail: instrumented code is not unwound through.
-  void check_access(const Thread& thread, const void* address, size_t bytes, RaceChecker::Access access, const void* code = nullptr);
+  // Leaves the block when the access, at `code`, is out of bounds or races; not by fail: instrumented code is not
+  // unwound through.
+  void check_access(const Thread& thread, const void* address, size_t bytes, RaceChecker::Access access,
+                    const void* code = nullptr);
   [[noreturn]] void fail(cudaError_t error, const std::string& what);  // "<kernel>, block (..), thread (..): what"
 
-  // Called where the signal handler lands, which is on a stack for nothing else: never returns, says what happened later.
+  // Called where the signal handler lands, which is on a stack for nothing else: never returns, says what happened
+  // later.
   void leave_after_fault(const Fault& fault);
 
  private:

@@ -1,5 +1,5 @@
-// Faults of a running CUDA thread become a failure of its block: the signal handler does not return to the faulting instruction but to a
-// function on a spare stack (the thread's own may be full), which leaves the block.
+// Faults of a running CUDA thread become a failure of its block: the signal handler does not return to the faulting
+// instruction but to a function on a spare stack (the thread's own may be full), which leaves the block.
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>

@@ -83,7 +83,8 @@ void Stacks::give(Fiber& fiber) {
 }
 
 void Stacks::take_back(const Fiber& fiber) {
-  free_.push_back(static_cast<int>((static_cast<const char*>(fiber.stack_bottom) - memory_) / static_cast<std::ptrdiff_t>(kSlotBytes)));
+  free_.push_back(static_cast<int>((static_cast<const char*>(fiber.stack_bottom) - memory_) /
+                                   static_cast<std::ptrdiff_t>(kSlotBytes)));
 }
 
 void Stacks::take_back_all() {

@@ -1,6 +1,7 @@
-// What nvcc gives a kernel without being asked, for g++ and clang++: qualifiers, threadIdx, barriers, warp collectives, atomics, bit and
-// float functions. Only what the backend's kernels use; __shared__ is missing on purpose (RFN_SHARED, RFN_DYNAMIC_SHARED), float atomics
-// too (no kernel may depend on their order), and __activemask (its value is never to be relied on).
+// What nvcc gives a kernel without being asked, for g++ and clang++: qualifiers, threadIdx, barriers, warp collectives,
+// atomics, bit and float functions. Only what the backend's kernels use; __shared__ is missing on purpose (RFN_SHARED,
+// RFN_DYNAMIC_SHARED), float atomics too (no kernel may depend on their order), and __activemask (its value is never to
+// be relied on).
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -80,18 +81,20 @@ To bit_cast(From from) {
 
 }  // namespace rfn::cuda_on_host
 
-// ---- barriers, fences -----------------------------------------------------------------------------------------------------------------
+// ---- barriers, fences ---------------------------------------------------------------------------
 
 inline void __syncthreads(RFN_CALL_SITE) { rfn::cuda_on_host::block_barrier(file, line); }
 inline int __syncthreads_count(int p, RFN_CALL_SITE) { return rfn::cuda_on_host::block_vote(p != 0, file, line).count; }
 inline int __syncthreads_and(int p, RFN_CALL_SITE) { return rfn::cuda_on_host::block_vote(p != 0, file, line).all; }
 inline int __syncthreads_or(int p, RFN_CALL_SITE) { return rfn::cuda_on_host::block_vote(p != 0, file, line).any; }
-inline void __syncwarp(unsigned mask = 0xffffffffu, RFN_CALL_SITE) { rfn::cuda_on_host::warp_barrier(mask, file, line); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, RFN_CALL_SITE) {
+  rfn::cuda_on_host::warp_barrier(mask, file, line);
+}
 inline void __threadfence() { rfn::cuda_on_host::fence(); }
 inline void __threadfence_block() { rfn::cuda_on_host::fence(); }
 inline void __trap(RFN_CALL_SITE) { rfn::cuda_on_host::trap(file, line); }
 
-// ---- warp collectives -----------------------------------------------------------------------------------------------------------------
+// ---- warp collectives ---------------------------------------------------------------------------
 
 #define RFN_SHUFFLE(name, kind, Argument)                                                                             \
   template <class T>                                                                                                  \
@@ -105,9 +108,15 @@ RFN_SHUFFLE(__shfl_down_sync, down, unsigned)
 RFN_SHUFFLE(__shfl_xor_sync, exclusive_or, int)
 #undef RFN_SHUFFLE
 
-inline unsigned __ballot_sync(unsigned mask, int p, RFN_CALL_SITE) { return rfn::cuda_on_host::ballot(mask, p != 0, file, line); }
-inline int __any_sync(unsigned mask, int p, RFN_CALL_SITE) { return rfn::cuda_on_host::ballot(mask, p != 0, file, line) != 0; }
-inline int __all_sync(unsigned mask, int p, RFN_CALL_SITE) { return rfn::cuda_on_host::ballot(mask, p != 0, file, line) == mask; }
+inline unsigned __ballot_sync(unsigned mask, int p, RFN_CALL_SITE) {
+  return rfn::cuda_on_host::ballot(mask, p != 0, file, line);
+}
+inline int __any_sync(unsigned mask, int p, RFN_CALL_SITE) {
+  return rfn::cuda_on_host::ballot(mask, p != 0, file, line) != 0;
+}
+inline int __all_sync(unsigned mask, int p, RFN_CALL_SITE) {
+  return rfn::cuda_on_host::ballot(mask, p != 0, file, line) == mask;
+}
 
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value, RFN_CALL_SITE) {
@@ -120,10 +129,11 @@ unsigned __match_all_sync(unsigned mask, T value, int* all_equal, RFN_CALL_SITE)
   return lanes;
 }
 
-#define RFN_REDUCE(name, kind, T)                                                                                        \
-  inline T name(unsigned mask, T value, RFN_CALL_SITE) {                                                                 \
-    using namespace rfn::cuda_on_host;                                                                                   \
-    return static_cast<T>(reduce(mask, static_cast<uint32_t>(value), Reduction::kind, std::is_signed_v<T>, file, line)); \
+#define RFN_REDUCE(name, kind, T)                                                                      \
+  inline T name(unsigned mask, T value, RFN_CALL_SITE) {                                               \
+    using namespace rfn::cuda_on_host;                                                                 \
+    return static_cast<T>(                                                                             \
+        reduce(mask, static_cast<uint32_t>(value), Reduction::kind, std::is_signed_v<T>, file, line)); \
   }
 RFN_REDUCE(__reduce_add_sync, add, unsigned)
 RFN_REDUCE(__reduce_min_sync, minimum, unsigned)
@@ -136,7 +146,7 @@ RFN_REDUCE(__reduce_or_sync, bit_or, unsigned)
 RFN_REDUCE(__reduce_xor_sync, bit_xor, unsigned)
 #undef RFN_REDUCE
 
-// ---- atomics (integers) ---------------------------------------------------------------------------------------------------------------
+// ---- atomics (integers) -------------------------------------------------------------------------
 
 #define RFN_ATOMIC(name, kind, T, Word)                                                                      \
   inline T name(T* address, T value) {                                                                       \
@@ -158,17 +168,19 @@ RFN_ATOMICS(atomicXor, bit_xor)
 #undef RFN_ATOMIC
 
 inline int atomicCAS(int* address, int expected, int value) {
-  return static_cast<int>(rfn::cuda_on_host::atomic_compare_and_swap(reinterpret_cast<uint32_t*>(address), static_cast<uint32_t>(expected),
-                                                                     static_cast<uint32_t>(value)));
+  return static_cast<int>(rfn::cuda_on_host::atomic_compare_and_swap(
+      reinterpret_cast<uint32_t*>(address), static_cast<uint32_t>(expected), static_cast<uint32_t>(value)));
 }
 inline unsigned atomicCAS(unsigned* address, unsigned expected, unsigned value) {
   return rfn::cuda_on_host::atomic_compare_and_swap(address, expected, value);
 }
-inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected, unsigned long long value) {
-  return rfn::cuda_on_host::atomic_compare_and_swap(reinterpret_cast<uint64_t*>(address), uint64_t{expected}, uint64_t{value});
+inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected,
+                                    unsigned long long value) {
+  return rfn::cuda_on_host::atomic_compare_and_swap(reinterpret_cast<uint64_t*>(address), uint64_t{expected},
+                                                    uint64_t{value});
 }
 
-// ---- bits -----------------------------------------------------------------------------------------------------------------------------
+// ---- bits ---------------------------------------------------------------------------------------
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
@@ -193,7 +205,7 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
 }
 
-// ---- numbers --------------------------------------------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------
 // Correctly rounded where the device is; the device's fast approximations become the C library's functions.
 
 inline int __float_as_int(float x) { return rfn::cuda_on_host::bit_cast<int>(x); }
@@ -219,8 +231,12 @@ inline float __logf(float x) { return std::log(x); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
-inline float cospif(float x) { return static_cast<float>(std::cos(3.14159265358979323846 * std::fmod(double{x}, 2.0))); }
-inline float sinpif(float x) { return static_cast<float>(std::sin(3.14159265358979323846 * std::fmod(double{x}, 2.0))); }
+inline float cospif(float x) {
+  return static_cast<float>(std::cos(3.14159265358979323846 * std::fmod(double{x}, 2.0)));
+}
+inline float sinpif(float x) {
+  return static_cast<float>(std::sin(3.14159265358979323846 * std::fmod(double{x}, 2.0)));
+}
 inline void sincospif(float x, float* sine, float* cosine) {
   *sine = sinpif(x);
   *cosine = cospif(x);

@@ -29,7 +29,9 @@ bool filled(const char* from, const char* to) {
 }
 
 const char* name_of(MemoryKind kind) {
-  return kind == MemoryKind::device ? "device memory" : kind == MemoryKind::pinned ? "pinned memory" : "registered memory";
+  return kind == MemoryKind::device   ? "device memory"
+         : kind == MemoryKind::pinned ? "pinned memory"
+                                      : "registered memory";
 }
 
 }  // namespace
@@ -37,7 +39,8 @@ const char* name_of(MemoryKind kind) {
 Memory::~Memory() { free_all(); }
 
 void* Memory::allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t number) {
-  const size_t content = round_up(bytes, alignment), middle = round_up(content, kPage), mapping_bytes = middle + 2 * kPage;
+  const size_t content = round_up(bytes, alignment), middle = round_up(content, kPage),
+               mapping_bytes = middle + 2 * kPage;
   void* mapped = mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   char* mapping = static_cast<char*>(mapped);
@@ -101,7 +104,9 @@ const Allocation* Memory::find(const void* address, size_t bytes) const {
 
 bool Memory::may_hold(const void* address) const {
   const char* at = static_cast<const char*>(address);
-  const auto holds = [&](const Allocation& a) { return a.mapping != nullptr && at >= a.mapping && at < a.mapping + a.mapping_bytes; };
+  const auto holds = [&](const Allocation& a) {
+    return a.mapping != nullptr && at >= a.mapping && at < a.mapping + a.mapping_bytes;
+  };
   const auto next = live_.upper_bound(reinterpret_cast<uintptr_t>(address));
   return (next != live_.end() && holds(next->second)) || (next != live_.begin() && holds(std::prev(next)->second)) ||
          std::any_of(freed_.begin(), freed_.end(), holds);
@@ -115,7 +120,9 @@ std::vector<Allocation> Memory::live() const {
 
 std::string Memory::describe(const void* address) const {
   const char* at = static_cast<const char*>(address);
-  const auto inside = [&](const Allocation& a) { return a.mapping != nullptr && at >= a.mapping && at < a.mapping + a.mapping_bytes; };
+  const auto inside = [&](const Allocation& a) {
+    return a.mapping != nullptr && at >= a.mapping && at < a.mapping + a.mapping_bytes;
+  };
   const auto name = [&](const Allocation& a) {
     return std::to_string(a.bytes) + " bytes of " + name_of(a.kind) + " (object " + std::to_string(a.number) + ")";
   };

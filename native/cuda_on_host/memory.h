@@ -22,8 +22,9 @@ struct Allocation {
   size_t shadow_bytes = 0;
 };
 
-// Allocations lie between guard pages, as close to the end as alignment allows, and begin as NaN. Padding keeps its fill or someone wrote
-// out of bounds. Freed memory stays unreadable for a while instead of being used again. Not locked: the runtime is.
+// Allocations lie between guard pages, as close to the end as alignment allows, and begin as NaN. Padding keeps its
+// fill or someone wrote out of bounds. Freed memory stays unreadable for a while instead of being used again. Not
+// locked: the runtime is.
 class Memory {
  public:
   ~Memory();

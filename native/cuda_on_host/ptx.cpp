@@ -12,17 +12,19 @@ Executor& self() { return *running_executor; }
 
 void need_capability(int capability, const char* instruction) {
   if (self().settings().capability < capability) {
-    self().fail(cudaErrorIllegalInstruction, std::string(instruction) + " needs compute capability " + std::to_string(capability / 10) +
-                                                 "." + std::to_string(capability % 10));
+    self().fail(cudaErrorIllegalInstruction, std::string(instruction) + " needs compute capability " +
+                                                 std::to_string(capability / 10) + "." +
+                                                 std::to_string(capability % 10));
   }
 }
 
-// ---- mma ------------------------------------------------------------------------------------------------------------------------------
+// ---- mma ----------------------------------------------------------------------------------------
 
-// d[16][8] += a[16][K] b[K][8]. Products of two bf16, f16 or tf32 numbers are exact in float32, so a fused multiply-add gives the same
-// bits.
+// d[16][8] += a[16][K] b[K][8]. Products of two bf16, f16 or tf32 numbers are exact in float32, so a fused multiply-add
+// gives the same bits.
 template <int K>
-__attribute__((always_inline)) inline void multiply_add(float (&d)[16][8], const float (&a)[16][K], const float (&b)[K][8]) {
+__attribute__((always_inline)) inline void multiply_add(float (&d)[16][8], const float (&a)[16][K],
+                                                        const float (&b)[K][8]) {
   for (int i = 0; i < 16; ++i) {
     float row[8];
     for (int j = 0; j < 8; ++j) row[j] = d[i][j];
@@ -46,8 +48,8 @@ void scatter_d(Thread* lanes, const float (&d)[16][8]) {
   }
 }
 
-// A: word 0 row r, columns 2c, 2c+1 (low half first); word 1 row r+8; words 2, 3 the same 8 columns on. B: word 0 rows 2c, 2c+1 of column
-// r; word 1 the same 8 rows on.
+// A: word 0 row r, columns 2c, 2c+1 (low half first); word 1 row r+8; words 2, 3 the same 8 columns on. B: word 0 rows
+// 2c, 2c+1 of column r; word 1 the same 8 rows on.
 template <float (*Convert)(uint16_t)>
 void exchange_mma_k16(Thread* lanes, uint32_t) {
   float a[16][16], b[16][8], d[16][8];
@@ -56,7 +58,9 @@ void exchange_mma_k16(Thread* lanes, uint32_t) {
     const auto& w = lanes[l].words;
     const int r = l / 4, c = l % 4 * 2;
     for (int half = 0; half < 2; ++half) {
-      const auto value = [&](int word) { return Convert(static_cast<uint16_t>(w[static_cast<size_t>(word)] >> 16 * half)); };
+      const auto value = [&](int word) {
+        return Convert(static_cast<uint16_t>(w[static_cast<size_t>(word)] >> 16 * half));
+      };
       a[r][c + half] = value(0);
       a[r + 8][c + half] = value(1);
       a[r][c + 8 + half] = value(2);
@@ -69,8 +73,8 @@ void exchange_mma_k16(Thread* lanes, uint32_t) {
   scatter_d(lanes, d);
 }
 
-// A: word 0 row r column c; word 1 row r+8; words 2, 3 the same 4 columns on. B: word 0 row c of column r; word 1 the same 4 rows on.
-// The hardware reads the upper 19 bits of each register.
+// A: word 0 row r column c; word 1 row r+8; words 2, 3 the same 4 columns on. B: word 0 row c of column r; word 1 the
+// same 4 rows on. The hardware reads the upper 19 bits of each register.
 void exchange_mma_k8_tf32(Thread* lanes, uint32_t) {
   float a[16][8], b[8][8], d[16][8];
   gather_d(lanes, d);
@@ -102,10 +106,10 @@ void mma(const Collective& collective, float (&d)[4], const uint32_t (&a)[4], co
   std::memcpy(d, &words[6], 16);
 }
 
-// ---- ldmatrix -------------------------------------------------------------------------------------------------------------------------
+// ---- ldmatrix -----------------------------------------------------------------------------------
 
-// words 0, 1: address of one row of 8 halves; lanes 8m .. 8m+7 give the rows of matrix m. Lane l takes, of every matrix, elements 2c and
-// 2c + 1 of row r, or transposed, of rows 2c and 2c + 1 element r.
+// words 0, 1: address of one row of 8 halves; lanes 8m .. 8m+7 give the rows of matrix m. Lane l takes, of every
+// matrix, elements 2c and 2c + 1 of row r, or transposed, of rows 2c and 2c + 1 element r.
 template <int Matrices, bool Transposed>
 void exchange_ldmatrix(Thread* lanes, uint32_t) {
   uint16_t matrix[Matrices][8][8];
@@ -125,7 +129,8 @@ void exchange_ldmatrix(Thread* lanes, uint32_t) {
           self().check_access(lanes[l], rows[m * 8 + r] + 2 * c, 4, RaceChecker::Access::read);
         }
       }
-      const uint32_t low = Transposed ? matrix[m][c][r] : matrix[m][r][c], high = Transposed ? matrix[m][c + 1][r] : matrix[m][r][c + 1];
+      const uint32_t low = Transposed ? matrix[m][c][r] : matrix[m][r][c],
+                     high = Transposed ? matrix[m][c + 1][r] : matrix[m][r][c + 1];
       lanes[l].words[static_cast<size_t>(m)] = low | high << 16;
     }
   }
@@ -145,18 +150,20 @@ void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* ro
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
       self().fail(cudaErrorMisalignedAddress, std::string(collective.name) + ": row address not 16-byte aligned");
     }
-    if (!self().owns_shared(row, 16)) self().fail(cudaErrorIllegalAddress, std::string(collective.name) + ": row outside shared memory");
+    if (!self().owns_shared(row, 16))
+      self().fail(cudaErrorIllegalAddress, std::string(collective.name) + ": row outside shared memory");
   }
   std::memcpy(thread.words.data(), &row, sizeof row);
   self().meet(~0u, collective, site);
   std::memcpy(registers, thread.words.data(), static_cast<size_t>(matrices) * 4);
 }
 
-// ---- cp.async -------------------------------------------------------------------------------------------------------------------------
+// ---- cp.async -----------------------------------------------------------------------------------
 
 void land(const AsyncCopy& copy) {
   std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.source_bytes));
-  std::memset(static_cast<char*>(copy.shared) + copy.source_bytes, 0, static_cast<size_t>(copy.bytes - copy.source_bytes));
+  std::memset(static_cast<char*>(copy.shared) + copy.source_bytes, 0,
+              static_cast<size_t>(copy.bytes - copy.source_bytes));
 }
 
 void land_first(Thread& thread, size_t count) {
@@ -180,9 +187,13 @@ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   mma(kMmaTf32, d, a, b, {file, line});
 }
 
-#define RFN_LDMATRIX(n)                                                                                                          \
-  void ldmatrix_x##n(uint32_t(&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, false, row, {file, line}); } \
-  void ldmatrix_x##n##_trans(uint32_t(&r)[n], const void* row, const char* file, int line) { ldmatrix(r, n, true, row, {file, line}); }
+#define RFN_LDMATRIX(n)                                                                      \
+  void ldmatrix_x##n(uint32_t(&r)[n], const void* row, const char* file, int line) {         \
+    ldmatrix(r, n, false, row, {file, line});                                                \
+  }                                                                                          \
+  void ldmatrix_x##n##_trans(uint32_t(&r)[n], const void* row, const char* file, int line) { \
+    ldmatrix(r, n, true, row, {file, line});                                                 \
+  }
 RFN_LDMATRIX(1)
 RFN_LDMATRIX(2)
 RFN_LDMATRIX(4)
@@ -192,16 +203,20 @@ void cp_async_bytes(void* shared, const void* global, int bytes, int source_byte
   const auto fail = [&](cudaError_t error, const char* what) {
     self().fail(error, std::string("cp.async at ") + file + ":" + std::to_string(line) + ": " + what);
   };
-  if (reinterpret_cast<uintptr_t>(shared) % static_cast<unsigned>(bytes) != 0) fail(cudaErrorMisalignedAddress, "misaligned destination");
-  if (reinterpret_cast<uintptr_t>(global) % static_cast<unsigned>(bytes) != 0) fail(cudaErrorMisalignedAddress, "misaligned source");
-  if (!self().owns_shared(shared, static_cast<size_t>(bytes))) fail(cudaErrorIllegalAddress, "destination outside shared memory");
+  if (reinterpret_cast<uintptr_t>(shared) % static_cast<unsigned>(bytes) != 0)
+    fail(cudaErrorMisalignedAddress, "misaligned destination");
+  if (reinterpret_cast<uintptr_t>(global) % static_cast<unsigned>(bytes) != 0)
+    fail(cudaErrorMisalignedAddress, "misaligned source");
+  if (!self().owns_shared(shared, static_cast<size_t>(bytes)))
+    fail(cudaErrorIllegalAddress, "destination outside shared memory");
   if (source_bytes < 0 || source_bytes > bytes) fail(cudaErrorIllegalAddress, "more source bytes than bytes");
   ++self().statistics().copies;
   const bool plain = self().settings().capability < 80;  // a plain copy there
   Thread& thread = self().current();
   if (race_checking()) {
     self().check_access(thread, global, static_cast<size_t>(source_bytes), RaceChecker::Access::read);
-    self().check_access(thread, shared, static_cast<size_t>(bytes), plain ? RaceChecker::Access::write : RaceChecker::Access::async_write);
+    self().check_access(thread, shared, static_cast<size_t>(bytes),
+                        plain ? RaceChecker::Access::write : RaceChecker::Access::async_write);
   }
   const AsyncCopy copy{shared, global, bytes, source_bytes, plain || self().coin()};
   if (!plain) thread.copies.push_back(copy);
@@ -242,7 +257,7 @@ void named_barrier_arrive(int barrier, int threads, const char* file, int line) 
   self().named_barrier(barrier, threads, false, {file, line});
 }
 
-// ---- narrow formats -------------------------------------------------------------------------------------------------------------------
+// ---- narrow formats -----------------------------------------------------------------------------
 
 uint32_t round_to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);

@@ -44,8 +44,12 @@ uint16_t float_to_bf16(float x);  // nearest, ties to even; not-a-number 0x7fff
 float bf16_to_float(uint16_t x);
 uint16_t float_to_f16(float x);  // nearest, ties to even; from 65520 on infinity
 float f16_to_float(uint16_t x);
-inline uint32_t pack_bf16(float low, float high) { return float_to_bf16(low) | static_cast<uint32_t>(float_to_bf16(high)) << 16; }
-inline uint32_t pack_f16(float low, float high) { return float_to_f16(low) | static_cast<uint32_t>(float_to_f16(high)) << 16; }
+inline uint32_t pack_bf16(float low, float high) {
+  return float_to_bf16(low) | static_cast<uint32_t>(float_to_bf16(high)) << 16;
+}
+inline uint32_t pack_f16(float low, float high) {
+  return float_to_f16(low) | static_cast<uint32_t>(float_to_f16(high)) << 16;
+}
 
 }  // namespace rfn::cuda
 

@@ -18,7 +18,7 @@ bool instrumented = false;
 
 bool race_checking() { return instrumented; }
 
-// ---- order ----------------------------------------------------------------------------------------------------------------------------
+// ---- order --------------------------------------------------------------------------------------
 
 void RaceChecker::begin_launch() { launch_ = block_ = ++interval_; }
 
@@ -58,7 +58,7 @@ void RaceChecker::warp_barrier(Thread* lanes, uint32_t mask) {
   }
 }
 
-// ---- one place ------------------------------------------------------------------------------------------------------------------------
+// ---- one place ----------------------------------------------------------------------------------
 
 RaceChecker::Problem RaceChecker::check(const Thread& thread, Cell& cell, unsigned halves, Access access, bool shared) {
   const bool writes = access != Access::read;
@@ -69,7 +69,8 @@ RaceChecker::Problem RaceChecker::check(const Thread& thread, Cell& cell, unsign
       const bool followed = cell.writer / kLanes == thread.warp || interval_ != named_barrier_interval_;
       if (followed && !knows(thread, cell.writer, cell.write_clock)) return Problem::AfterWrite;
     }
-    if (!shared && cell.write_interval >= launch_ && cell.write_interval < block_ && !both_atomic) return Problem::AfterWriteOfBlock;
+    if (!shared && cell.write_interval >= launch_ && cell.write_interval < block_ && !both_atomic)
+      return Problem::AfterWriteOfBlock;
   }
   if (!writes) {
     if (shared && cell.write_interval < block_) return Problem::NeverWritten;
@@ -82,7 +83,8 @@ RaceChecker::Problem RaceChecker::check(const Thread& thread, Cell& cell, unsign
       if (followed && (cell.many_warps || cell.read_warp != thread.warp)) return Problem::AfterReadOfWarp;
       if (cell.read_warp == thread.warp) {
         for (uint32_t rest = cell.read_lanes; rest != 0; rest &= rest - 1) {
-          if (!knows(thread, thread.warp * kLanes + __builtin_ctz(rest), cell.read_clock)) return Problem::AfterReadOfLane;
+          if (!knows(thread, thread.warp * kLanes + __builtin_ctz(rest), cell.read_clock))
+            return Problem::AfterReadOfLane;
         }
       }
     }
@@ -156,7 +158,8 @@ std::string RaceChecker::words(Problem problem, const Cell& cell, Access access)
   return "";
 }
 
-std::string RaceChecker::walk(const Thread& thread, Cell* cells, size_t offset, size_t bytes, Access access, bool shared) {
+std::string RaceChecker::walk(const Thread& thread, Cell* cells, size_t offset, size_t bytes, Access access,
+                              bool shared) {
   const size_t end = offset + bytes;
   Cell before{}, after{};  // neighbours mostly have the same history, so that what changes is the same too
   bool known = false;
@@ -178,18 +181,21 @@ std::string RaceChecker::walk(const Thread& thread, Cell* cells, size_t offset, 
 }
 
 std::string RaceChecker::shared_access(const Thread& thread, const void* address, size_t bytes, Access access) {
-  return walk(thread, shared_cells_.data(), static_cast<size_t>(static_cast<const char*>(address) - shared_), bytes, access, true);
+  return walk(thread, shared_cells_.data(), static_cast<size_t>(static_cast<const char*>(address) - shared_), bytes,
+              access, true);
 }
 
-std::string RaceChecker::global_access(const Thread& thread, Allocation& allocation, const void* address, size_t bytes, Access access) {
+std::string RaceChecker::global_access(const Thread& thread, Allocation& allocation, const void* address, size_t bytes,
+                                       Access access) {
   if (allocation.shadow == nullptr) {
     allocation.shadow_bytes = (allocation.bytes + 1) / 2 * sizeof(Cell);
-    void* mapped = mmap(nullptr, allocation.shadow_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* mapped = mmap(nullptr, allocation.shadow_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return "no memory to check races with";
     allocation.shadow = mapped;
   }
-  return walk(thread, static_cast<Cell*>(allocation.shadow), static_cast<size_t>(static_cast<const char*>(address) - allocation.begin),
-              bytes, access, false);
+  return walk(thread, static_cast<Cell*>(allocation.shadow),
+              static_cast<size_t>(static_cast<const char*>(address) - allocation.begin), bytes, access, false);
 }
 
 void RaceChecker::landed(const Thread& thread, const void* shared, size_t bytes) {
@@ -202,9 +208,10 @@ void RaceChecker::landed(const Thread& thread, const void* shared, size_t bytes)
   }
 }
 
-// ---- of the running thread ------------------------------------------------------------------------------------------------------------
+// ---- of the running thread ----------------------------------------------------------------------
 
-void Executor::check_access(const Thread& thread, const void* address, size_t bytes, RaceChecker::Access access, const void* code) {
+void Executor::check_access(const Thread& thread, const void* address, size_t bytes, RaceChecker::Access access,
+                            const void* code) {
   const char* at = static_cast<const char*>(address);
   const char* stack = static_cast<const char*>(current_->fiber.stack_bottom);
   if (at >= stack && at < stack + current_->fiber.stack_bytes) return;
@@ -231,9 +238,10 @@ void Executor::check_access(const Thread& thread, const void* address, size_t by
       if (problem.empty()) return;
       place = device_memory().describe(address);
     }
-    const std::string size = std::to_string(bytes) + (access == RaceChecker::Access::read ? " byte read of " : " byte write to ");
-    failure_ = {cudaErrorLaunchFailure,
-                std::string(launch_->name) + ", " + where(thread) + ": " + problem + ": " + size + place + code_place(code)};
+    const std::string size =
+        std::to_string(bytes) + (access == RaceChecker::Access::read ? " byte read of " : " byte write to ");
+    failure_ = {cudaErrorLaunchFailure, std::string(launch_->name) + ", " + where(thread) + ": " + problem + ": " +
+                                            size + place + code_place(code)};
   }  // the words are gone before the fiber is left: it will not be unwound
   leave_block();
 }
@@ -242,7 +250,8 @@ void Executor::check_access(const Thread& thread, const void* address, size_t by
 std::string Executor::code_place(const void* code) {
   Dl_info info{};
   if (code == nullptr || dladdr(code, &info) == 0 || info.dli_fname == nullptr) return "";
-  const auto offset = static_cast<size_t>(static_cast<const char*>(code) - static_cast<const char*>(info.dli_fbase)) - 1;
+  const auto offset =
+      static_cast<size_t>(static_cast<const char*>(code) - static_cast<const char*>(info.dli_fbase)) - 1;
   char command[1024], line[512] = {};
   std::snprintf(command, sizeof command, "addr2line -s -e '%s' 0x%zx 2>/dev/null", info.dli_fname, offset);
   if (FILE* pipe = popen(command, "r")) {
@@ -257,13 +266,14 @@ namespace {
 void access(const void* address, size_t bytes, bool write, const void* code) {
   if (running_executor != nullptr && running_executor->running()) {
     Executor& executor = *running_executor;
-    executor.check_access(executor.current(), address, bytes, write ? RaceChecker::Access::write : RaceChecker::Access::read, code);
+    executor.check_access(executor.current(), address, bytes,
+                          write ? RaceChecker::Access::write : RaceChecker::Access::read, code);
   }
 }
 }  // namespace
 }  // namespace rfn::cuda_on_host
 
-// ---- what -fsanitize=thread calls -----------------------------------------------------------------------------------------------------
+// ---- what -fsanitize=thread calls ---------------------------------------------------------------
 
 extern "C" {
 
@@ -285,8 +295,12 @@ RFN_ACCESSES(2)
 RFN_ACCESSES(4)
 RFN_ACCESSES(8)
 RFN_ACCESSES(16)
-void __tsan_read_range(void* address, size_t bytes) { rfn::cuda_on_host::access(address, bytes, false, __builtin_return_address(0)); }
-void __tsan_write_range(void* address, size_t bytes) { rfn::cuda_on_host::access(address, bytes, true, __builtin_return_address(0)); }
+void __tsan_read_range(void* address, size_t bytes) {
+  rfn::cuda_on_host::access(address, bytes, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, size_t bytes) {
+  rfn::cuda_on_host::access(address, bytes, true, __builtin_return_address(0));
+}
 void __tsan_vptr_read(void*) {}
 void __tsan_vptr_update(void*, void*) {}
 

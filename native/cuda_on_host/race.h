@@ -1,9 +1,10 @@
-// Finds accesses of two threads to one place, at least one of them a write, that no barrier orders: whatever the schedule, and whether or
-// not the result is wrong. Sees every access of kernels compiled with -fsanitize=thread, whose calls (__tsan_read4 and so on) land here;
-// the sanitizer's own runtime is not linked.
+// Finds accesses of two threads to one place, at least one of them a write, that no barrier orders: whatever the
+// schedule, and whether or not the result is wrong. Sees every access of kernels compiled with -fsanitize=thread, whose
+// calls (__tsan_read4 and so on) land here; the sanitizer's own runtime is not linked.
 //
-// Order between threads of a block: block barriers; among lanes of a warp also __syncwarp (not shuffles and votes: they order no memory).
-// Between blocks of a launch there is none, whether or not one happens to run before the other. Atomics do not race with each other.
+// Order between threads of a block: block barriers; among lanes of a warp also __syncwarp (not shuffles and votes: they
+// order no memory). Between blocks of a launch there is none, whether or not one happens to run before the other.
+// Atomics do not race with each other.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -33,11 +34,13 @@ class RaceChecker {
 
   // What is wrong with the access, or "".
   std::string shared_access(const Thread& thread, const void* address, size_t bytes, Access access);
-  std::string global_access(const Thread& thread, Allocation& allocation, const void* address, size_t bytes, Access access);
+  std::string global_access(const Thread& thread, Allocation& allocation, const void* address, size_t bytes,
+                            Access access);
   void landed(const Thread& thread, const void* shared, size_t bytes);
 
  private:
-  // One per two bytes. `interval` counts block barriers and blocks over the life of the process, so that nothing is ever cleared.
+  // One per two bytes. `interval` counts block barriers and blocks over the life of the process, so that nothing is
+  // ever cleared.
   struct Cell {
     uint32_t write_interval, read_interval;
     uint32_t read_lanes;  // of read_warp
@@ -62,11 +65,13 @@ class RaceChecker {
   void remember_read(const Thread& thread, Cell& cell, unsigned halves);
   std::string walk(const Thread& thread, Cell* cells, size_t offset, size_t bytes, Access access, bool shared);
   static std::string words(Problem problem, const Cell& cell, Access access);
-  bool knows(const Thread& thread, int other, uint16_t clock);  // `thread` comes after what `other` did at clock, in this interval
-  uint16_t* clocks(int thread);                                 // what it knows of its warp's lanes, itself included; last: most of others
+  bool knows(const Thread& thread, int other,
+             uint16_t clock);    // `thread` comes after what `other` did at clock, in this interval
+  uint16_t* clocks(int thread);  // what it knows of its warp's lanes, itself included; last: most of others
 
   uint32_t interval_ = 1, launch_ = 1, block_ = 1;  // now; when the launch, the block began
-  uint32_t named_barrier_interval_ = 0;             // the last interval with a named barrier: order between warps is not followed there
+  uint32_t named_barrier_interval_ =
+      0;  // the last interval with a named barrier: order between warps is not followed there
   const char* shared_ = nullptr;
   std::vector<Cell> shared_cells_;
   std::vector<uint16_t> clocks_ = std::vector<uint16_t>(kThreads * kClocks);

@@ -52,11 +52,15 @@ Runtime& Runtime::instance() {
 Memory& device_memory() { return Runtime::instance().memory; }
 
 size_t shared_memory_limit(int capability) {
-  const int kilobytes = capability >= 90 ? 227 : capability >= 86 ? 99 : capability >= 80 ? 163 : capability >= 75 ? 64 : 96;
+  const int kilobytes = capability >= 90   ? 227
+                        : capability >= 86 ? 99
+                        : capability >= 80 ? 163
+                        : capability >= 75 ? 64
+                                           : 96;
   return static_cast<size_t>(kilobytes) << 10;
 }
 
-// ---- calls and errors -----------------------------------------------------------------------------------------------------------------
+// ---- calls and errors ---------------------------------------------------------------------------
 
 cudaError_t Runtime::begin_call() {
   ++calls;
@@ -75,7 +79,7 @@ cudaError_t Runtime::refuse(cudaError_t error, const std::string& why) {
   return error;
 }
 
-// ---- streams --------------------------------------------------------------------------------------------------------------------------
+// ---- streams ------------------------------------------------------------------------------------
 
 cudaError_t Runtime::execute(const Operation& operation) {
   if (sticky != cudaSuccess) return sticky;
@@ -140,7 +144,7 @@ cudaError_t Runtime::forbid_in_capture() {
   return refuse(cudaErrorStreamCaptureUnsupported, "a call that waits or allocates, while a stream is being captured");
 }
 
-// ---- kernels --------------------------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------
 
 Failure Runtime::run_blocks(const Launch& launch) {
   const uint64_t blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
@@ -151,7 +155,8 @@ Failure Runtime::run_blocks(const Launch& launch) {
     for (uint64_t i = 0; i < blocks; ++i) order[i] = static_cast<uint32_t>(i);
     for (uint64_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[mix(launch_seed + i) % i]);
   }
-  const int wanted = race_checking() ? 1 : std::max(settings.workers, 1);  // the race checker follows one block at a time
+  const int wanted =
+      race_checking() ? 1 : std::max(settings.workers, 1);  // the race checker follows one block at a time
   const size_t workers = static_cast<size_t>(std::min<uint64_t>(blocks, static_cast<uint64_t>(wanted)));
   while (executors_.size() < workers) executors_.push_back(std::make_unique<Executor>());
   executors_[0]->races().begin_launch();
@@ -192,18 +197,22 @@ cudaError_t launch(Launch launch, cudaStream_t stream) {
   return Runtime::instance().call([&](Runtime& r) -> cudaError_t {
     const dim3 grid = launch.grid, block = launch.block;
     const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-    const bool block_fits = threads >= 1 && threads <= kMaxThreads && block.x <= 1024 && block.y <= 1024 && block.z <= 64;
-    const bool grid_fits = grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
+    const bool block_fits =
+        threads >= 1 && threads <= kMaxThreads && block.x <= 1024 && block.y <= 1024 && block.z <= 64;
+    const bool grid_fits =
+        grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
     if (!block_fits || !grid_fits)
       return r.refuse(cudaErrorInvalidConfiguration, std::string(launch.name) + ": grid or block too large or empty");
     if (uint64_t{grid.x} * grid.y * grid.z > 0xffffffffu)
       return r.refuse(cudaErrorInvalidConfiguration, std::string(launch.name) + ": too many blocks for the host");
     const auto limit = r.dynamic_shared_limits.find(launch.kernel);
-    const size_t allowed = limit != r.dynamic_shared_limits.end() ? static_cast<size_t>(limit->second) : kMaxStaticShared;
+    const size_t allowed =
+        limit != r.dynamic_shared_limits.end() ? static_cast<size_t>(limit->second) : kMaxStaticShared;
     if (launch.dynamic_shared_bytes > allowed) {
-      return r.refuse(cudaErrorInvalidValue, std::string(launch.name) + ": " + std::to_string(launch.dynamic_shared_bytes) +
-                                                 " bytes of dynamic shared memory, allowed are " + std::to_string(allowed) +
-                                                 " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
+      return r.refuse(cudaErrorInvalidValue,
+                      std::string(launch.name) + ": " + std::to_string(launch.dynamic_shared_bytes) +
+                          " bytes of dynamic shared memory, allowed are " + std::to_string(allowed) +
+                          " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
     }
     return r.enqueue(stream, [launch = std::move(launch)] { return Runtime::instance().run(launch); });
   });
@@ -217,8 +226,9 @@ bool kernel_may_use(const void* pointer) {
 
 cudaError_t refuse_argument(const char* kernel_name, int argument, const void* pointer) {
   return Runtime::instance().call([&](Runtime& r) -> cudaError_t {
-    return r.sticky = r.refuse(cudaErrorIllegalAddress, std::string(kernel_name) + ": argument " + std::to_string(argument) +
-                                                            " does not point to memory of the device: " + r.memory.describe(pointer));
+    return r.sticky = r.refuse(cudaErrorIllegalAddress,
+                               std::string(kernel_name) + ": argument " + std::to_string(argument) +
+                                   " does not point to memory of the device: " + r.memory.describe(pointer));
   });
 }
 
@@ -228,8 +238,9 @@ cudaError_t set_kernel_attribute(const void* kernel, cudaFuncAttribute attribute
       return value >= -1 && value <= 100 ? cudaSuccess : cudaErrorInvalidValue;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
         static_cast<size_t>(value) > shared_memory_limit(r.settings.capability)) {
-      return r.refuse(cudaErrorInvalidValue, "kernel attribute " + std::to_string(attribute) + " = " + std::to_string(value) +
-                                                 "; this device has " + std::to_string(shared_memory_limit(r.settings.capability)) +
+      return r.refuse(cudaErrorInvalidValue, "kernel attribute " + std::to_string(attribute) + " = " +
+                                                 std::to_string(value) + "; this device has " +
+                                                 std::to_string(shared_memory_limit(r.settings.capability)) +
                                                  " bytes of shared memory per block");
     }
     r.dynamic_shared_limits[kernel] = value;
@@ -240,12 +251,13 @@ cudaError_t set_kernel_attribute(const void* kernel, cudaFuncAttribute attribute
 cudaError_t get_kernel_attributes(const void* kernel, cudaFuncAttributes* attributes) {
   return Runtime::instance().call([&](Runtime& r) -> cudaError_t {
     const auto limit = r.dynamic_shared_limits.find(kernel);
-    *attributes = {0, kMaxThreads, limit != r.dynamic_shared_limits.end() ? limit->second : static_cast<int>(kMaxStaticShared)};
+    *attributes = {0, kMaxThreads,
+                   limit != r.dynamic_shared_limits.end() ? limit->second : static_cast<int>(kMaxStaticShared)};
     return cudaSuccess;
   });
 }
 
-// ---- control.h ------------------------------------------------------------------------------------------------------------------------
+// ---- control.h ----------------------------------------------------------------------------------
 
 void Runtime::reset_device() {
   for (const cudaStream_t stream : streams) delete stream;
@@ -352,7 +364,7 @@ void reset() {
 
 }  // namespace rfn::cuda_on_host
 
-// ---- error functions of the API -------------------------------------------------------------------------------------------------------
+// ---- error functions of the API -----------------------------------------------------------------
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {

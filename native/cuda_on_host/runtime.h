@@ -60,7 +60,8 @@ class Runtime {
  public:
   static Runtime& instance();
 
-  // Every API function: counts the call, injects failures, refuses without a device or after a fault, remembers the error.
+  // Every API function: counts the call, injects failures, refuses without a device or after a fault, remembers the
+  // error.
   template <class F>
   cudaError_t call(F&& body) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);

@@ -17,8 +17,12 @@ cudaError_t call(F&& body) {
   return Runtime::instance().call(std::forward<F>(body));
 }
 
-int threads_per_multiprocessor(int capability) { return capability == 75 ? 1024 : capability == 86 || capability == 89 ? 1536 : 2048; }
-size_t shared_per_multiprocessor(int capability) { return shared_memory_limit(capability) + (capability >= 80 ? 1024 : 0); }
+int threads_per_multiprocessor(int capability) {
+  return capability == 75 ? 1024 : capability == 86 || capability == 89 ? 1536 : 2048;
+}
+size_t shared_per_multiprocessor(int capability) {
+  return shared_memory_limit(capability) + (capability >= 80 ? 1024 : 0);
+}
 
 cudaError_t check_device(Runtime& r, int device) {
   return device >= 0 && device < r.settings.devices ? cudaSuccess : cudaErrorInvalidDevice;
@@ -40,7 +44,8 @@ cudaError_t check_copy(Runtime& r, const void* destination, const void* source, 
   if (bytes == 0) return cudaSuccess;
   if (destination == nullptr || source == nullptr) return r.refuse(cudaErrorInvalidValue, "copy: null pointer");
   const bool from_device = r.memory.find(source, 0) != nullptr && r.memory.find(source, 0)->kind == MemoryKind::device;
-  const bool to_device = r.memory.find(destination, 0) != nullptr && r.memory.find(destination, 0)->kind == MemoryKind::device;
+  const bool to_device =
+      r.memory.find(destination, 0) != nullptr && r.memory.find(destination, 0)->kind == MemoryKind::device;
   if (kind == cudaMemcpyDefault) {
     kind = from_device ? (to_device ? cudaMemcpyDeviceToDevice : cudaMemcpyDeviceToHost)
            : to_device ? cudaMemcpyHostToDevice
@@ -52,18 +57,22 @@ cudaError_t check_copy(Runtime& r, const void* destination, const void* source, 
   if (reads_device != from_device || writes_device != to_device)
     return r.refuse(cudaErrorInvalidValue, "copy: pointers do not fit the direction");
   if ((from_device && !is_device(r, source, bytes)) || (to_device && !is_device(r, destination, bytes))) {
-    return r.refuse(cudaErrorInvalidValue, "copy: " + std::to_string(bytes) + " bytes reach past the end of the allocation");
+    return r.refuse(cudaErrorInvalidValue,
+                    "copy: " + std::to_string(bytes) + " bytes reach past the end of the allocation");
   }
   return cudaSuccess;
 }
 
-// A stream's copy. Pageable host memory is read before the call returns and written before it returns, as by CUDA; pinned memory when the
-// stream comes to it.
-cudaError_t copy(Runtime& r, void* destination, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-  if (const cudaError_t error = check_copy(r, destination, source, bytes, kind); error != cudaSuccess || bytes == 0) return error;
+// A stream's copy. Pageable host memory is read before the call returns and written before it returns, as by CUDA;
+// pinned memory when the stream comes to it.
+cudaError_t copy(Runtime& r, void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
+                 cudaStream_t stream) {
+  if (const cudaError_t error = check_copy(r, destination, source, bytes, kind); error != cudaSuccess || bytes == 0)
+    return error;
   const bool captured = !Runtime::is_default(stream) && r.valid(stream) && stream->capture != nullptr;
   if (kind == cudaMemcpyHostToDevice && !is_pinned(r, source, bytes) && !captured) {
-    const auto staged = std::make_shared<std::vector<char>>(static_cast<const char*>(source), static_cast<const char*>(source) + bytes);
+    const auto staged =
+        std::make_shared<std::vector<char>>(static_cast<const char*>(source), static_cast<const char*>(source) + bytes);
     return r.enqueue(stream, [=] {
       std::memcpy(destination, staged->data(), bytes);
       return cudaSuccess;
@@ -74,7 +83,8 @@ cudaError_t copy(Runtime& r, void* destination, const void* source, size_t bytes
     return cudaSuccess;
   });
   if (error != cudaSuccess || captured) return error;
-  const bool pageable = (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyHostToHost) && !is_pinned(r, destination, bytes);
+  const bool pageable =
+      (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyHostToHost) && !is_pinned(r, destination, bytes);
   return pageable ? r.drain(stream) : cudaSuccess;
 }
 
@@ -85,8 +95,9 @@ cudaError_t allocate(Runtime& r, void** pointer, size_t bytes, MemoryKind kind) 
   if (bytes == 0) return cudaSuccess;
   const bool device = kind == MemoryKind::device;
   if (device && bytes > r.settings.memory_bytes - std::min(r.settings.memory_bytes, r.memory.device_bytes())) {
-    return r.refuse(cudaErrorMemoryAllocation, std::to_string(bytes) + " bytes asked for, " + std::to_string(r.memory.device_bytes()) +
-                                                   " of " + std::to_string(r.settings.memory_bytes) + " in use");
+    return r.refuse(cudaErrorMemoryAllocation, std::to_string(bytes) + " bytes asked for, " +
+                                                   std::to_string(r.memory.device_bytes()) + " of " +
+                                                   std::to_string(r.settings.memory_bytes) + " in use");
   }
   *pointer = r.memory.allocate(kind, bytes, r.settings.alignment, r.next_number());
   if (*pointer == nullptr) return cudaErrorMemoryAllocation;
@@ -98,12 +109,13 @@ cudaError_t release(Runtime& r, void* pointer, MemoryKind kind) {
   if (pointer == nullptr) return cudaSuccess;
   if (r.capturing()) return r.forbid_in_capture();
   if (const cudaError_t error = r.drain_all(); error != cudaSuccess) return error;
-  return r.memory.free(kind, pointer) ? cudaSuccess : r.refuse(cudaErrorInvalidValue, "free: " + r.memory.describe(pointer));
+  return r.memory.free(kind, pointer) ? cudaSuccess
+                                      : r.refuse(cudaErrorInvalidValue, "free: " + r.memory.describe(pointer));
 }
 
 }  // namespace
 
-// ---- devices --------------------------------------------------------------------------------------------------------------------------
+// ---- devices ------------------------------------------------------------------------------------
 
 cudaError_t cudaDriverGetVersion(int* version) {
   return call([&](Runtime&) { return *version = CUDART_VERSION, cudaSuccess; });
@@ -230,10 +242,13 @@ cudaError_t max_active_blocks(const void*, int block_threads, size_t dynamic_sha
   });
 }
 
-cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source, size_t bytes, size_t offset, cudaStream_t stream) {
+cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source, size_t bytes, size_t offset,
+                           cudaStream_t stream) {
   return call([&](Runtime& r) -> cudaError_t {
-    if (offset > symbol_bytes || bytes > symbol_bytes - offset) return r.refuse(cudaErrorInvalidValue, "copy past the end of a symbol");
-    const auto staged = std::make_shared<std::vector<char>>(static_cast<const char*>(source), static_cast<const char*>(source) + bytes);
+    if (offset > symbol_bytes || bytes > symbol_bytes - offset)
+      return r.refuse(cudaErrorInvalidValue, "copy past the end of a symbol");
+    const auto staged =
+        std::make_shared<std::vector<char>>(static_cast<const char*>(source), static_cast<const char*>(source) + bytes);
     return r.enqueue(stream, [=] {
       std::memcpy(static_cast<char*>(symbol) + offset, staged->data(), bytes);
       return cudaSuccess;
@@ -242,7 +257,7 @@ cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source
 }
 }  // namespace rfn::cuda_on_host
 
-// ---- memory ---------------------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   return call([&](Runtime& r) {
@@ -258,17 +273,20 @@ cudaError_t cudaFree(void* pointer) {
   return call([&](Runtime& r) { return release(r, pointer, MemoryKind::device); });
 }
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
-  return call(
-      [&](Runtime& r) { return r.valid(stream) ? allocate(r, pointer, bytes, MemoryKind::device) : cudaErrorInvalidResourceHandle; });
+  return call([&](Runtime& r) {
+    return r.valid(stream) ? allocate(r, pointer, bytes, MemoryKind::device) : cudaErrorInvalidResourceHandle;
+  });
 }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
   return call([&](Runtime& r) -> cudaError_t {
     if (pointer == nullptr) return cudaSuccess;
     const Allocation* found = r.memory.find(pointer, 0);
-    if (found == nullptr || found->begin != pointer) return r.refuse(cudaErrorInvalidValue, "free: " + r.memory.describe(pointer));
+    if (found == nullptr || found->begin != pointer)
+      return r.refuse(cudaErrorInvalidValue, "free: " + r.memory.describe(pointer));
     if (r.capturing()) return r.forbid_in_capture();
-    return r.enqueue(
-        stream, [pointer] { return Runtime::instance().memory.free(MemoryKind::device, pointer) ? cudaSuccess : cudaErrorIllegalAddress; });
+    return r.enqueue(stream, [pointer] {
+      return Runtime::instance().memory.free(MemoryKind::device, pointer) ? cudaSuccess : cudaErrorIllegalAddress;
+    });
   });
 }
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault); }
@@ -314,20 +332,25 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
   });
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void*) {
-  return call([&](Runtime& r) { return pool == reinterpret_cast<cudaMemPool_t>(&r.memory) ? cudaSuccess : cudaErrorInvalidValue; });
+  return call([&](Runtime& r) {
+    return pool == reinterpret_cast<cudaMemPool_t>(&r.memory) ? cudaSuccess : cudaErrorInvalidValue;
+  });
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t) {
-  return call([&](Runtime& r) { return pool == reinterpret_cast<cudaMemPool_t>(&r.memory) ? cudaSuccess : cudaErrorInvalidValue; });
+  return call([&](Runtime& r) {
+    return pool == reinterpret_cast<cudaMemPool_t>(&r.memory) ? cudaSuccess : cudaErrorInvalidValue;
+  });
 }
 
 cudaError_t cudaMemcpy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
   return call([&](Runtime& r) { return copy(r, destination, source, bytes, kind, nullptr); });
 }
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
   return call([&](Runtime& r) { return copy(r, destination, source, bytes, kind, stream); });
 }
-cudaError_t cudaMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
   return call([&](Runtime& r) {
     if (width > destination_pitch || width > source_pitch) return cudaErrorInvalidValue;
     for (size_t row = 0; row < height; ++row) {
@@ -338,14 +361,17 @@ cudaError_t cudaMemcpy2DAsync(void* destination, size_t destination_pitch, const
     return cudaSuccess;
   });
 }
-cudaError_t cudaMemcpyPeerAsync(void* destination, int destination_device, const void* source, int source_device, size_t bytes,
-                                cudaStream_t stream) {
+cudaError_t cudaMemcpyPeerAsync(void* destination, int destination_device, const void* source, int source_device,
+                                size_t bytes, cudaStream_t stream) {
   return call([&](Runtime& r) {
-    if (check_device(r, destination_device) != cudaSuccess || check_device(r, source_device) != cudaSuccess) return cudaErrorInvalidDevice;
+    if (check_device(r, destination_device) != cudaSuccess || check_device(r, source_device) != cudaSuccess)
+      return cudaErrorInvalidDevice;
     return copy(r, destination, source, bytes, cudaMemcpyDeviceToDevice, stream);
   });
 }
-cudaError_t cudaMemset(void* destination, int value, size_t bytes) { return cudaMemsetAsync(destination, value, bytes, nullptr); }
+cudaError_t cudaMemset(void* destination, int value, size_t bytes) {
+  return cudaMemsetAsync(destination, value, bytes, nullptr);
+}
 cudaError_t cudaMemsetAsync(void* destination, int value, size_t bytes, cudaStream_t stream) {
   return call([&](Runtime& r) -> cudaError_t {
     if (bytes == 0) return cudaSuccess;

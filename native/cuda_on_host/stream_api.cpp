@@ -14,10 +14,12 @@ cudaError_t call(F&& body) {
 
 }  // namespace
 
-// ---- streams --------------------------------------------------------------------------------------------------------------------------
+// ---- streams ------------------------------------------------------------------------------------
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned int flags, int) { return cudaStreamCreateWithFlags(stream, flags); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned int flags, int) {
+  return cudaStreamCreateWithFlags(stream, flags);
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
   return call([&](Runtime& r) {
     if (stream == nullptr || flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
@@ -60,7 +62,7 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
   });
 }
 
-// ---- events ---------------------------------------------------------------------------------------------------------------------------
+// ---- events -------------------------------------------------------------------------------------
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
@@ -102,7 +104,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     const auto record = event->record;
     if (record == nullptr) return cudaSuccess;
     if (record->capture != nullptr) {
-      if (Runtime::is_default(stream) || (stream->capture != nullptr && stream->capture != record->capture)) return r.forbid_in_capture();
+      if (Runtime::is_default(stream) || (stream->capture != nullptr && stream->capture != record->capture))
+        return r.forbid_in_capture();
       stream->capture = record->capture;
       record->stream->joined = std::max(record->stream->joined, record->captured);
       return cudaSuccess;
@@ -135,7 +138,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
   return call([&](Runtime& r) {
-    if (r.events.count(start) == 0 || r.events.count(stop) == 0 || !start->timing || !stop->timing) return cudaErrorInvalidResourceHandle;
+    if (r.events.count(start) == 0 || r.events.count(stop) == 0 || !start->timing || !stop->timing)
+      return cudaErrorInvalidResourceHandle;
     if (start->record == nullptr || stop->record == nullptr) return cudaErrorInvalidResourceHandle;
     if (!start->record->done || !stop->record->done) return cudaErrorNotReady;
     *milliseconds = std::chrono::duration<float, std::milli>(stop->record->time - start->record->time).count();
@@ -143,7 +147,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
   });
 }
 
-// ---- graphs ---------------------------------------------------------------------------------------------------------------------------
+// ---- graphs -------------------------------------------------------------------------------------
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   return call([&](Runtime& r) {
@@ -157,7 +161,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return call([&](Runtime& r) {
-    if (Runtime::is_default(stream) || !r.valid(stream) || stream->capture == nullptr || stream->capture->origin != stream) {
+    if (Runtime::is_default(stream) || !r.valid(stream) || stream->capture == nullptr ||
+        stream->capture->origin != stream) {
       return cudaErrorInvalidResourceHandle;
     }
     CUgraph_st* captured = stream->capture;

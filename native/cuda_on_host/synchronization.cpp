@@ -7,11 +7,13 @@
 namespace rfn::cuda_on_host {
 namespace {
 
-std::string text_of(uint3 v) { return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")"; }
+std::string text_of(uint3 v) {
+  return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+}
 
 }  // namespace
 
-// ---- barriers -------------------------------------------------------------------------------------------------------------------------
+// ---- barriers -----------------------------------------------------------------------------------
 
 Votes Executor::block_barrier(bool predicate, Site site) {
   Thread& self = *current_;
@@ -19,8 +21,8 @@ Votes Executor::block_barrier(bool predicate, Site site) {
     first_at_barrier_ = &self;
     votes_ = 0;
   } else if (!(first_at_barrier_->site == site)) {
-    fail(cudaErrorLaunchFailure, "divergent barrier: this thread waits at " + place(site) + ", " + where(*first_at_barrier_) + " at " +
-                                     place(first_at_barrier_->site));
+    fail(cudaErrorLaunchFailure, "divergent barrier: this thread waits at " + place(site) + ", " +
+                                     where(*first_at_barrier_) + " at " + place(first_at_barrier_->site));
   }
   self.state = State::at_block_barrier;
   self.site = site;
@@ -40,16 +42,18 @@ void Executor::release_block_barrier() {
 
 void Executor::named_barrier(int number, int threads, bool wait, Site site) {
   if (number < 1 || number >= kNamedBarriers || threads <= 0 || threads % kWarpLanes != 0 || threads > count_) {
-    fail(cudaErrorLaunchFailure, "named barrier " + std::to_string(number) + " of " + std::to_string(threads) + " threads at " +
-                                     place(site) + ": expected a number from 1 to 15 and a multiple of 32 threads within the block");
+    fail(cudaErrorLaunchFailure, "named barrier " + std::to_string(number) + " of " + std::to_string(threads) +
+                                     " threads at " + place(site) +
+                                     ": expected a number from 1 to 15 and a multiple of 32 threads within the block");
   }
   NamedBarrier& barrier = named_barriers_[static_cast<size_t>(number)];
   if (barrier.arrived == 0) {
     barrier.expected = threads;
     barrier.site = site;
   } else if (barrier.expected != threads) {
-    fail(cudaErrorLaunchFailure, "named barrier " + std::to_string(number) + ": " + std::to_string(threads) + " threads expected at " +
-                                     place(site) + ", " + std::to_string(barrier.expected) + " at " + place(barrier.site));
+    fail(cudaErrorLaunchFailure, "named barrier " + std::to_string(number) + ": " + std::to_string(threads) +
+                                     " threads expected at " + place(site) + ", " + std::to_string(barrier.expected) +
+                                     " at " + place(barrier.site));
   }
   if (++barrier.arrived == barrier.expected) {
     ++statistics_.barriers;
@@ -73,7 +77,8 @@ void Executor::meet(uint32_t mask, const Collective& collective, Site site) {
   const uint32_t bit = 1u << self.lane;
   const int lanes_here = std::min(kWarpLanes, count_ - self.warp * kWarpLanes);
   if ((mask & bit) == 0) {
-    fail(cudaErrorLaunchFailure, std::string(collective.name) + " at " + place(site) + ": the calling lane is not in its own mask");
+    fail(cudaErrorLaunchFailure,
+         std::string(collective.name) + " at " + place(site) + ": the calling lane is not in its own mask");
   }
   if (lanes_here < kWarpLanes && mask >> lanes_here != 0) {
     fail(cudaErrorLaunchFailure,
@@ -85,8 +90,9 @@ void Executor::meet(uint32_t mask, const Collective& collective, Site site) {
   if (i == meetings.size()) {
     meetings.push_back({mask, 0, &collective, site});
   } else if (meetings[i].collective != &collective || !(meetings[i].site == site)) {
-    fail(cudaErrorLaunchFailure, std::string("divergent warp: this lane is in ") + collective.name + " at " + place(site) +
-                                     ", others of its mask are in " + meetings[i].collective->name + " at " + place(meetings[i].site));
+    fail(cudaErrorLaunchFailure, std::string("divergent warp: this lane is in ") + collective.name + " at " +
+                                     place(site) + ", others of its mask are in " + meetings[i].collective->name +
+                                     " at " + place(meetings[i].site));
   }
   Meeting& meeting = meetings[i];
   meeting.arrived |= bit;

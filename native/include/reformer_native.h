@@ -1,25 +1,27 @@
 /* reformer_native.h - the whole C ABI of ReformerNative (C99, no other header is installed).
  *
- * LSH attention and reversible residual blocks of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020), forward and backward,
- * on a CPU backend that is always there and a CUDA backend that is loaded on request.
+ * LSH attention and reversible residual blocks of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020), forward and
+ * backward, on a CPU backend that is always there and a CUDA backend that is loaded on request.
  *
- * Letters used for shapes: B batch, T tokens, E model width (hidden size), H heads, D head size, F feed-forward width, V vocabulary,
- * R hash rounds, C chunk length, N rows (usually B*T). All tensors are dense and row-major.
+ * Letters used for shapes: B batch, T tokens, E model width (hidden size), H heads, D head size, F feed-forward width,
+ * V vocabulary, R hash rounds, C chunk length, N rows (usually B*T). All tensors are dense and row-major.
  *
  * Rules that hold for every function
- *  - It returns rfn_status; RFN_OK is 0. On failure rfn_last_error() has one sentence that names the argument, what was expected
- *    and what was found. Outputs are then untouched unless the function says otherwise. Nothing prints, exits, aborts or throws.
- *  - Sizes are int64 and checked for overflow. Every struct starts with struct_size = sizeof(that struct); the size that it had under an
- *    earlier minor version is taken too, and what has been added since is then absent.
- *  - An op is one struct (options, inputs, outputs) with up to three functions: NAME_workspace says how many bytes of scratch a pass
- *    needs (only shapes are read, data may be NULL), NAME_forward and NAME_backward run it. An absent optional tensor is all zeros.
- *  - Gradients of parameters (names grad_* of weights, biases, tables) are ADDED to what the tensor holds: zero it first with
- *    rfn_fill_zero. Gradients of activations are overwritten.
- *  - Calls are asynchronous with respect to the stream; the CPU backend has finished when the call returns. Pointers belong to the
- *    caller and must stay valid until the stream has passed the call. Data pointers are host memory for a CPU context, device memory
- *    for a CUDA context. No op allocates.
- *  - Randomness is Philox4x32-10 keyed by (seed, step, layer, site) with the element index as counter: no state, so a backward pass
- *    replays what its forward pass drew.
+ *  - It returns rfn_status; RFN_OK is 0. On failure rfn_last_error() has one sentence that names the argument, what was
+ * expected and what was found. Outputs are then untouched unless the function says otherwise. Nothing prints, exits,
+ * aborts or throws.
+ *  - Sizes are int64 and checked for overflow. Every struct starts with struct_size = sizeof(that struct); the size
+ * that it had under an earlier minor version is taken too, and what has been added since is then absent.
+ *  - An op is one struct (options, inputs, outputs) with up to three functions: NAME_workspace says how many bytes of
+ * scratch a pass needs (only shapes are read, data may be NULL), NAME_forward and NAME_backward run it. An absent
+ * optional tensor is all zeros.
+ *  - Gradients of parameters (names grad_* of weights, biases, tables) are ADDED to what the tensor holds: zero it
+ * first with rfn_fill_zero. Gradients of activations are overwritten.
+ *  - Calls are asynchronous with respect to the stream; the CPU backend has finished when the call returns. Pointers
+ * belong to the caller and must stay valid until the stream has passed the call. Data pointers are host memory for a
+ * CPU context, device memory for a CUDA context. No op allocates.
+ *  - Randomness is Philox4x32-10 keyed by (seed, step, layer, site) with the element index as counter: no state, so a
+ * backward pass replays what its forward pass drew.
  *  - The same inputs give the same bits on every run and for every number of threads.
  *  - One thread at a time per context. rfn_last_error, version, describe and device queries are free-threaded.
  */
@@ -29,20 +31,20 @@
 #include <stdint.h>
 
 #if defined(_WIN32)
-#  if defined(RFN_BUILD)
-#    define RFN_API __declspec(dllexport)
-#  else
-#    define RFN_API __declspec(dllimport)
-#  endif
+#if defined(RFN_BUILD)
+#define RFN_API __declspec(dllexport)
 #else
-#  define RFN_API __attribute__((visibility("default")))
+#define RFN_API __declspec(dllimport)
+#endif
+#else
+#define RFN_API __attribute__((visibility("default")))
 #endif
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* ---- status ------------------------------------------------------------------------------------------------------------------ */
+/* ---- status ---------------------------------------------------------------------------------- */
 
 #define RFN_ABI_MAJOR 1
 #define RFN_ABI_MINOR 2
@@ -56,82 +58,89 @@ typedef int32_t rfn_status;
 #define RFN_DEVICE_LOST 5  /* an earlier device error was sticky; the context takes no further work */
 #define RFN_INTERNAL 6     /* a bug in this library */
 
-/* (RFN_ABI_MAJOR << 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own minor. */
+/* (RFN_ABI_MAJOR << 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own
+ * minor. */
 RFN_API uint32_t rfn_abi_version(void);
 /* Every public struct as "name:size:field@offset,field@offset,...", one per line, in header order. */
-RFN_API const char *rfn_abi_describe(void);
+RFN_API const char* rfn_abi_describe(void);
 /* Library version, for example "0.1.0". */
-RFN_API const char *rfn_version(void);
+RFN_API const char* rfn_version(void);
 /* One JSON object: version, compiler, simd (target in use), simd_available, blas (name, version, kernel), backends. */
-RFN_API const char *rfn_build_info(void);
+RFN_API const char* rfn_build_info(void);
 /* Message of this thread's last failed call; "" when none failed. Valid until the thread's next failing call. */
-RFN_API const char *rfn_last_error(void);
+RFN_API const char* rfn_last_error(void);
 /* Contexts, streams, events and buffers that exist now. */
 RFN_API int64_t rfn_live_objects(void);
 
-/* ---- devices, contexts, streams, memory ---------------------------------------------------------------------------------------- */
+/* ---- devices, contexts, streams, memory ------------------------------------------------------ */
 
 #define RFN_DEVICE_CPU 0
 #define RFN_DEVICE_CUDA 1
-#define RFN_DEVICE_CUDA_ON_HOST 2 /* tests: the CUDA backend with its kernels run by the CPU, thread by thread; only where its plug-in was built */
+#define RFN_DEVICE_CUDA_ON_HOST \
+  2 /* tests: the CUDA backend with its kernels run by the CPU, thread by thread; only where its plug-in was built */
 
 typedef struct rfn_context rfn_context; /* one device; one calling thread at a time */
 typedef struct rfn_stream rfn_stream;   /* an order of work in a context; keeps its context alive */
 typedef struct rfn_event rfn_event;
 
 /* Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why for CUDA. */
-RFN_API rfn_status rfn_device_count(int32_t device_type, int32_t *count);
+RFN_API rfn_status rfn_device_count(int32_t device_type, int32_t* count);
 /* Writes a zero-terminated JSON object (name, memory_bytes, ...) of at most capacity bytes. */
-RFN_API rfn_status rfn_device_describe(int32_t device_type, int32_t device_index, char *text, int64_t capacity);
+RFN_API rfn_status rfn_device_describe(int32_t device_type, int32_t device_index, char* text, int64_t capacity);
 
-/* threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on failure. */
-RFN_API rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t threads, rfn_context **out);
-RFN_API void rfn_context_destroy(rfn_context *context); /* NULL is fine; streams made from it stay usable */
-RFN_API rfn_status rfn_context_threads(const rfn_context *context, int32_t *threads);
+/* threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on
+ * failure. */
+RFN_API rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t threads, rfn_context** out);
+RFN_API void rfn_context_destroy(rfn_context* context); /* NULL is fine; streams made from it stay usable */
+RFN_API rfn_status rfn_context_threads(const rfn_context* context, int32_t* threads);
 
-/* What matrix products of a CUDA context (attention scores and outputs, projections) round their inputs to. Tensors stay float32, sums are
- * float32; hashing, softmax, norms, residuals and optimizers are float32 always. F32 is the default and the only one of the CPU. */
+/* What matrix products of a CUDA context (attention scores and outputs, projections) round their inputs to. Tensors
+ * stay float32, sums are float32; hashing, softmax, norms, residuals and optimizers are float32 always. F32 is the
+ * default and the only one of the CPU. */
 #define RFN_PRECISION_F32 0
 #define RFN_PRECISION_TF32 1 /* 10 bits of mantissa; this and the next two need compute capability 8.0 */
 #define RFN_PRECISION_BF16 2 /* 7 bits */
 #define RFN_PRECISION_F16 3  /* 10 bits, range 6e-8 .. 65504 */
-/* For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device lacks it. */
-RFN_API rfn_status rfn_context_set_precision(rfn_context *context, int32_t precision);
-RFN_API rfn_status rfn_context_precision(const rfn_context *context, int32_t *precision);
+/* For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device
+ * lacks it. */
+RFN_API rfn_status rfn_context_set_precision(rfn_context* context, int32_t precision);
+RFN_API rfn_status rfn_context_precision(const rfn_context* context, int32_t* precision);
 
 /* Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included). */
-RFN_API rfn_status rfn_memory_info(const rfn_context *context, int64_t *free_bytes, int64_t *total_bytes);
+RFN_API rfn_status rfn_memory_info(const rfn_context* context, int64_t* free_bytes, int64_t* total_bytes);
 
-RFN_API rfn_status rfn_stream_create(rfn_context *context, rfn_stream **out);
-/* Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying the rfn_stream leaves
- * it alone. A stream that is being captured records the ops of this library into its graph. CPU: RFN_UNSUPPORTED. */
-RFN_API rfn_status rfn_stream_wrap(rfn_context *context, void *native_stream, rfn_stream **out);
-RFN_API void rfn_stream_destroy(rfn_stream *stream);
+RFN_API rfn_status rfn_stream_create(rfn_context* context, rfn_stream** out);
+/* Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying
+ * the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its graph. CPU:
+ * RFN_UNSUPPORTED. */
+RFN_API rfn_status rfn_stream_wrap(rfn_context* context, void* native_stream, rfn_stream** out);
+RFN_API void rfn_stream_destroy(rfn_stream* stream);
 /* Waits for all work of the stream and reports its errors. */
-RFN_API rfn_status rfn_stream_synchronize(rfn_stream *stream);
+RFN_API rfn_status rfn_stream_synchronize(rfn_stream* stream);
 
-RFN_API rfn_status rfn_event_create(rfn_context *context, rfn_event **out);
-RFN_API void rfn_event_destroy(rfn_event *event);
-RFN_API rfn_status rfn_event_record(rfn_event *event, rfn_stream *stream);
+RFN_API rfn_status rfn_event_create(rfn_context* context, rfn_event** out);
+RFN_API void rfn_event_destroy(rfn_event* event);
+RFN_API rfn_status rfn_event_record(rfn_event* event, rfn_stream* stream);
 /* Later work of stream waits for event, which may be of another context and device, of the same type. */
-RFN_API rfn_status rfn_event_wait(rfn_event *event, rfn_stream *stream);
-RFN_API rfn_status rfn_event_elapsed(rfn_event *start, rfn_event *stop, double *milliseconds);
+RFN_API rfn_status rfn_event_wait(rfn_event* event, rfn_stream* stream);
+RFN_API rfn_status rfn_event_elapsed(rfn_event* start, rfn_event* stop, double* milliseconds);
 
 #define RFN_MEMORY_DEVICE 0 /* where the context's ops read and write */
 #define RFN_MEMORY_HOST 1   /* host memory, page-locked for a CUDA context */
 
 /* 256-byte aligned; contents undefined. bytes may be 0. */
-RFN_API rfn_status rfn_buffer_allocate(rfn_context *context, int32_t memory, int64_t bytes, void **out);
-RFN_API rfn_status rfn_buffer_free(rfn_context *context, int32_t memory, void *buffer); /* NULL is fine */
+RFN_API rfn_status rfn_buffer_allocate(rfn_context* context, int32_t memory, int64_t bytes, void** out);
+RFN_API rfn_status rfn_buffer_free(rfn_context* context, int32_t memory, void* buffer); /* NULL is fine */
 
 #define RFN_COPY_HOST_TO_DEVICE 0
 #define RFN_COPY_DEVICE_TO_HOST 1
 #define RFN_COPY_DEVICE_TO_DEVICE 2
 /* DEVICE_TO_DEVICE: either end may be on another device of the process. */
-RFN_API rfn_status rfn_copy(rfn_stream *stream, void *destination, const void *source, int64_t bytes, int32_t direction);
-RFN_API rfn_status rfn_fill_zero(rfn_stream *stream, void *destination, int64_t bytes);
+RFN_API rfn_status rfn_copy(rfn_stream* stream, void* destination, const void* source, int64_t bytes,
+                            int32_t direction);
+RFN_API rfn_status rfn_fill_zero(rfn_stream* stream, void* destination, int64_t bytes);
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 #define RFN_F32 1
 #define RFN_F64 2
@@ -146,14 +155,14 @@ typedef struct rfn_tensor {
   int32_t rank;     /* 0 .. 4 */
   int32_t reserved; /* 0 */
   int64_t shape[4]; /* first rank entries; the others 0 */
-  void *data;
+  void* data;
   int64_t bytes; /* capacity at data; at least what shape needs */
 } rfn_tensor;
 
 #define RFN_PASS_FORWARD 0
 #define RFN_PASS_BACKWARD 1
 
-/* ---- random numbers -------------------------------------------------------------------------------------------------------------- */
+/* ---- random numbers -------------------------------------------------------------------------- */
 
 /* Sites: the places of a model that draw numbers. Ops use theirs by themselves; rfn_random_normal takes any. */
 #define RFN_SITE_ATTENTION_PROBABILITIES 1
@@ -180,16 +189,18 @@ typedef struct rfn_random_normal {
   int32_t reserved;
   rfn_tensor destination; /* F32, any shape */
 } rfn_random_normal;
-RFN_API rfn_status rfn_random_normal_forward(rfn_stream *stream, const rfn_random_normal *op);
+RFN_API rfn_status rfn_random_normal_forward(rfn_stream* stream, const rfn_random_normal* op);
 
-/* ---- embeddings -------------------------------------------------------------------------------------------------------------------- */
+/* ---- embeddings ------------------------------------------------------------------------------ */
 
 #define RFN_POSITIONS_NONE 0
 #define RFN_POSITIONS_LEARNED 1 /* one table [max positions, E] */
-#define RFN_POSITIONS_AXIAL 2   /* 1 to 4 tables [s_i, e_i], sum of e_i = E; position p has row-major index (c_1 .. c_n); parts concatenated */
+#define RFN_POSITIONS_AXIAL \
+  2 /* 1 to 4 tables [s_i, e_i], sum of e_i = E; position p has row-major index (c_1 .. c_n); parts concatenated */
 
-/* e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]); rounded to the residual grid if asked for; written to
- * both streams. Backward: gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position. */
+/* e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]); rounded to the residual grid if asked for;
+ * written to both streams. Backward: gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position.
+ */
 typedef struct rfn_embedding {
   uint32_t struct_size;
   int32_t positions; /* RFN_POSITIONS_* */
@@ -200,25 +211,29 @@ typedef struct rfn_embedding {
   int64_t first_position;
   int32_t exact_residual; /* 1: round to multiples of 2^grid_exponent (see rfn_reversible_block) */
   int32_t grid_exponent;
-  rfn_tensor ids;           /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no gradient */
-  rfn_tensor word;          /* F32 [V,E] */
-  rfn_tensor position[4];   /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
-  rfn_tensor stream1;       /* out F32 [B,T,E] */
-  rfn_tensor stream2;       /* out F32 [B,T,E]; optional */
-  rfn_tensor grad_stream1;  /* backward: F32 [B,T,E] */
-  rfn_tensor grad_stream2;  /* backward: F32 [B,T,E]; optional */
-  rfn_tensor grad_word;     /* backward: F32 [V,E], added to */
+  rfn_tensor ids;  /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no
+                      gradient */
+  rfn_tensor word; /* F32 [V,E] */
+  rfn_tensor position[4];  /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
+  rfn_tensor stream1;      /* out F32 [B,T,E] */
+  rfn_tensor stream2;      /* out F32 [B,T,E]; optional */
+  rfn_tensor grad_stream1; /* backward: F32 [B,T,E] */
+  rfn_tensor grad_stream2; /* backward: F32 [B,T,E]; optional */
+  rfn_tensor grad_word;    /* backward: F32 [V,E], added to */
   rfn_tensor grad_position[4];
-  rfn_tensor range_report;  /* optional, see rfn_reversible_block; layer is -1 */
+  rfn_tensor range_report; /* optional, see rfn_reversible_block; layer is -1 */
 } rfn_embedding;
-RFN_API rfn_status rfn_embedding_workspace(const rfn_context *context, const rfn_embedding *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_embedding_forward(rfn_stream *stream, const rfn_embedding *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_embedding_backward(rfn_stream *stream, const rfn_embedding *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_embedding_workspace(const rfn_context* context, const rfn_embedding* op, int32_t pass,
+                                           int64_t* bytes);
+RFN_API rfn_status rfn_embedding_forward(rfn_stream* stream, const rfn_embedding* op, void* workspace,
+                                         int64_t workspace_bytes);
+RFN_API rfn_status rfn_embedding_backward(rfn_stream* stream, const rfn_embedding* op, void* workspace,
+                                          int64_t workspace_bytes);
 
-/* ---- layer norm -------------------------------------------------------------------------------------------------------------------- */
+/* ---- layer norm ------------------------------------------------------------------------------ */
 
-/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon > 0. Nothing is saved, backward recomputes the
- * statistics; grad_x may not overlap x. */
+/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon > 0. Nothing is saved,
+ * backward recomputes the statistics; grad_x may not overlap x. */
 typedef struct rfn_layer_norm {
   uint32_t struct_size;
   float epsilon;
@@ -231,11 +246,14 @@ typedef struct rfn_layer_norm {
   rfn_tensor grad_weight; /* backward: F32 [E], added to */
   rfn_tensor grad_bias;   /* backward: F32 [E], added to */
 } rfn_layer_norm;
-RFN_API rfn_status rfn_layer_norm_workspace(const rfn_context *context, const rfn_layer_norm *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_layer_norm_forward(rfn_stream *stream, const rfn_layer_norm *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_layer_norm_backward(rfn_stream *stream, const rfn_layer_norm *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_layer_norm_workspace(const rfn_context* context, const rfn_layer_norm* op, int32_t pass,
+                                            int64_t* bytes);
+RFN_API rfn_status rfn_layer_norm_forward(rfn_stream* stream, const rfn_layer_norm* op, void* workspace,
+                                          int64_t workspace_bytes);
+RFN_API rfn_status rfn_layer_norm_backward(rfn_stream* stream, const rfn_layer_norm* op, void* workspace,
+                                           int64_t workspace_bytes);
 
-/* ---- linear ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- linear ---------------------------------------------------------------------------------- */
 
 #define RFN_ACTIVATION_NONE 0
 #define RFN_ACTIVATION_RELU 1
@@ -257,109 +275,129 @@ typedef struct rfn_linear {
   rfn_tensor grad_weight; /* backward: F32 [M,K], added to */
   rfn_tensor grad_bias;   /* backward: F32 [M], added to; optional */
 } rfn_linear;
-RFN_API rfn_status rfn_linear_workspace(const rfn_context *context, const rfn_linear *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_linear_forward(rfn_stream *stream, const rfn_linear *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_linear_backward(rfn_stream *stream, const rfn_linear *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_linear_workspace(const rfn_context* context, const rfn_linear* op, int32_t pass, int64_t* bytes);
+RFN_API rfn_status rfn_linear_forward(rfn_stream* stream, const rfn_linear* op, void* workspace,
+                                      int64_t workspace_bytes);
+RFN_API rfn_status rfn_linear_backward(rfn_stream* stream, const rfn_linear* op, void* workspace,
+                                       int64_t workspace_bytes);
 
-/* ---- attention --------------------------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 #define RFN_ATTENTION_LSH 0   /* shared QK, hashed, sorted, chunked (paper section 2) */
 #define RFN_ATTENTION_LOCAL 1 /* chunks of the sequence itself and their neighbours */
 #define RFN_ATTENTION_FULL 2  /* every allowed pair */
 
 /* LSH windows. A slot is a place in the sorted order of one (example, head, round). */
-#define RFN_WINDOW_SLOTS 0       /* keys of the query's chunk and its neighbour chunks, whatever their bucket (Trax, Hugging Face) */
+#define RFN_WINDOW_SLOTS \
+  0 /* keys of the query's chunk and its neighbour chunks, whatever their bucket (Trax, Hugging Face) */
 #define RFN_WINDOW_SAME_BUCKET 1 /* the same, but only keys of the query's bucket (the paper) */
-#define RFN_WINDOW_STRICT 2      /* causal only: keys of the query's bucket at most chunks_before*C slots ahead of it: strictly causal */
+#define RFN_WINDOW_STRICT \
+  2 /* causal only: keys of the query's bucket at most chunks_before*C slots ahead of it: strictly causal */
 
 #define RFN_DUPLICATES_NONE 0
-#define RFN_DUPLICATES_LOG_COUNT 1 /* logit -= log(number of rounds in which the query's window holds the key) (paper eqs. 13-16) */
+#define RFN_DUPLICATES_LOG_COUNT \
+  1 /* logit -= log(number of rounds in which the query's window holds the key) (paper eqs. 13-16) */
 
 #define RFN_KEY_NORM_NONE 0
 #define RFN_KEY_NORM_RMS 1 /* k / sqrt(mean(k^2) + 1e-6) */
 #define RFN_KEY_NORM_L2 2  /* k / max(|k|, 1e-12) */
 
-/* What attends to what. Forbidden pairs weigh exactly 0. With shared QK a token may attend to itself only as a last resort: when no
- * round gives it another key, its output is its own value (weight exactly 1, no dropout) and its log-sum-exp is -inf. A query
- * that is masked out, or has no key at all, gets output 0 and log-sum-exp -inf. */
+/* What attends to what. Forbidden pairs weigh exactly 0. With shared QK a token may attend to itself only as a last
+ * resort: when no round gives it another key, its output is its own value (weight exactly 1, no dropout) and its
+ * log-sum-exp is -inf. A query that is masked out, or has no key at all, gets output 0 and log-sum-exp -inf. */
 typedef struct rfn_attention_options {
   uint32_t struct_size;
-  int32_t kind;       /* RFN_ATTENTION_* */
-  int32_t shared_qk;  /* 1: keys are the normalised queries (LSH requires it); 0: own keys */
-  int32_t causal;     /* 1: key position <= query position */
-  int32_t window;     /* LSH: RFN_WINDOW_* */
-  int32_t wrap;       /* 1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last round), as in the
-                         existing implementations; 0: a window ends where its round (or the sequence) ends */
+  int32_t kind;      /* RFN_ATTENTION_* */
+  int32_t shared_qk; /* 1: keys are the normalised queries (LSH requires it); 0: own keys */
+  int32_t causal;    /* 1: key position <= query position */
+  int32_t window;    /* LSH: RFN_WINDOW_* */
+  int32_t
+      wrap; /* 1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last
+               round), as in the existing implementations; 0: a window ends where its round (or the sequence) ends */
   int32_t repeat_chunks; /* 1: a chunk that falls into the window twice counts twice (parity); 0: once */
-  int32_t duplicates; /* LSH: RFN_DUPLICATES_* */
-  int32_t key_norm;   /* RFN_KEY_NORM_* */
-  int32_t rounds;     /* LSH: R >= 1; else ignored */
-  int32_t factor_count; /* LSH: 1 .. 8 */
+  int32_t duplicates;    /* LSH: RFN_DUPLICATES_* */
+  int32_t key_norm;      /* RFN_KEY_NORM_* */
+  int32_t rounds;        /* LSH: R >= 1; else ignored */
+  int32_t factor_count;  /* LSH: 1 .. 8 */
   int32_t factors[8]; /* LSH: even numbers; buckets = their product; the first factor is the least significant digit */
   int32_t pad_bucket; /* LSH: 1: masked positions go to one more bucket, the last; 0: they are hashed like others */
   int32_t chunks_before;
   int32_t chunks_after;
-  float logit_scale;  /* 0 = 1/sqrt(D) */
-  float dropout;      /* on the probabilities, 0 <= p < 1 */
+  float logit_scale;     /* 0 = 1/sqrt(D) */
+  float dropout;         /* on the probabilities, 0 <= p < 1 */
   int64_t chunk_length;  /* LSH, LOCAL: C >= 1 */
-  int64_t padded_length; /* 0 = T rounded up to a multiple of C; else such a multiple: masked positions are imagined behind the T real ones */
+  int64_t padded_length; /* 0 = T rounded up to a multiple of C; else such a multiple: masked positions are imagined
+                            behind the T real ones */
 } rfn_attention_options;
 
 /* Whole attention over all heads, and its stages.
- *   scores s_ij = scale q_i . k_j - log count;   out_i = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all rounds' windows
- *   lse_i = log sum over rounds and keys of exp(s_ij)
- * Backward needs q, v, out, lse, grad_out and the rotations or buckets (paper section 2 and appendix A; flash form, nothing of size
- * [T, window] is stored):   ds = P (m (dO . v) - dO . O + dlse);  dq += ds k;  dk += ds q through the key norm;  dv += P m dO.
- * Stages (LSH): rfn_lsh_hash q,rotations -> buckets; rfn_lsh_sort buckets,mask -> sorted; rfn_lsh_attend q,v,buckets,sorted ->
- * round_out, round_lse (each round by itself); rfn_lsh_combine round_out,round_lse -> out, lse; and the backward passes of the last two. */
+ *   scores s_ij = scale q_i . k_j - log count;   out_i = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all
+ * rounds' windows lse_i = log sum over rounds and keys of exp(s_ij) Backward needs q, v, out, lse, grad_out and the
+ * rotations or buckets (paper section 2 and appendix A; flash form, nothing of size [T, window] is stored):   ds = P (m
+ * (dO . v) - dO . O + dlse);  dq += ds k;  dk += ds q through the key norm;  dv += P m dO. Stages (LSH): rfn_lsh_hash
+ * q,rotations -> buckets; rfn_lsh_sort buckets,mask -> sorted; rfn_lsh_attend q,v,buckets,sorted -> round_out,
+ * round_lse (each round by itself); rfn_lsh_combine round_out,round_lse -> out, lse; and the backward passes of the
+ * last two. */
 typedef struct rfn_attention {
   uint32_t struct_size;
   int32_t layer;
   uint64_t seed; /* dropout */
   uint64_t step;
   rfn_attention_options options;
-  rfn_tensor q;          /* F32 [B,T,H,D]; shared QK: the one projection */
-  rfn_tensor k;          /* F32 [B,T,H,D]; absent when shared */
-  rfn_tensor v;          /* F32 [B,T,H,D] */
-  rfn_tensor mask;       /* U8 [B,T], 1 real, 0 padding; optional */
-  rfn_tensor rotations;  /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
-  rfn_tensor buckets;    /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional (else hashed again).
-                            Padding with pad_bucket has bucket number prod(factors) */
-  rfn_tensor sorted;     /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding */
-  rfn_tensor out;        /* F32 [B,T,H,D]: out of forward, in for backward */
-  rfn_tensor lse;        /* F32 [B,H,T]: out of forward (optional there), in for backward */
-  rfn_tensor round_out;  /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
-  rfn_tensor round_lse;  /* stages: F32 [R,B,H,T] */
-  rfn_tensor grad_out;   /* backward: F32 [B,T,H,D] */
-  rfn_tensor grad_q;     /* out, backward */
-  rfn_tensor grad_k;     /* out, backward; absent when shared */
-  rfn_tensor grad_v;     /* out, backward */
+  rfn_tensor q;         /* F32 [B,T,H,D]; shared QK: the one projection */
+  rfn_tensor k;         /* F32 [B,T,H,D]; absent when shared */
+  rfn_tensor v;         /* F32 [B,T,H,D] */
+  rfn_tensor mask;      /* U8 [B,T], 1 real, 0 padding; optional */
+  rfn_tensor rotations; /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
+  rfn_tensor buckets; /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional
+                         (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
+  rfn_tensor sorted;  /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding */
+  rfn_tensor out;     /* F32 [B,T,H,D]: out of forward, in for backward */
+  rfn_tensor lse;     /* F32 [B,H,T]: out of forward (optional there), in for backward */
+  rfn_tensor round_out;      /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
+  rfn_tensor round_lse;      /* stages: F32 [R,B,H,T] */
+  rfn_tensor grad_out;       /* backward: F32 [B,T,H,D] */
+  rfn_tensor grad_q;         /* out, backward */
+  rfn_tensor grad_k;         /* out, backward; absent when shared */
+  rfn_tensor grad_v;         /* out, backward */
   rfn_tensor grad_round_out; /* stages, backward: out of combine, in for attend: [R*B,T,H,D] */
   rfn_tensor grad_round_lse; /* stages, backward: [R,B,H,T] */
-  int64_t head_group;    /* heads processed together: trades workspace for speed, 0 = automatic */
+  int64_t head_group;        /* heads processed together: trades workspace for speed, 0 = automatic */
 } rfn_attention;
-RFN_API rfn_status rfn_attention_workspace(const rfn_context *context, const rfn_attention *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_attention_forward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_attention_backward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-/* The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward: RFN_PASS_BACKWARD). */
-RFN_API rfn_status rfn_lsh_hash(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_lsh_sort(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_lsh_attend(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_lsh_combine(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_lsh_combine_backward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_lsh_attend_backward(rfn_stream *stream, const rfn_attention *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_attention_workspace(const rfn_context* context, const rfn_attention* op, int32_t pass,
+                                           int64_t* bytes);
+RFN_API rfn_status rfn_attention_forward(rfn_stream* stream, const rfn_attention* op, void* workspace,
+                                         int64_t workspace_bytes);
+RFN_API rfn_status rfn_attention_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
+                                          int64_t workspace_bytes);
+/* The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward:
+ * RFN_PASS_BACKWARD). */
+RFN_API rfn_status rfn_lsh_hash(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_sort(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_attend(rfn_stream* stream, const rfn_attention* op, void* workspace,
+                                  int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_combine(rfn_stream* stream, const rfn_attention* op, void* workspace,
+                                   int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_combine_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
+                                            int64_t workspace_bytes);
+RFN_API rfn_status rfn_lsh_attend_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
+                                           int64_t workspace_bytes);
 
-#define RFN_BUCKETS_TRAX 0 /* n = 2 max(1, T div C); up to 128 one factor; else d = 2^ceil(log2 sqrt n), factors d, 2 (n div 2d) */
-#define RFN_BUCKETS_HUGGING_FACE 1 /* 2^p, p = floor(log2(2 (T div C))); over 2 max(floor(sqrt(max_positions div C)), C): 2^(p div 2), 2^(p - p div 2) */
+#define RFN_BUCKETS_TRAX \
+  0 /* n = 2 max(1, T div C); up to 128 one factor; else d = 2^ceil(log2 sqrt n), factors d, 2 (n div 2d) */
+#define RFN_BUCKETS_HUGGING_FACE                                                                                     \
+  1 /* 2^p, p = floor(log2(2 (T div C))); over 2 max(floor(sqrt(max_positions div C)), C): 2^(p div 2), 2^(p - p div \
+       2) */
 #define RFN_BUCKETS_LUCIDRAINS 2 /* T div C (even) */
-/* The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by HUGGING_FACE alone. */
-RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions, int32_t *factors,
-                                             int32_t *factor_count);
+/* The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by
+ * HUGGING_FACE alone. */
+RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions,
+                                             int32_t* factors, int32_t* factor_count);
 
-/* ---- feed-forward ------------------------------------------------------------------------------------------------------------------ */
+/* ---- feed-forward ---------------------------------------------------------------------------- */
 
-/* y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), chunk rows at a time (paper eq. 10); intermediates are recomputed in backward.
- * Both dropouts have probability `dropout`. */
+/* y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), chunk rows at a time (paper eq. 10); intermediates are
+ * recomputed in backward. Both dropouts have probability `dropout`. */
 typedef struct rfn_feed_forward {
   uint32_t struct_size;
   int32_t activation;
@@ -367,13 +405,13 @@ typedef struct rfn_feed_forward {
   int32_t layer;
   uint64_t seed;
   uint64_t step;
-  int64_t chunk;  /* rows at a time, 0 = automatic; changes no result beyond rounding */
-  rfn_tensor x;   /* F32 [N,E] */
-  rfn_tensor w1;  /* F32 [F,E] */
-  rfn_tensor b1;  /* F32 [F] */
-  rfn_tensor w2;  /* F32 [E,F] */
-  rfn_tensor b2;  /* F32 [E] */
-  rfn_tensor y;   /* out, forward: F32 [N,E] */
+  int64_t chunk; /* rows at a time, 0 = automatic; changes no result beyond rounding */
+  rfn_tensor x;  /* F32 [N,E] */
+  rfn_tensor w1; /* F32 [F,E] */
+  rfn_tensor b1; /* F32 [F] */
+  rfn_tensor w2; /* F32 [E,F] */
+  rfn_tensor b2; /* F32 [E] */
+  rfn_tensor y;  /* out, forward: F32 [N,E] */
   rfn_tensor grad_y;
   rfn_tensor grad_x; /* out, backward */
   rfn_tensor grad_w1;
@@ -381,11 +419,14 @@ typedef struct rfn_feed_forward {
   rfn_tensor grad_w2;
   rfn_tensor grad_b2;
 } rfn_feed_forward;
-RFN_API rfn_status rfn_feed_forward_workspace(const rfn_context *context, const rfn_feed_forward *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_feed_forward_forward(rfn_stream *stream, const rfn_feed_forward *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_feed_forward_backward(rfn_stream *stream, const rfn_feed_forward *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_feed_forward_workspace(const rfn_context* context, const rfn_feed_forward* op, int32_t pass,
+                                              int64_t* bytes);
+RFN_API rfn_status rfn_feed_forward_forward(rfn_stream* stream, const rfn_feed_forward* op, void* workspace,
+                                            int64_t workspace_bytes);
+RFN_API rfn_status rfn_feed_forward_backward(rfn_stream* stream, const rfn_feed_forward* op, void* workspace,
+                                             int64_t workspace_bytes);
 
-/* ---- reversible block -------------------------------------------------------------------------------------------------------------- */
+/* ---- reversible block ------------------------------------------------------------------------ */
 
 /* Parameters of a block, or gradients of them (same shapes). Linear weights are [out, in]. */
 typedef struct rfn_block_parameters {
@@ -407,25 +448,28 @@ typedef struct rfn_block_parameters {
 } rfn_block_parameters;
 
 #define RFN_RESIDUAL_FLOAT 0 /* plain float32 addition; hashes are stored in `buckets` for the backward pass */
-#define RFN_RESIDUAL_EXACT 1 /* sub-layer outputs rounded to the grid: inversion gives back the same bits while |stream| <= 2^(24+grid_exponent) */
+#define RFN_RESIDUAL_EXACT                                                                         \
+  1 /* sub-layer outputs rounded to the grid: inversion gives back the same bits while |stream| <= \
+       2^(24+grid_exponent) */
 
-/* Forward, in place:   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1))        (paper eq. 9)
- * Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them; leaves the block's inputs
- * and the gradients with respect to those; adds to `gradients`.
+/* Forward, in place:   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1)) (paper
+ * eq. 9) Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them;
+ * leaves the block's inputs and the gradients with respect to those; adds to `gradients`.
  *
- * Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present, with what it computes anyway.
- * What a backward pass is given of them decides how much it computes again:
- *   nothing      all of the block, to subtract it from the streams
- *   streams      kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not repeated
- *   activations  besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden, attention_result and, with
- *                LSH, buckets (all, or none of the kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are
- * They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
- * The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the forward pass's own values, where
- * subtraction gives back rounded ones, so that gradients differ from those of an inverted block by rounding. The workspace has the same
- * size at every level.
+ * Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present,
+ * with what it computes anyway. What a backward pass is given of them decides how much it computes again: nothing all
+ * of the block, to subtract it from the streams streams      kept_stream1 and kept_stream2 become the block's inputs:
+ * the products with `output` and `w2` are not repeated activations  besides the streams kept_query, kept_key (unless
+ * shared), kept_value, kept_log_sum_exp, kept_hidden, attention_result and, with LSH, buckets (all, or none of the
+ * kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are They must be those of this
+ * block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
+ * The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the
+ * forward pass's own values, where subtraction gives back rounded ones, so that gradients differ from those of an
+ * inverted block by rounding. The workspace has the same size at every level.
  *
- * range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the exact range
- * (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or 2), [3] its flat index. */
+ * range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the
+ * exact range (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or
+ * 2), [3] its flat index. */
 typedef struct rfn_reversible_block {
   uint32_t struct_size;
   int32_t layer; /* index in the stack: random numbers and reports use it */
@@ -442,17 +486,17 @@ typedef struct rfn_reversible_block {
   int32_t reserved;
   int64_t feed_forward_chunk; /* rows at a time, 0 = automatic */
   int64_t head_group;         /* heads at a time, 0 = automatic */
-  rfn_tensor stream1;      /* in/out F32 [B,T,E] */
-  rfn_tensor stream2;      /* in/out F32 [B,T,E] */
-  rfn_tensor grad_stream1; /* backward: in/out F32 [B,T,E] */
-  rfn_tensor grad_stream2; /* backward: in/out F32 [B,T,E] */
-  rfn_tensor mask;         /* U8 [B,T]; optional */
-  rfn_tensor rotations;    /* LSH, as in rfn_attention */
-  rfn_tensor buckets;      /* LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of forward, in for backward
-                              with kept activations */
-  rfn_tensor attention_result; /* optional out of forward, F32 [B,T,H*D], heads merged, before the output projection; in for backward with kept
-                                  activations */
-  rfn_tensor range_report; /* I64 [4]; EXACT: required */
+  rfn_tensor stream1;         /* in/out F32 [B,T,E] */
+  rfn_tensor stream2;         /* in/out F32 [B,T,E] */
+  rfn_tensor grad_stream1;    /* backward: in/out F32 [B,T,E] */
+  rfn_tensor grad_stream2;    /* backward: in/out F32 [B,T,E] */
+  rfn_tensor mask;            /* U8 [B,T]; optional */
+  rfn_tensor rotations;       /* LSH, as in rfn_attention */
+  rfn_tensor buckets; /* LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of
+                         forward, in for backward with kept activations */
+  rfn_tensor attention_result; /* optional out of forward, F32 [B,T,H*D], heads merged, before the output projection; in
+                                  for backward with kept activations */
+  rfn_tensor range_report;     /* I64 [4]; EXACT: required */
   rfn_block_parameters parameters;
   rfn_block_parameters gradients; /* backward */
   /* since 1.2; all optional, out of forward, in for backward */
@@ -462,30 +506,35 @@ typedef struct rfn_reversible_block {
   rfn_tensor kept_key;         /* F32 [B,T,H*D]; absent when shared */
   rfn_tensor kept_value;       /* F32 [B,T,H*D] */
   rfn_tensor kept_log_sum_exp; /* F32 [B,H,T], of attention's logits */
-  rfn_tensor kept_hidden;      /* F32 [B*T,F]: the hidden layer before its activation, in the form that this backend's backward pass reads */
+  rfn_tensor kept_hidden;      /* F32 [B*T,F]: the hidden layer before its activation, in the form that this backend's
+                                  backward pass reads */
 } rfn_reversible_block;
-RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context *context, const rfn_reversible_block *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_reversible_block_forward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_reversible_block_backward(rfn_stream *stream, const rfn_reversible_block *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context* context, const rfn_reversible_block* op,
+                                                  int32_t pass, int64_t* bytes);
+RFN_API rfn_status rfn_reversible_block_forward(rfn_stream* stream, const rfn_reversible_block* op, void* workspace,
+                                                int64_t workspace_bytes);
+RFN_API rfn_status rfn_reversible_block_backward(rfn_stream* stream, const rfn_reversible_block* op, void* workspace,
+                                                 int64_t workspace_bytes);
 
-/* ---- cached decoding --------------------------------------------------------------------------------------------------------------- */
+/* ---- cached decoding ------------------------------------------------------------------------- */
 
-/* One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the streams:
- *   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1))
- * What it attends to, of the `position` tokens before it: FULL all; LOCAL those of its chunk and of the chunks_before chunks ahead of it; LSH in each
- * round the last chunks_before*C ones of its bucket, whatever `window` says; itself by the same rules as in attention. For FULL, LSH
- * with RFN_WINDOW_STRICT, and LOCAL whose window neither wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last
- * of position + 1 tokens without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a later
- * token changes what an earlier one sees, so no cache can repeat them.
- * The time of a call does not depend on position, but for FULL.
+/* One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the
+ * streams: stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1)) What it attends to,
+ * of the `position` tokens before it: FULL all; LOCAL those of its chunk and of the chunks_before chunks ahead of it;
+ * LSH in each round the last chunks_before*C ones of its bucket, whatever `window` says; itself by the same rules as in
+ * attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window neither wraps forwards nor repeats a chunk,
+ * that is what rfn_reversible_block computes for the last of position + 1 tokens without mask and dropout, but for the
+ * rounding of sums. Other forms are not causal in their choice of keys: a later token changes what an earlier one sees,
+ * so no cache can repeat them. The time of a call does not depend on position, but for FULL.
  *
- * The cache of a block: keys and values are the rows of the projections, key before its norm (shared QK: the one projection). Position p is in row
- * p mod S. LOCAL needs S >= min(position + 1, (chunks_before + 1) * C), FULL and LSH S > position. Rings: the last W = max(1, chunks_before*C)
- * positions of each bucket of (example, head, round), position number i of a bucket in place i mod W; counts: how many there were. The call
- * reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all else is as it was. */
+ * The cache of a block: keys and values are the rows of the projections, key before its norm (shared QK: the one
+ * projection). Position p is in row p mod S. LOCAL needs S >= min(position + 1, (chunks_before + 1) * C), FULL and LSH
+ * S > position. Rings: the last W = max(1, chunks_before*C) positions of each bucket of (example, head, round),
+ * position number i of a bucket in place i mod W; counts: how many there were. The call reads them and adds its token.
+ * When it fails, the token's row of keys and values is unspecified and all else is as it was. */
 typedef struct rfn_reversible_block_decode {
   uint32_t struct_size;
-  int32_t layer; /* reports name it */
+  int32_t layer;                   /* reports name it */
   rfn_attention_options attention; /* causal 1, dropout and padded_length 0 */
   int32_t heads;
   int32_t activation;
@@ -493,23 +542,26 @@ typedef struct rfn_reversible_block_decode {
   int32_t residual;      /* RFN_RESIDUAL_* */
   int32_t grid_exponent; /* EXACT, as in rfn_reversible_block */
   int32_t reserved;
-  int64_t position;      /* of the token: tokens before it */
-  rfn_tensor stream1;    /* in/out F32 [B,1,E] */
-  rfn_tensor stream2;    /* in/out F32 [B,1,E] */
-  rfn_tensor keys;       /* in/out F32 [B,S,H*D] */
-  rfn_tensor values;     /* in/out F32 [B,S,H*D] */
-  rfn_tensor rotations;  /* LSH, as in rfn_attention */
-  rfn_tensor rings;      /* LSH: in/out I32 [B*H,R,buckets,W]; a position that is not before this one is refused on the CPU */
-  rfn_tensor counts;     /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
+  int64_t position;     /* of the token: tokens before it */
+  rfn_tensor stream1;   /* in/out F32 [B,1,E] */
+  rfn_tensor stream2;   /* in/out F32 [B,1,E] */
+  rfn_tensor keys;      /* in/out F32 [B,S,H*D] */
+  rfn_tensor values;    /* in/out F32 [B,S,H*D] */
+  rfn_tensor rotations; /* LSH, as in rfn_attention */
+  rfn_tensor
+      rings; /* LSH: in/out I32 [B*H,R,buckets,W]; a position that is not before this one is refused on the CPU */
+  rfn_tensor counts;       /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
   rfn_tensor range_report; /* I64 [4]; EXACT: required. A flat index is that in [B,1,E] */
   rfn_block_parameters parameters;
 } rfn_reversible_block_decode;
-RFN_API rfn_status rfn_reversible_block_decode_workspace(const rfn_context *context, const rfn_reversible_block_decode *op, int32_t pass,
-                                                         int64_t *bytes);
-RFN_API rfn_status rfn_reversible_block_decode_forward(rfn_stream *stream, const rfn_reversible_block_decode *op, void *workspace,
-                                                       int64_t workspace_bytes);
+RFN_API rfn_status rfn_reversible_block_decode_workspace(const rfn_context* context,
+                                                         const rfn_reversible_block_decode* op, int32_t pass,
+                                                         int64_t* bytes);
+RFN_API rfn_status rfn_reversible_block_decode_forward(rfn_stream* stream, const rfn_reversible_block_decode* op,
+                                                       void* workspace, int64_t workspace_bytes);
 
-/* Adds positions first .. first + T - 1, whose buckets a block's forward pass gave, to the rings of a cache. Zero counts before the first call. */
+/* Adds positions first .. first + T - 1, whose buckets a block's forward pass gave, to the rings of a cache. Zero
+ * counts before the first call. */
 typedef struct rfn_bucket_rings {
   uint32_t struct_size;
   int32_t reserved;
@@ -518,9 +570,9 @@ typedef struct rfn_bucket_rings {
   rfn_tensor rings;   /* in/out I32 [B*H,R,buckets,W] */
   rfn_tensor counts;  /* in/out I32 [B*H,R,buckets], 0 .. first */
 } rfn_bucket_rings;
-RFN_API rfn_status rfn_bucket_rings_forward(rfn_stream *stream, const rfn_bucket_rings *op);
+RFN_API rfn_status rfn_bucket_rings_forward(rfn_stream* stream, const rfn_bucket_rings* op);
 
-/* ---- final norm -------------------------------------------------------------------------------------------------------------------- */
+/* ---- final norm ------------------------------------------------------------------------------ */
 
 #define RFN_COMBINE_CONCATENATE 0 /* [stream1, stream2], width 2E (Trax language model, Hugging Face) */
 #define RFN_COMBINE_MEAN 1        /* (stream1 + stream2) / 2, width E */
@@ -533,62 +585,72 @@ typedef struct rfn_final_norm {
   float dropout;
   uint64_t seed;
   uint64_t step;
-  rfn_tensor stream1;     /* F32 [N,E] */
-  rfn_tensor stream2;     /* F32 [N,E] */
-  rfn_tensor weight;      /* F32 [2E] or [E] */
+  rfn_tensor stream1; /* F32 [N,E] */
+  rfn_tensor stream2; /* F32 [N,E] */
+  rfn_tensor weight;  /* F32 [2E] or [E] */
   rfn_tensor bias;
-  rfn_tensor y;           /* out, forward: F32 [N,2E] or [N,E] */
-  rfn_tensor grad_y;      /* backward */
+  rfn_tensor y;            /* out, forward: F32 [N,2E] or [N,E] */
+  rfn_tensor grad_y;       /* backward */
   rfn_tensor grad_stream1; /* out, backward: F32 [N,E] */
   rfn_tensor grad_stream2; /* out, backward: F32 [N,E] */
-  rfn_tensor grad_weight; /* added to */
-  rfn_tensor grad_bias;   /* added to */
+  rfn_tensor grad_weight;  /* added to */
+  rfn_tensor grad_bias;    /* added to */
 } rfn_final_norm;
-RFN_API rfn_status rfn_final_norm_workspace(const rfn_context *context, const rfn_final_norm *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_final_norm_forward(rfn_stream *stream, const rfn_final_norm *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_final_norm_backward(rfn_stream *stream, const rfn_final_norm *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_final_norm_workspace(const rfn_context* context, const rfn_final_norm* op, int32_t pass,
+                                            int64_t* bytes);
+RFN_API rfn_status rfn_final_norm_forward(rfn_stream* stream, const rfn_final_norm* op, void* workspace,
+                                          int64_t workspace_bytes);
+RFN_API rfn_status rfn_final_norm_backward(rfn_stream* stream, const rfn_final_norm* op, void* workspace,
+                                           int64_t workspace_bytes);
 
-/* ---- output head and cross entropy --------------------------------------------------------------------------------------------------- */
+/* ---- output head and cross entropy ----------------------------------------------------------- */
 
-/* logits = x weight^T + bias, target q = (1 - smoothing) onehot(label) + smoothing / V, loss_n = -sum_v q_v log softmax(logits_n)_v.
- * `chunk` rows of logits exist at a time. forward: statistics only. backward: statistics and, in the same pass, the gradients of
- *   loss_scale * sum_n loss_n / normalizer.
- * statistics, F64 [3], overwritten: sum of losses (nats), rows counted, rows whose largest logit (first of equals) is the label. */
+/* logits = x weight^T + bias, target q = (1 - smoothing) onehot(label) + smoothing / V, loss_n = -sum_v q_v log
+ * softmax(logits_n)_v. `chunk` rows of logits exist at a time. forward: statistics only. backward: statistics and, in
+ * the same pass, the gradients of loss_scale * sum_n loss_n / normalizer. statistics, F64 [3], overwritten: sum of
+ * losses (nats), rows counted, rows whose largest logit (first of equals) is the label. */
 typedef struct rfn_head_loss {
   uint32_t struct_size;
-  int32_t ignore_index; /* rows with this label do not count */
+  int32_t ignore_index;  /* rows with this label do not count */
   float label_smoothing; /* 0 .. 1 */
   float loss_scale;
-  double normalizer; /* 0 = rows counted by this call */
-  int64_t chunk;     /* rows at a time, 0 = automatic */
-  rfn_tensor x;      /* F32 [N,K] */
-  rfn_tensor weight; /* F32 [V,K] */
-  rfn_tensor bias;   /* F32 [V]; optional */
-  rfn_tensor labels; /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its row's loss and gradient NaN */
-  rfn_tensor statistics;  /* out, F64 [3] */
-  rfn_tensor grad_x;      /* out, backward: F32 [N,K]; may be the same memory as x */
+  double normalizer;     /* 0 = rows counted by this call */
+  int64_t chunk;         /* rows at a time, 0 = automatic */
+  rfn_tensor x;          /* F32 [N,K] */
+  rfn_tensor weight;     /* F32 [V,K] */
+  rfn_tensor bias;       /* F32 [V]; optional */
+  rfn_tensor labels;     /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its
+                            row's loss and gradient NaN */
+  rfn_tensor statistics; /* out, F64 [3] */
+  rfn_tensor grad_x;     /* out, backward: F32 [N,K]; may be the same memory as x */
   rfn_tensor grad_weight; /* added to */
   rfn_tensor grad_bias;   /* added to; optional */
 } rfn_head_loss;
-RFN_API rfn_status rfn_head_loss_workspace(const rfn_context *context, const rfn_head_loss *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_head_loss_forward(rfn_stream *stream, const rfn_head_loss *op, void *workspace, int64_t workspace_bytes);
-RFN_API rfn_status rfn_head_loss_backward(rfn_stream *stream, const rfn_head_loss *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_head_loss_workspace(const rfn_context* context, const rfn_head_loss* op, int32_t pass,
+                                           int64_t* bytes);
+RFN_API rfn_status rfn_head_loss_forward(rfn_stream* stream, const rfn_head_loss* op, void* workspace,
+                                         int64_t workspace_bytes);
+RFN_API rfn_status rfn_head_loss_backward(rfn_stream* stream, const rfn_head_loss* op, void* workspace,
+                                          int64_t workspace_bytes);
 
-/* ---- optimizers -------------------------------------------------------------------------------------------------------------------- */
+/* ---- optimizers ------------------------------------------------------------------------------ */
 
-/* norm = sqrt(sum of squares of all gradients), float64 sums in a fixed order; scale = max_norm > 0 and norm > max_norm ? max_norm / norm : 1.
- * result, F32 [2], overwritten: norm, scale. A norm that is not finite gives scale 0. */
+/* norm = sqrt(sum of squares of all gradients), float64 sums in a fixed order; scale = max_norm > 0 and norm > max_norm
+ * ? max_norm / norm : 1. result, F32 [2], overwritten: norm, scale. A norm that is not finite gives scale 0. */
 typedef struct rfn_global_norm {
   uint32_t struct_size;
   float max_norm; /* 0 = no clipping */
   int64_t count;
-  const rfn_tensor *gradients; /* host array of count F32 tensors */
+  const rfn_tensor* gradients; /* host array of count F32 tensors */
   rfn_tensor result;
 } rfn_global_norm;
-RFN_API rfn_status rfn_global_norm_workspace(const rfn_context *context, const rfn_global_norm *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_global_norm_forward(rfn_stream *stream, const rfn_global_norm *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_global_norm_workspace(const rfn_context* context, const rfn_global_norm* op, int32_t pass,
+                                             int64_t* bytes);
+RFN_API rfn_status rfn_global_norm_forward(rfn_stream* stream, const rfn_global_norm* op, void* workspace,
+                                           int64_t workspace_bytes);
 
-/* g = scale gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay p). */
+/* g = scale gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay
+ * p). */
 typedef struct rfn_adamw {
   uint32_t struct_size;
   float learning_rate;
@@ -596,18 +658,19 @@ typedef struct rfn_adamw {
   float beta2;
   float epsilon;
   float weight_decay;
-  int64_t step;           /* 1 for the first update */
-  rfn_tensor parameter;   /* F32, updated in place */
+  int64_t step;         /* 1 for the first update */
+  rfn_tensor parameter; /* F32, updated in place */
   rfn_tensor gradient;
-  rfn_tensor moment1;     /* same shape; zeros before the first step */
+  rfn_tensor moment1; /* same shape; zeros before the first step */
   rfn_tensor moment2;
-  rfn_tensor clip;        /* F32 [2]: result of rfn_global_norm; optional, scale 1 without */
+  rfn_tensor clip; /* F32 [2]: result of rfn_global_norm; optional, scale 1 without */
 } rfn_adamw;
-RFN_API rfn_status rfn_adamw_forward(rfn_stream *stream, const rfn_adamw *op);
+RFN_API rfn_status rfn_adamw_forward(rfn_stream* stream, const rfn_adamw* op);
 
-/* Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes of rank >= 2
- * tensors (leading axes are merged into rows; row and column hold means). alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is
- * divided by max(1, rms(update)/clip_threshold); p -= alpha update + learning_rate weight_decay p. */
+/* Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes
+ * of rank >= 2 tensors (leading axes are merged into rows; row and column hold means). alpha = learning_rate *
+ * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is divided by max(1, rms(update)/clip_threshold); p -=
+ * alpha update + learning_rate weight_decay p. */
 typedef struct rfn_adafactor {
   uint32_t struct_size;
   float learning_rate;
@@ -617,21 +680,23 @@ typedef struct rfn_adafactor {
   float epsilon2;       /* 1e-3 */
   float weight_decay;
   int32_t scale_parameter;
-  int64_t step;         /* 1 for the first update */
+  int64_t step; /* 1 for the first update */
   rfn_tensor parameter;
   rfn_tensor gradient;
-  rfn_tensor row;       /* rank >= 2: F32 [rows]; zeros before the first step */
-  rfn_tensor column;    /* rank >= 2: F32 [columns] */
-  rfn_tensor moment2;   /* rank <= 1: same shape as the parameter */
+  rfn_tensor row;     /* rank >= 2: F32 [rows]; zeros before the first step */
+  rfn_tensor column;  /* rank >= 2: F32 [columns] */
+  rfn_tensor moment2; /* rank <= 1: same shape as the parameter */
   rfn_tensor clip;
 } rfn_adafactor;
-RFN_API rfn_status rfn_adafactor_workspace(const rfn_context *context, const rfn_adafactor *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_adafactor_forward(rfn_stream *stream, const rfn_adafactor *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_adafactor_workspace(const rfn_context* context, const rfn_adafactor* op, int32_t pass,
+                                           int64_t* bytes);
+RFN_API rfn_status rfn_adafactor_forward(rfn_stream* stream, const rfn_adafactor* op, void* workspace,
+                                         int64_t workspace_bytes);
 
-/* ---- sampling ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- sampling -------------------------------------------------------------------------------- */
 
-/* One id per row from softmax(logits / temperature), restricted to the top_k largest logits and then to the smallest set of most probable
- * ids whose probabilities sum to at least top_p. temperature 0: the first largest logit. */
+/* One id per row from softmax(logits / temperature), restricted to the top_k largest logits and then to the smallest
+ * set of most probable ids whose probabilities sum to at least top_p. temperature 0: the first largest logit. */
 typedef struct rfn_sample {
   uint32_t struct_size;
   float temperature;
@@ -640,10 +705,12 @@ typedef struct rfn_sample {
   uint64_t seed;
   uint64_t step;
   rfn_tensor logits; /* F32 [N,V] */
-  rfn_tensor ids;    /* out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its id is -1 */
+  rfn_tensor ids; /* out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its
+                     id is -1 */
 } rfn_sample;
-RFN_API rfn_status rfn_sample_workspace(const rfn_context *context, const rfn_sample *op, int32_t pass, int64_t *bytes);
-RFN_API rfn_status rfn_sample_forward(rfn_stream *stream, const rfn_sample *op, void *workspace, int64_t workspace_bytes);
+RFN_API rfn_status rfn_sample_workspace(const rfn_context* context, const rfn_sample* op, int32_t pass, int64_t* bytes);
+RFN_API rfn_status rfn_sample_forward(rfn_stream* stream, const rfn_sample* op, void* workspace,
+                                      int64_t workspace_bytes);
 
 #ifdef __cplusplus
 }

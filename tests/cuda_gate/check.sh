@@ -3,9 +3,9 @@
 #
 #   check.sh BINARY BUDGETS [ARCHITECTURE...]
 #
-# BINARY is a plug-in, an object file or a fatbin, ARCHITECTURE one of CMAKE_CUDA_ARCHITECTURES that must be in it (80, 80-real, 90-virtual).
-# Prints a table and every failure; exit 1 when there is one. CUOBJDUMP names the tool, when it is not on PATH. SLACK is how many registers
-# more than its budget a kernel may have.
+# BINARY is a plug-in, an object file or a fatbin, ARCHITECTURE one of CMAKE_CUDA_ARCHITECTURES that must be in it (80,
+# 80-real, 90-virtual). Prints a table and every failure; exit 1 when there is one. CUOBJDUMP names the tool, when it is
+# not on PATH. SLACK is how many registers more than its budget a kernel may have.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary=$1 budgets=$2

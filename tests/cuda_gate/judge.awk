@@ -1,4 +1,5 @@
-# The lines of measure.awk, demangled and sorted by name, against the budgets. Variables: budgets (file), expected (architectures), without_ptx (architectures), slack.
+# The lines of measure.awk, demangled and sorted by name, against the budgets. Variables: budgets (file), expected
+# (architectures), without_ptx (architectures), slack.
 function fail(text) { failure[++failures] = "FAIL " text }
 
 # rfn::cuda::(anonymous namespace)::k<64, (rfn::cuda::Mode)1>(float*) becomes k<64,(Mode)1>

@@ -22,7 +22,8 @@ END
 chmod +x "$work/replay"
 export CUOBJDUMP=$work/replay
 
-# expect BINARY ARCHITECTURES MESSAGE...: check.sh on the binary with the budgets of standard input gives exactly these failures, in any order.
+# expect BINARY ARCHITECTURES MESSAGE...: check.sh on the binary with the budgets of standard input gives exactly these
+# failures, in any order.
 expect() {
   local binary=$1 architectures=$2 status
   shift 2

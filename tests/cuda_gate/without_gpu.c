@@ -1,5 +1,6 @@
 /* The CUDA plug-in on a machine that can't run it: no devices, a sentence that says why, no crash.
-   without_gpu [REASON]: the sentence also has this text. Exit 77 (skipped) where there is a GPU, and no reason was asked for. */
+   without_gpu [REASON]: the sentence also has this text. Exit 77 (skipped) where there is a GPU, and no reason was
+   asked for. */
 #include <stdio.h>
 #include <string.h>
 
@@ -16,7 +17,8 @@ static void expect(int ok, const char* what) {
 static void expect_reason(const char* reason) {
   const char* const said = rfn_last_error();
   expect(strncmp(said, "CUDA is not available: ", 23) == 0, "the sentence begins with: CUDA is not available");
-  expect(strstr(said, "no NVIDIA driver") != NULL || strstr(said, "sees no GPU") != NULL, "the sentence names what is missing");
+  expect(strstr(said, "no NVIDIA driver") != NULL || strstr(said, "sees no GPU") != NULL,
+         "the sentence names what is missing");
   expect(reason == NULL || strstr(said, reason) != NULL, "the sentence has the expected reason");
 }
 
@@ -35,10 +37,12 @@ int main(int argc, char** argv) {
     expect(count == 0, "there are no devices");
     expect_reason(reason);
     printf("%s\n", rfn_last_error());
-    expect(rfn_context_create(RFN_DEVICE_CUDA, 0, 0, &context) == RFN_UNSUPPORTED, "rfn_context_create is RFN_UNSUPPORTED");
+    expect(rfn_context_create(RFN_DEVICE_CUDA, 0, 0, &context) == RFN_UNSUPPORTED,
+           "rfn_context_create is RFN_UNSUPPORTED");
     expect(context == NULL, "there is no context");
     expect_reason(reason);
-    expect(rfn_device_describe(RFN_DEVICE_CUDA, 0, text, sizeof text) == RFN_UNSUPPORTED, "rfn_device_describe is RFN_UNSUPPORTED");
+    expect(rfn_device_describe(RFN_DEVICE_CUDA, 0, text, sizeof text) == RFN_UNSUPPORTED,
+           "rfn_device_describe is RFN_UNSUPPORTED");
     expect_reason(reason);
   }
   /* The CPU goes on working. */

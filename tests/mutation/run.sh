@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Shows that the tests of the CUDA kernels bite: takes out of the kernels, one at a time, each barrier, __syncwarp, cp.async wait and mask predicate,
-# and runs the conformance suite over the execution layer (native/cuda_on_host). A mutation that no test notices is a survivor; the ones that are known
-# to change nothing that can be observed are explained in survivors.txt, every other one makes this script fail.
+# Shows that the tests of the CUDA kernels bite: takes out of the kernels, one at a time, each barrier, __syncwarp,
+# cp.async wait and mask predicate, and runs the conformance suite over the execution layer (native/cuda_on_host). A
+# mutation that no test notices is a survivor; the ones that are known to change nothing that can be observed are
+# explained in survivors.txt, every other one makes this script fail.
 #
 #   tests/mutation/run.sh            all mutations (an hour or so on two processors)
 #   tests/mutation/run.sh TEXT ...   those whose name holds one of the texts, such as lsh_sort or barrier
@@ -12,7 +13,8 @@ root=$(cd "$here/../.." && pwd)
 work=$root/build/mutation
 tree=$work/tree
 
-# name TAB file TAB line TAB text to find TAB text to put there; names are file:kind:number within the file, so that they outlive other edits.
+# name TAB file TAB line TAB text to find TAB text to put there; names are file:kind:number within the file, so that
+# they outlive other edits.
 mutations() {
   local file
   for file in "$root"/native/cuda/*.cu "$root"/native/cuda/*.cuh; do

@@ -8,13 +8,13 @@
 
 static int failures = 0;
 
-static void expect(int condition, const char *what) {
+static void expect(int condition, const char* what) {
   if (condition) return;
   printf("failed: %s (%s)\n", what, rfn_last_error());
   ++failures;
 }
 
-static rfn_tensor rows(float *data, int64_t n, int64_t e) {
+static rfn_tensor rows(float* data, int64_t n, int64_t e) {
   rfn_tensor t;
   memset(&t, 0, sizeof t);
   t.struct_size = sizeof t;
@@ -31,8 +31,8 @@ int main(void) {
   float x[2][4] = {{1, 2, 3, 4}, {-1, 1, -1, 1}}, weight[4] = {1, 1, 1, 2}, bias[4] = {0, 0, 0, 1}, y[2][4];
   const double expected0 = -1.5 / sqrt(1.25 + 1e-5), expected7 = 2 / sqrt(1 + 1e-5) + 1;
   char line[64];
-  rfn_context *context = NULL;
-  rfn_stream *stream = NULL;
+  rfn_context* context = NULL;
+  rfn_stream* stream = NULL;
   rfn_layer_norm op;
   int64_t bytes = -1;
 
@@ -53,7 +53,7 @@ int main(void) {
   op.y = rows(y[0], 2, 4);
   expect(rfn_layer_norm_workspace(context, &op, RFN_PASS_FORWARD, &bytes) == RFN_OK, "rfn_layer_norm_workspace");
   {
-    void *workspace = NULL;
+    void* workspace = NULL;
     expect(rfn_buffer_allocate(context, RFN_MEMORY_DEVICE, bytes, &workspace) == RFN_OK, "rfn_buffer_allocate");
     expect(rfn_layer_norm_forward(stream, &op, workspace, bytes) == RFN_OK, "rfn_layer_norm_forward");
     expect(rfn_buffer_free(context, RFN_MEMORY_DEVICE, workspace) == RFN_OK, "rfn_buffer_free");

@@ -42,7 +42,8 @@ class Random {
   testing::ScopedTrace trace_;
 };
 
-// A NaN that nothing computes: outputs and workspaces are filled with it before a call. As an integer it is far outside every valid range.
+// A NaN that nothing computes: outputs and workspaces are filled with it before a call. As an integer it is far outside
+// every valid range.
 inline constexpr uint32_t kPoison = 0x7FC0DEADu;
 
 inline float poison() {
@@ -53,8 +54,9 @@ inline float poison() {
 
 enum class Zeros { kRefused, kAllowed };
 
-// max |actual - expected| / max |expected| <= limit over all elements. NaN must meet NaN, an infinity the same infinity. Expected values that are
-// all zero fail (a test that can't tell an op from one that does nothing), unless allowed; the actual ones must then be zero too.
+// max |actual - expected| / max |expected| <= limit over all elements. NaN must meet NaN, an infinity the same
+// infinity. Expected values that are all zero fail (a test that can't tell an op from one that does nothing), unless
+// allowed; the actual ones must then be zero too.
 template <class Actual, class Expected>
 testing::AssertionResult Close(const std::vector<Actual>& actual, const std::vector<Expected>& expected, double limit,
                                Zeros zeros = Zeros::kRefused) {
@@ -73,12 +75,14 @@ testing::AssertionResult Close(const std::vector<Actual>& actual, const std::vec
     largest = std::max(largest, std::fabs(e));
     if (std::fabs(a - e) > worst) worst = std::fabs(a - e), worst_index = i;
   }
-  if (largest == 0 && zeros == Zeros::kRefused) return testing::AssertionFailure() << "every expected value is zero or not finite";
+  if (largest == 0 && zeros == Zeros::kRefused)
+    return testing::AssertionFailure() << "every expected value is zero or not finite";
   const double relative = worst == 0 ? 0 : largest == 0 ? std::numeric_limits<double>::infinity() : worst / largest;
   if (relative <= limit) return testing::AssertionSuccess() << "relative difference " << relative;
-  return testing::AssertionFailure() << "relative difference " << relative << " > " << limit << "; worst at element " << worst_index << ": expected "
-                                     << static_cast<double>(expected[worst_index]) << ", got " << static_cast<double>(actual[worst_index])
-                                     << "; largest expected " << largest;
+  return testing::AssertionFailure() << "relative difference " << relative << " > " << limit << "; worst at element "
+                                     << worst_index << ": expected " << static_cast<double>(expected[worst_index])
+                                     << ", got " << static_cast<double>(actual[worst_index]) << "; largest expected "
+                                     << largest;
 }
 
 // The same bits.
@@ -98,7 +102,8 @@ testing::AssertionResult SameBits(const std::vector<T>& actual, const std::vecto
 // Every element was written and is a number.
 inline testing::AssertionResult AllFinite(const std::vector<float>& values) {
   for (size_t i = 0; i < values.size(); ++i) {
-    if (!std::isfinite(values[i])) return testing::AssertionFailure() << "element " << i << " of " << values.size() << " is " << values[i];
+    if (!std::isfinite(values[i]))
+      return testing::AssertionFailure() << "element " << i << " of " << values.size() << " is " << values[i];
   }
   return testing::AssertionSuccess();
 }

@@ -94,9 +94,13 @@ std::vector<int32_t> precisions() {
 
 const char* precision_name(int32_t precision) { return kPrecisions[precision].name; }
 
-double forward_limit(int32_t precision, double f32) { return precision == RFN_PRECISION_F32 ? f32 : kPrecisions[precision].limit; }
+double forward_limit(int32_t precision, double f32) {
+  return precision == RFN_PRECISION_F32 ? f32 : kPrecisions[precision].limit;
+}
 
-double gradient_limit(int32_t precision, double f32) { return precision == RFN_PRECISION_F32 ? f32 : 2 * kPrecisions[precision].limit; }
+double gradient_limit(int32_t precision, double f32) {
+  return precision == RFN_PRECISION_F32 ? f32 : 2 * kPrecisions[precision].limit;
+}
 
 // ---- memory ----
 
@@ -167,7 +171,8 @@ void close_device() {
 #endif
 }
 
-// Guard zone, offset, contents, guard zone. Behind an allocation cuda_on_host has a guard of its own, which it checks after every kernel.
+// Guard zone, offset, contents, guard zone. Behind an allocation cuda_on_host has a guard of its own, which it checks
+// after every kernel.
 GuardedMemory::GuardedMemory(int64_t bytes, int64_t offset) : bytes_(bytes), total_(kGuard + offset + bytes) {
   if (device_type() != RFN_DEVICE_CUDA_ON_HOST) total_ = (total_ + kGuard + 63) / 64 * 64;
   block_ = allocate(total_);
@@ -188,8 +193,10 @@ GuardedMemory::~GuardedMemory() {
   copy(image.data(), block_, total_, RFN_COPY_DEVICE_TO_HOST);
   fill(guards.data(), total_, kGuardWord);
   const auto start = start_ - block_, end = start + bytes_;
-  EXPECT_TRUE(std::equal(image.begin(), image.begin() + start, guards.begin())) << "memory before a buffer of " << bytes_ << " bytes was written";
-  EXPECT_TRUE(std::equal(image.begin() + end, image.end(), guards.begin() + end)) << "memory behind a buffer of " << bytes_ << " bytes was written";
+  EXPECT_TRUE(std::equal(image.begin(), image.begin() + start, guards.begin()))
+      << "memory before a buffer of " << bytes_ << " bytes was written";
+  EXPECT_TRUE(std::equal(image.begin() + end, image.end(), guards.begin() + end))
+      << "memory behind a buffer of " << bytes_ << " bytes was written";
   release(block_);
 }
 

@@ -1,5 +1,6 @@
-/* The example of docs/abi.md: a Reformer of one layer that learns the letters of a sentence, in C and without anything but the library.
- * Loads (checks the version, opens a device, draws parameters), runs forward, and trains; the loss is printed every ten steps. */
+/* The example of docs/abi.md: a Reformer of one layer that learns the letters of a sentence, in C and without anything
+ * but the library. Loads (checks the version, opens a device, draws parameters), runs forward, and trains; the loss is
+ * printed every ten steps. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -8,11 +9,12 @@
 
 #include "reformer_native.h"
 
-/* B examples of T tokens, width E, H heads of size D, feed-forward width F, vocabulary V, R hash rounds, chunks of C. */
+/* B examples of T tokens, width E, H heads of size D, feed-forward width F, vocabulary V, R hash rounds, chunks of C.
+ */
 enum { B = 1, T = 64, E = 32, H = 2, D = 16, F = 64, V = 128, R = 2, C = 16, N = B * T, STEPS = 60 };
 
-static rfn_context *context;
-static rfn_stream *stream;
+static rfn_context* context;
+static rfn_stream* stream;
 
 /* Every call returns a status; the message says what was wrong. */
 static void check(rfn_status status) {
@@ -21,14 +23,14 @@ static void check(rfn_status status) {
   exit(1);
 }
 
-static void *allocate(int64_t bytes) {
-  void *memory = NULL;
+static void* allocate(int64_t bytes) {
+  void* memory = NULL;
   check(rfn_buffer_allocate(context, RFN_MEMORY_DEVICE, bytes, &memory));
   return memory;
 }
 
 /* A tensor with memory of its own; sizes end with 0. */
-static rfn_tensor tensor(int32_t dtype, const int64_t *sizes) {
+static rfn_tensor tensor(int32_t dtype, const int64_t* sizes) {
   rfn_tensor t;
   memset(&t, 0, sizeof t);
   t.struct_size = sizeof t;
@@ -54,11 +56,12 @@ static rfn_tensor as_rows(rfn_tensor t, int64_t rows, int64_t columns) {
 
 /* Parameters, their gradients and moments. */
 enum { MOST_PARAMETERS = 20 };
-static rfn_tensor parameters[MOST_PARAMETERS], gradients[MOST_PARAMETERS], moments1[MOST_PARAMETERS], moments2[MOST_PARAMETERS];
+static rfn_tensor parameters[MOST_PARAMETERS], gradients[MOST_PARAMETERS], moments1[MOST_PARAMETERS],
+    moments2[MOST_PARAMETERS];
 static int parameter_count;
 
 /* A new parameter, drawn from N(mean, deviation^2); `gradient` is given its gradient. */
-static rfn_tensor parameter(float mean, float deviation, int64_t rows, int64_t columns, rfn_tensor *gradient) {
+static rfn_tensor parameter(float mean, float deviation, int64_t rows, int64_t columns, rfn_tensor* gradient) {
   const int64_t sizes[3] = {rows, columns, 0};
   const int i = parameter_count++;
   rfn_random_normal draw;
@@ -82,13 +85,13 @@ static rfn_tensor parameter(float mean, float deviation, int64_t rows, int64_t c
 }
 
 /* One workspace serves all ops, one after the other: it has the bytes that the neediest asks for. */
-static void *workspace;
+static void* workspace;
 static int64_t workspace_bytes;
-#define NEEDS(op, argument, pass)                                           \
-  do {                                                                      \
-    int64_t bytes = 0;                                                      \
-    check(rfn_##op##_workspace(context, argument, pass, &bytes));           \
-    if (bytes > workspace_bytes) workspace_bytes = bytes;                   \
+#define NEEDS(op, argument, pass)                                 \
+  do {                                                            \
+    int64_t bytes = 0;                                            \
+    check(rfn_##op##_workspace(context, argument, pass, &bytes)); \
+    if (bytes > workspace_bytes) workspace_bytes = bytes;         \
   } while (0)
 
 int main(void) {
@@ -262,7 +265,8 @@ int main(void) {
     check(rfn_stream_synchronize(stream));
     loss = counts[0] / counts[1];
     if (i == 0) first_loss = loss;
-    if (i % 10 == 0 || i == STEPS - 1) printf("step %d: loss %.4f, %.0f of %.0f right\n", i, loss, counts[2], counts[1]);
+    if (i % 10 == 0 || i == STEPS - 1)
+      printf("step %d: loss %.4f, %.0f of %.0f right\n", i, loss, counts[2], counts[1]);
   }
 
   { /* No value left the range in which the residual streams are exact. */

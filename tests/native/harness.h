@@ -26,14 +26,16 @@ inline testing::AssertionResult Ok(rfn_status status) {
 }
 
 // `status` is the expected failure and its message contains every one of the texts.
-inline testing::AssertionResult Fails(rfn_status status, rfn_status expected, std::initializer_list<std::string> texts) {
+inline testing::AssertionResult Fails(rfn_status status, rfn_status expected,
+                                      std::initializer_list<std::string> texts) {
   if (status != expected) {
-    return testing::AssertionFailure() << "expected status " << expected << ", got " << status << (status == RFN_OK ? "" : ": ")
-                                       << (status == RFN_OK ? "" : rfn_last_error());
+    return testing::AssertionFailure() << "expected status " << expected << ", got " << status
+                                       << (status == RFN_OK ? "" : ": ") << (status == RFN_OK ? "" : rfn_last_error());
   }
   const std::string message = rfn_last_error();
   for (const std::string& text : texts) {
-    if (message.find(text) == std::string::npos) return testing::AssertionFailure() << "expected '" << text << "' in '" << message << "'";
+    if (message.find(text) == std::string::npos)
+      return testing::AssertionFailure() << "expected '" << text << "' in '" << message << "'";
   }
   return testing::AssertionSuccess();
 }
@@ -44,19 +46,21 @@ inline testing::AssertionResult Fails(rfn_status status, rfn_status expected, st
 int32_t device_type();
 inline bool on_cpu() { return device_type() == RFN_DEVICE_CPU; }
 
-// Runs `body(threads)` for everything that the order of work may depend on: on the CPU for several numbers of threads, on cuda_on_host for schedules
-// 0, 1 .. (the first few are the extremes), on a device twice.
+// Runs `body(threads)` for everything that the order of work may depend on: on the CPU for several numbers of threads,
+// on cuda_on_host for schedules 0, 1 .. (the first few are the extremes), on a device twice.
 void for_each_schedule(const std::function<void(int32_t)>& body, uint64_t schedules = 10);
 
 // The precisions that the device has: F32 alone on the CPU.
 std::vector<int32_t> precisions();
 const char* precision_name(int32_t precision);
 
-// How far results in a precision may be from float64, relative to the largest expected value; gradients twice as far. F32 has the tests' own limits.
+// How far results in a precision may be from float64, relative to the largest expected value; gradients twice as far.
+// F32 has the tests' own limits.
 double forward_limit(int32_t precision, double f32);
 double gradient_limit(int32_t precision, double f32);
 
-// Ends what the tests' memory holds of the device, until the next use. After a fault on cuda_on_host, gives the next test a fresh device.
+// Ends what the tests' memory holds of the device, until the next use. After a fault on cuda_on_host, gives the next
+// test a fresh device.
 void close_device();
 
 class Context {
@@ -88,15 +92,18 @@ class Stream {
   rfn_stream* stream_ = nullptr;
 };
 
-// Bytes between two guard zones, in the memory of the device under test; at the end of its life it fails the test if a guard was written
-// (AddressSanitizer and cuda_on_host say so at once, and where). Read as numbers, guards are NaN. `offset` moves the start away from an alignment of
-// 256 bytes on a device, 64 on the CPU.
+// Bytes between two guard zones, in the memory of the device under test; at the end of its life it fails the test if a
+// guard was written (AddressSanitizer and cuda_on_host say so at once, and where). Read as numbers, guards are NaN.
+// `offset` moves the start away from an alignment of 256 bytes on a device, 64 on the CPU.
 class GuardedMemory {
  public:
   GuardedMemory(int64_t bytes, int64_t offset);
   ~GuardedMemory();
   GuardedMemory(GuardedMemory&& other) noexcept
-      : bytes_(other.bytes_), total_(other.total_), block_(std::exchange(other.block_, nullptr)), start_(other.start_) {}
+      : bytes_(other.bytes_),
+        total_(other.total_),
+        block_(std::exchange(other.block_, nullptr)),
+        start_(other.start_) {}
   GuardedMemory& operator=(GuardedMemory&&) = delete;
 
   void poison_contents();
@@ -135,8 +142,8 @@ inline rfn_tensor shape(const std::vector<int64_t>& sizes, int32_t dtype = RFN_F
   return view;
 }
 
-// Where tensors start: off every vector's alignment, or, with RFN_TEST_ALIGNED=1 and in the second of two runs (--gtest_repeat=2), on the largest
-// one, for code that has a faster path there.
+// Where tensors start: off every vector's alignment, or, with RFN_TEST_ALIGNED=1 and in the second of two runs
+// (--gtest_repeat=2), on the largest one, for code that has a faster path there.
 inline bool tensors_are_aligned = false;
 
 // A tensor with its memory on the device under test. Without values it is poisoned. Converts to rfn_tensor:
@@ -144,7 +151,8 @@ inline bool tensors_are_aligned = false;
 template <class T>
 class Tensor {
  public:
-  explicit Tensor(std::vector<int64_t> sizes) : sizes_(std::move(sizes)), memory_(count(sizes_) * sizeof(T), tensors_are_aligned ? 0 : sizeof(T)) {}
+  explicit Tensor(std::vector<int64_t> sizes)
+      : sizes_(std::move(sizes)), memory_(count(sizes_) * sizeof(T), tensors_are_aligned ? 0 : sizeof(T)) {}
   Tensor(std::vector<int64_t> sizes, const std::vector<T>& values) : Tensor(std::move(sizes)) { set(values); }
   static Tensor zeros(std::vector<int64_t> sizes) {
     const int64_t n = count(sizes);
@@ -190,9 +198,12 @@ Op make_op() {
 }
 
 // Waits, so that the workspace may go and the results can be read.
-inline rfn_status finish(const Stream& stream, rfn_status status) { return status == RFN_OK ? rfn_stream_synchronize(stream) : status; }
+inline rfn_status finish(const Stream& stream, rfn_status status) {
+  return status == RFN_OK ? rfn_stream_synchronize(stream) : status;
+}
 
-// forward(stream, op), backward(stream, op) and the stages of LSH attention, with a poisoned workspace of exactly the bytes that the op asks for.
+// forward(stream, op), backward(stream, op) and the stages of LSH attention, with a poisoned workspace of exactly the
+// bytes that the op asks for.
 template <class Op, class Workspace, class Run>
 rfn_status run_op(const Stream& stream, const Op& op, int32_t pass, Workspace workspace, Run run) {
   int64_t bytes = -1;
@@ -202,21 +213,23 @@ rfn_status run_op(const Stream& stream, const Op& op, int32_t pass, Workspace wo
   return finish(stream, run(stream, &op, memory.data(), memory.bytes()));
 }
 
-#define RFN_TEST_OP(name)                                                                                   \
-  inline rfn_status forward(const Stream& stream, const rfn_##name& op) {                                   \
-    return run_op(stream, op, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward);              \
+#define RFN_TEST_OP(name)                                                                      \
+  inline rfn_status forward(const Stream& stream, const rfn_##name& op) {                      \
+    return run_op(stream, op, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward); \
   }
 RFN_OPS_WITH_BACKWARD(RFN_TEST_OP)
 RFN_OPS_FORWARD_ONLY(RFN_TEST_OP)
 #undef RFN_TEST_OP
-#define RFN_TEST_OP(name)                                                                                   \
-  inline rfn_status backward(const Stream& stream, const rfn_##name& op) {                                  \
-    return run_op(stream, op, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward);            \
+#define RFN_TEST_OP(name)                                                                        \
+  inline rfn_status backward(const Stream& stream, const rfn_##name& op) {                       \
+    return run_op(stream, op, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward); \
   }
 RFN_OPS_WITH_BACKWARD(RFN_TEST_OP)
 #undef RFN_TEST_OP
-#define RFN_TEST_OP(name) \
-  inline rfn_status forward(const Stream& stream, const rfn_##name& op) { return finish(stream, rfn_##name##_forward(stream, &op)); }
+#define RFN_TEST_OP(name)                                                 \
+  inline rfn_status forward(const Stream& stream, const rfn_##name& op) { \
+    return finish(stream, rfn_##name##_forward(stream, &op));             \
+  }
 RFN_OPS_WITHOUT_WORKSPACE(RFN_TEST_OP)
 #undef RFN_TEST_OP
 

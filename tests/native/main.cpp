@@ -1,5 +1,5 @@
-// Runs the tests on the device that RFN_TEST_DEVICE names (harness.h); the CPU with the instruction set that RFN_SIMD names. A machine without either
-// skips them all, and says so.
+// Runs the tests on the device that RFN_TEST_DEVICE names (harness.h); the CPU with the instruction set that RFN_SIMD
+// names. A machine without either skips them all, and says so.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -23,7 +23,8 @@ int main(int argc, char** argv) {
   setenv("RFN_CUDA_ON_HOST_HIDE_MEMORY", "1", 0);  // host code that follows an address of the device faults there
   testing::InitGoogleTest(&argc, argv);
   rfn_context* context = nullptr;
-  if (!testing::GTEST_FLAG(list_tests) && rfn_context_create(rfn::test::device_type(), 0, 1, &context) == RFN_UNSUPPORTED) {
+  if (!testing::GTEST_FLAG(list_tests) &&
+      rfn_context_create(rfn::test::device_type(), 0, 1, &context) == RFN_UNSUPPORTED) {
     std::printf("[  SKIPPED ] %s\n", rfn_last_error());  // ctest counts it by these words
     return 0;
   }

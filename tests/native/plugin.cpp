@@ -1,5 +1,5 @@
-// A stand-in for the CUDA plug-in: a device without any arithmetic, to test how the core finds a plug-in and what it makes of its answers.
-// Compiled several times; RFN_PLUGIN_KIND chooses what is wrong with it.
+// A stand-in for the CUDA plug-in: a device without any arithmetic, to test how the core finds a plug-in and what it
+// makes of its answers. Compiled several times; RFN_PLUGIN_KIND chooses what is wrong with it.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -34,7 +34,9 @@ Backend table() {
   b.context_create = [](rfn_context& context) { return context.threads = 1, RFN_OK; };
   b.context_destroy = [](rfn_context&) {};
   b.context_set_precision = [](rfn_context&, int32_t) { return RFN_OK; };
-  b.memory_info = [](const rfn_context&, int64_t* free_bytes, int64_t* total_bytes) { return *free_bytes = 1, *total_bytes = 2, RFN_OK; };
+  b.memory_info = [](const rfn_context&, int64_t* free_bytes, int64_t* total_bytes) {
+    return *free_bytes = 1, *total_bytes = 2, RFN_OK;
+  };
   b.stream_create = [](rfn_stream&) { return RFN_OK; };
   b.stream_wrap = [](rfn_stream& stream, void* native) { return stream.native = native, RFN_OK; };
   b.stream_destroy = [](rfn_stream&) {};
@@ -60,7 +62,9 @@ Backend table() {
     std::free(buffer);
     return RFN_OK;
   };
-  b.copy = [](rfn_stream&, void*, const void*, int64_t, int32_t) -> rfn_status { throw std::runtime_error("thrown by copy"); };
+  b.copy = [](rfn_stream&, void*, const void*, int64_t, int32_t) -> rfn_status {
+    throw std::runtime_error("thrown by copy");
+  };
   b.fill_zero = [](rfn_stream&, void*, int64_t) -> rfn_status { throw 7; };
   return b;
 }

@@ -1,4 +1,5 @@
-// Attention in float64, pair by pair: the judge of every backend. It lists the keys of each query over all rounds and takes one softmax over the list.
+// Attention in float64, pair by pair: the judge of every backend. It lists the keys of each query over all rounds and
+// takes one softmax over the list.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,24 +16,27 @@ namespace rfn::test {
 struct ReferenceAttention {
   rfn_attention_options options{};
   int64_t batch = 1, length = 0, heads = 1, head_size = 0;
-  std::vector<double> q, k, v;     // [B,T,H,D]; k empty when shared
-  std::vector<uint8_t> mask;       // [B,T] or empty
-  std::vector<double> rotations;   // [sets,D,R,columns]
+  std::vector<double> q, k, v;    // [B,T,H,D]; k empty when shared
+  std::vector<uint8_t> mask;      // [B,T] or empty
+  std::vector<double> rotations;  // [sets,D,R,columns]
   int64_t rotation_sets = 1;
   uint64_t seed = 0, step = 0;
   int32_t layer = 0;
 
-  std::vector<int32_t> buckets;    // [B,H,R,T]; computed by hash() unless given
-  std::vector<int32_t> sorted;     // [B,H,R,padded]
-  std::vector<double> out, lse;    // [B,T,H,D], [B,H,T]
+  std::vector<int32_t> buckets;  // [B,H,R,T]; computed by hash() unless given
+  std::vector<int32_t> sorted;   // [B,H,R,padded]
+  std::vector<double> out, lse;  // [B,T,H,D], [B,H,T]
   std::vector<double> grad_q, grad_k, grad_v;
-  double smallest_margin = std::numeric_limits<double>::infinity();  // of an argmax over its runner-up: small means float32 may choose otherwise
+  double smallest_margin = std::numeric_limits<double>::infinity();  // of an argmax over its runner-up: small means
+                                                                     // float32 may choose otherwise
 
   bool lsh() const { return options.kind == RFN_ATTENTION_LSH; }
   int64_t rounds() const { return lsh() ? options.rounds : 1; }
   int64_t padded() const {
     if (options.kind == RFN_ATTENTION_FULL) return length;
-    return options.padded_length != 0 ? options.padded_length : (length + options.chunk_length - 1) / options.chunk_length * options.chunk_length;
+    return options.padded_length != 0
+               ? options.padded_length
+               : (length + options.chunk_length - 1) / options.chunk_length * options.chunk_length;
   }
   int64_t row(int64_t b, int64_t t, int64_t h) const { return ((b * length + t) * heads + h) * head_size; }
   bool real(int64_t b, int64_t t) const { return t < length && (mask.empty() || mask[b * length + t] != 0); }
@@ -90,18 +94,21 @@ struct ReferenceAttention {
   std::vector<Key> keys_of(int64_t b, int64_t h, int64_t position, int64_t first_round, int64_t last_round) const {
     std::vector<Key> keys;
     if (!real(b, position)) return keys;
-    const int64_t pair = b * heads + h, c = options.chunk_length, n = lsh() || options.kind == RFN_ATTENTION_LOCAL ? padded() / c : 1;
+    const int64_t pair = b * heads + h, c = options.chunk_length,
+                  n = lsh() || options.kind == RFN_ATTENTION_LOCAL ? padded() / c : 1;
     const int64_t total = n * rounds(), before = options.chunks_before, after = options.chunks_after;
     const Philox random = philox(seed, step, layer, RFN_SITE_ATTENTION_PROBABILITIES);
     const uint32_t threshold = dropout_threshold(options.dropout);
-    const bool strict = lsh() && options.window == RFN_WINDOW_STRICT, same = strict || (lsh() && options.window == RFN_WINDOW_SAME_BUCKET);
+    const bool strict = lsh() && options.window == RFN_WINDOW_STRICT,
+               same = strict || (lsh() && options.window == RFN_WINDOW_SAME_BUCKET);
     const auto bucket = [&](int64_t r, int64_t t) { return buckets[(pair * rounds() + r) * length + t]; };
     const auto slot_of = [&](int64_t r, int64_t t) {
       const int32_t* const first = sorted.data() + (pair * rounds() + r) * padded();
       return std::find(first, first + padded(), static_cast<int32_t>(t)) - first;
     };
     const auto add = [&](int64_t r, int64_t key, int64_t element) {
-      if (!real(b, key) || (options.causal != 0 && key > position) || (options.shared_qk != 0 && key == position)) return;
+      if (!real(b, key) || (options.causal != 0 && key > position) || (options.shared_qk != 0 && key == position))
+        return;
       double log_count = 0;
       if (lsh() && options.duplicates == RFN_DUPLICATES_LOG_COUNT) {
         int64_t count = 0;
@@ -113,7 +120,8 @@ struct ReferenceAttention {
             visible = from > to && from - to <= before * c;
           } else {
             for (int64_t o = -before; o <= after; ++o) {
-              visible = visible || from / c + o == to / c || (options.wrap != 0 && (from / c + o - to / c) % total == 0);
+              visible =
+                  visible || from / c + o == to / c || (options.wrap != 0 && (from / c + o - to / c) % total == 0);
             }
           }
           count += visible ? 1 : 0;
@@ -122,7 +130,8 @@ struct ReferenceAttention {
       }
       double multiplier = 1;
       if (options.dropout > 0)
-        multiplier = dropout_multiplier(philox_word(random, static_cast<uint64_t>(element)), threshold, 1.0f / (1.0f - options.dropout));
+        multiplier = dropout_multiplier(philox_word(random, static_cast<uint64_t>(element)), threshold,
+                                        1.0f / (1.0f - options.dropout));
       keys.push_back({r, key, log_count, multiplier});
     };
     if (options.kind == RFN_ATTENTION_FULL) {
@@ -131,7 +140,8 @@ struct ReferenceAttention {
     }
     for (int64_t r = first_round; r < last_round; ++r) {
       const int64_t slot = lsh() ? slot_of(r, position) : position, center = r * n + slot / c;
-      const int64_t row_element = ((pair * rounds() + r) * padded() + (strict ? position : slot)) * c * (1 + before + after);
+      const int64_t row_element =
+          ((pair * rounds() + r) * padded() + (strict ? position : slot)) * c * (1 + before + after);
       std::vector<int64_t> met;
       for (int64_t o = -before; o <= after; ++o) {
         int64_t chunk = center + o;
@@ -155,7 +165,9 @@ struct ReferenceAttention {
     return keys;
   }
 
-  double scale() const { return options.logit_scale != 0 ? options.logit_scale : 1 / std::sqrt(static_cast<double>(head_size)); }
+  double scale() const {
+    return options.logit_scale != 0 ? options.logit_scale : 1 / std::sqrt(static_cast<double>(head_size));
+  }
 
   // 1 / norm of a key.
   double inverse_norm(const double* key) const {
@@ -166,63 +178,74 @@ struct ReferenceAttention {
     return 1;
   }
 
-  const double* key_row(int64_t b, int64_t t, int64_t h) const { return (options.shared_qk != 0 ? q : k).data() + row(b, t, h); }
+  const double* key_row(int64_t b, int64_t t, int64_t h) const {
+    return (options.shared_qk != 0 ? q : k).data() + row(b, t, h);
+  }
 
   void forward() { forward(0, rounds()); }
 
   void forward(int64_t first_round, int64_t last_round) {
     out.assign(batch * length * heads * head_size, 0);
     lse.assign(batch * heads * length, -std::numeric_limits<double>::infinity());
-    each_row(first_round, last_round, [&](int64_t b, int64_t h, int64_t t, const std::vector<Key>& keys, const std::vector<double>& p, double total) {
-      double* const o = out.data() + row(b, t, h);
-      if (keys.empty()) {
-        if (real(b, t) && options.shared_qk != 0) std::copy_n(v.data() + row(b, t, h), head_size, o);
-        return;
-      }
-      lse[(b * heads + h) * length + t] = total;
-      for (size_t j = 0; j < keys.size(); ++j) {
-        for (int64_t d = 0; d < head_size; ++d) o[d] += p[j] * keys[j].multiplier * v[row(b, keys[j].position, h) + d];
-      }
-    });
+    each_row(
+        first_round, last_round,
+        [&](int64_t b, int64_t h, int64_t t, const std::vector<Key>& keys, const std::vector<double>& p, double total) {
+          double* const o = out.data() + row(b, t, h);
+          if (keys.empty()) {
+            if (real(b, t) && options.shared_qk != 0) std::copy_n(v.data() + row(b, t, h), head_size, o);
+            return;
+          }
+          lse[(b * heads + h) * length + t] = total;
+          for (size_t j = 0; j < keys.size(); ++j) {
+            for (int64_t d = 0; d < head_size; ++d)
+              o[d] += p[j] * keys[j].multiplier * v[row(b, keys[j].position, h) + d];
+          }
+        });
   }
 
-  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_lse = {}) { backward(grad_out, grad_lse, 0, rounds()); }
+  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_lse = {}) {
+    backward(grad_out, grad_lse, 0, rounds());
+  }
 
-  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_lse, int64_t first_round, int64_t last_round) {
+  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_lse, int64_t first_round,
+                int64_t last_round) {
     forward(first_round, last_round);
     grad_q.assign(q.size(), 0);
     grad_v.assign(v.size(), 0);
     grad_k.assign(k.size(), 0);
     std::vector<double>& key_gradient = options.shared_qk != 0 ? grad_q : grad_k;
-    each_row(first_round, last_round, [&](int64_t b, int64_t h, int64_t t, const std::vector<Key>& keys, const std::vector<double>& p, double) {
-      const double* const dout = grad_out.data() + row(b, t, h);
-      if (keys.empty()) {
-        if (real(b, t) && options.shared_qk != 0) {
-          for (int64_t d = 0; d < head_size; ++d) grad_v[row(b, t, h) + d] += dout[d];
-        }
-        return;
-      }
-      double delta = grad_lse.empty() ? 0 : -grad_lse[(b * heads + h) * length + t];
-      for (int64_t d = 0; d < head_size; ++d) delta += dout[d] * out[row(b, t, h) + d];
-      for (size_t j = 0; j < keys.size(); ++j) {
-        const int64_t key = keys[j].position;
-        double along = 0;
-        for (int64_t d = 0; d < head_size; ++d) along += dout[d] * v[row(b, key, h) + d];
-        const double ds = p[j] * (keys[j].multiplier * along - delta);
-        const double* const x = key_row(b, key, h);
-        const double inverse = inverse_norm(x);
-        double projection = 0;  // of the gradient of the normalised key on the key
-        for (int64_t d = 0; d < head_size; ++d) projection += scale() * ds * q[row(b, t, h) + d] * x[d] * inverse;
-        for (int64_t d = 0; d < head_size; ++d) {
-          grad_v[row(b, key, h) + d] += p[j] * keys[j].multiplier * dout[d];
-          grad_q[row(b, t, h) + d] += scale() * ds * x[d] * inverse;
-          double dk = scale() * ds * q[row(b, t, h) + d];
-          if (options.key_norm == RFN_KEY_NORM_RMS) dk -= x[d] * inverse * projection / static_cast<double>(head_size);
-          if (options.key_norm == RFN_KEY_NORM_L2) dk -= x[d] * inverse * projection;
-          key_gradient[row(b, key, h) + d] += inverse * dk;
-        }
-      }
-    });
+    each_row(first_round, last_round,
+             [&](int64_t b, int64_t h, int64_t t, const std::vector<Key>& keys, const std::vector<double>& p, double) {
+               const double* const dout = grad_out.data() + row(b, t, h);
+               if (keys.empty()) {
+                 if (real(b, t) && options.shared_qk != 0) {
+                   for (int64_t d = 0; d < head_size; ++d) grad_v[row(b, t, h) + d] += dout[d];
+                 }
+                 return;
+               }
+               double delta = grad_lse.empty() ? 0 : -grad_lse[(b * heads + h) * length + t];
+               for (int64_t d = 0; d < head_size; ++d) delta += dout[d] * out[row(b, t, h) + d];
+               for (size_t j = 0; j < keys.size(); ++j) {
+                 const int64_t key = keys[j].position;
+                 double along = 0;
+                 for (int64_t d = 0; d < head_size; ++d) along += dout[d] * v[row(b, key, h) + d];
+                 const double ds = p[j] * (keys[j].multiplier * along - delta);
+                 const double* const x = key_row(b, key, h);
+                 const double inverse = inverse_norm(x);
+                 double projection = 0;  // of the gradient of the normalised key on the key
+                 for (int64_t d = 0; d < head_size; ++d)
+                   projection += scale() * ds * q[row(b, t, h) + d] * x[d] * inverse;
+                 for (int64_t d = 0; d < head_size; ++d) {
+                   grad_v[row(b, key, h) + d] += p[j] * keys[j].multiplier * dout[d];
+                   grad_q[row(b, t, h) + d] += scale() * ds * x[d] * inverse;
+                   double dk = scale() * ds * q[row(b, t, h) + d];
+                   if (options.key_norm == RFN_KEY_NORM_RMS)
+                     dk -= x[d] * inverse * projection / static_cast<double>(head_size);
+                   if (options.key_norm == RFN_KEY_NORM_L2) dk -= x[d] * inverse * projection;
+                   key_gradient[row(b, key, h) + d] += inverse * dk;
+                 }
+               }
+             });
   }
 
  private:

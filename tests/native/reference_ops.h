@@ -16,20 +16,29 @@ inline Doubles doubles(const std::vector<float>& values) { return Doubles(values
 
 inline double activation(int32_t kind, double x) {
   switch (kind) {
-    case RFN_ACTIVATION_RELU: return x > 0 ? x : 0;
-    case RFN_ACTIVATION_GELU_ERF: return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
-    case RFN_ACTIVATION_GELU_TANH: return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));  // (1 + tanh u) / 2
-    case RFN_ACTIVATION_SILU: return x / (1 + std::exp(-x));
-    case RFN_ACTIVATION_TANH: return std::tanh(x);
-    default: return x;
+    case RFN_ACTIVATION_RELU:
+      return x > 0 ? x : 0;
+    case RFN_ACTIVATION_GELU_ERF:
+      return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
+    case RFN_ACTIVATION_GELU_TANH:
+      return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));  // (1 + tanh u) / 2
+    case RFN_ACTIVATION_SILU:
+      return x / (1 + std::exp(-x));
+    case RFN_ACTIVATION_TANH:
+      return std::tanh(x);
+    default:
+      return x;
   }
 }
 
-// By a central difference of fourth order; the step is small enough for 1e-10 and does not cross ReLU's corner but at 0 itself.
+// By a central difference of fourth order; the step is small enough for 1e-10 and does not cross ReLU's corner but at 0
+// itself.
 inline double activation_gradient(int32_t kind, double x) {
   if (kind == RFN_ACTIVATION_RELU) return x > 0 ? 1 : 0;
   constexpr double h = 1e-3;
-  return (8 * (activation(kind, x + h) - activation(kind, x - h)) - (activation(kind, x + 2 * h) - activation(kind, x - 2 * h))) / (12 * h);
+  return (8 * (activation(kind, x + h) - activation(kind, x - h)) -
+          (activation(kind, x + 2 * h) - activation(kind, x - 2 * h))) /
+         (12 * h);
 }
 
 inline const char* activation_name(int32_t kind) {

@@ -1,4 +1,5 @@
-// Everything of the C ABI that is not an op: what the library says about itself, contexts and what lives in them, plug-ins, threads.
+// Everything of the C ABI that is not an op: what the library says about itself, contexts and what lives in them,
+// plug-ins, threads.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -100,7 +101,8 @@ TEST(Abi, BuildInfo_NamesCompilerSimdAndBlas) {
 }
 
 TEST(Abi, LastError_IsOfTheThread) {
-  EXPECT_TRUE(Fails(rfn_fill_zero(nullptr, nullptr, 0), RFN_INVALID_ARGUMENT, {"rfn_fill_zero: stream: expected a pointer, got NULL"}));
+  EXPECT_TRUE(Fails(rfn_fill_zero(nullptr, nullptr, 0), RFN_INVALID_ARGUMENT,
+                    {"rfn_fill_zero: stream: expected a pointer, got NULL"}));
   const std::string before = rfn_last_error();
   std::thread([] {
     EXPECT_STREQ(rfn_last_error(), "");
@@ -227,13 +229,15 @@ TEST(Devices, Describe_GivesJsonOrSaysHowMuchRoomItNeeds) {
   EXPECT_EQ(count, 1);
   ASSERT_TRUE(Ok(rfn_device_describe(RFN_DEVICE_CPU, 0, text, sizeof(text))));
   const std::string json = text;
-  for (const char* const key : {"{\"name\": \"", "\"memory_bytes\": ", "\"processors\": "}) EXPECT_NE(json.find(key), std::string::npos) << json;
+  for (const char* const key : {"{\"name\": \"", "\"memory_bytes\": ", "\"processors\": "})
+    EXPECT_NE(json.find(key), std::string::npos) << json;
   const int64_t needed = static_cast<int64_t>(json.size()) + 1;
   EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CPU, 0, text, 4), RFN_INVALID_ARGUMENT, {"capacity"}));
   EXPECT_STREQ(text, "");
   EXPECT_GT(needed, 4);
   EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CPU, 0, text, 0), RFN_INVALID_ARGUMENT, {"capacity"}));
-  EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CPU, 1, text, sizeof(text)), RFN_INVALID_ARGUMENT, {"device_index"}));
+  EXPECT_TRUE(
+      Fails(rfn_device_describe(RFN_DEVICE_CPU, 1, text, sizeof(text)), RFN_INVALID_ARGUMENT, {"device_index"}));
   EXPECT_TRUE(Fails(rfn_device_describe(9, 0, text, sizeof(text)), RFN_INVALID_ARGUMENT, {"device_type"}));
   EXPECT_TRUE(Fails(rfn_device_count(9, &count), RFN_INVALID_ARGUMENT, {"device_type"}));
 }
@@ -274,7 +278,8 @@ TEST(Events, Elapsed_RecordedOnly) {
 TEST(Buffers, Allocate_AnySize_AlignedAndUsableToTheEnd) {
   const Context context;
   for (const int32_t memory : {RFN_MEMORY_DEVICE, RFN_MEMORY_HOST}) {
-    for (const int64_t bytes : {int64_t{0}, int64_t{1}, int64_t{4096}, int64_t{4097}, int64_t{1} << 20, (int64_t{4} << 20) + 3, int64_t{9} << 20}) {
+    for (const int64_t bytes : {int64_t{0}, int64_t{1}, int64_t{4096}, int64_t{4097}, int64_t{1} << 20,
+                                (int64_t{4} << 20) + 3, int64_t{9} << 20}) {
       void* buffer = nullptr;
       ASSERT_TRUE(Ok(rfn_buffer_allocate(context, memory, bytes, &buffer)));
       ASSERT_NE(buffer, nullptr);
@@ -307,7 +312,8 @@ TEST(Buffers, WrongArguments_Refused) {
   EXPECT_TRUE(Fails(rfn_buffer_allocate(context, 2, 8, &buffer), RFN_INVALID_ARGUMENT, {"memory"}));
   ASSERT_TRUE(Ok(rfn_buffer_allocate(context, RFN_MEMORY_DEVICE, 8, &buffer)));
   EXPECT_TRUE(Fails(rfn_buffer_free(other, RFN_MEMORY_DEVICE, buffer), RFN_INVALID_ARGUMENT, {"this context"}));
-  EXPECT_TRUE(Fails(rfn_buffer_free(context, RFN_MEMORY_DEVICE, static_cast<char*>(buffer) + 4), RFN_INVALID_ARGUMENT, {"buffer"}));
+  EXPECT_TRUE(Fails(rfn_buffer_free(context, RFN_MEMORY_DEVICE, static_cast<char*>(buffer) + 4), RFN_INVALID_ARGUMENT,
+                    {"buffer"}));
   EXPECT_TRUE(Fails(rfn_buffer_free(context, -1, buffer), RFN_INVALID_ARGUMENT, {"memory"}));
   EXPECT_TRUE(Ok(rfn_buffer_free(context, RFN_MEMORY_DEVICE, buffer)));
 }
@@ -350,9 +356,12 @@ TEST(Copies, WrongArguments_Refused) {
   const Context context;
   const Stream stream(context);
   char memory[16] = {1, 2, 3};
-  EXPECT_TRUE(Fails(rfn_copy(stream, memory, memory + 8, -1, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"bytes"}));
-  EXPECT_TRUE(Fails(rfn_copy(stream, memory, memory + 8, 9, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"overlap"}));
-  EXPECT_TRUE(Fails(rfn_copy(stream, memory + 8, memory, 9, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"overlap"}));
+  EXPECT_TRUE(
+      Fails(rfn_copy(stream, memory, memory + 8, -1, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"bytes"}));
+  EXPECT_TRUE(
+      Fails(rfn_copy(stream, memory, memory + 8, 9, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"overlap"}));
+  EXPECT_TRUE(
+      Fails(rfn_copy(stream, memory + 8, memory, 9, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"overlap"}));
   EXPECT_TRUE(Fails(rfn_copy(stream, memory, memory, 1, RFN_COPY_DEVICE_TO_DEVICE), RFN_INVALID_ARGUMENT, {"overlap"}));
   for (const int32_t direction : {-1, 3}) {
     EXPECT_TRUE(Fails(rfn_copy(stream, memory, memory + 8, 8, direction), RFN_INVALID_ARGUMENT, {"direction"}));
@@ -405,7 +414,8 @@ TEST(Plugins, A_MissingOrWrong_NoDeviceAndAReason) {
     EXPECT_EQ(count, 0);
     EXPECT_NE(std::string(rfn_last_error()).find(reason), std::string::npos) << rfn_last_error();
     rfn_context* context = nullptr;
-    EXPECT_TRUE(Fails(rfn_context_create(RFN_DEVICE_CUDA, 0, 0, &context), RFN_UNSUPPORTED, {"CUDA is not available", reason}));
+    EXPECT_TRUE(
+        Fails(rfn_context_create(RFN_DEVICE_CUDA, 0, 0, &context), RFN_UNSUPPORTED, {"CUDA is not available", reason}));
     EXPECT_EQ(context, nullptr);
     char text[256];
     EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA, 0, text, sizeof(text)), RFN_UNSUPPORTED, {reason}));
@@ -425,7 +435,8 @@ TEST(Plugins, Good_IsADeviceLikeAnyOther) {
   rfn_context* context = nullptr;
   EXPECT_TRUE(Fails(rfn_context_create(RFN_DEVICE_CUDA, 2, 0, &context), RFN_INVALID_ARGUMENT, {"device_index", "2"}));
   char text[64];
-  EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA, 0, text, sizeof(text)), RFN_DEVICE_ERROR, {"no description today"}));
+  EXPECT_TRUE(
+      Fails(rfn_device_describe(RFN_DEVICE_CUDA, 0, text, sizeof(text)), RFN_DEVICE_ERROR, {"no description today"}));
   EXPECT_NE(std::string(rfn_build_info()).find("\"backends\": [\"cpu\", \"cuda\"]"), std::string::npos);
   void* buffer = nullptr;
   EXPECT_TRUE(Ok(rfn_buffer_allocate(plugin.context, RFN_MEMORY_DEVICE, 64, &buffer)));
@@ -442,14 +453,17 @@ TEST(Plugins, OpThatItLacks_Unsupported) {
   op.bias = bias;
   op.y = y;
   int64_t bytes = 0;
-  EXPECT_TRUE(Fails(rfn_layer_norm_workspace(plugin.context, &op, RFN_PASS_FORWARD, &bytes), RFN_UNSUPPORTED, {"rfn_layer_norm", "test backend"}));
-  EXPECT_TRUE(Fails(rfn_layer_norm_forward(plugin.stream, &op, nullptr, 0), RFN_UNSUPPORTED, {"rfn_layer_norm_forward", "test backend"}));
+  EXPECT_TRUE(Fails(rfn_layer_norm_workspace(plugin.context, &op, RFN_PASS_FORWARD, &bytes), RFN_UNSUPPORTED,
+                    {"rfn_layer_norm", "test backend"}));
+  EXPECT_TRUE(Fails(rfn_layer_norm_forward(plugin.stream, &op, nullptr, 0), RFN_UNSUPPORTED,
+                    {"rfn_layer_norm_forward", "test backend"}));
 }
 
 TEST(Plugins, Exceptions_BecomeStatuses) {
   const Plugin plugin;
   char memory[8] = {};
-  EXPECT_TRUE(Fails(rfn_copy(plugin.stream, memory, memory + 4, 4, RFN_COPY_DEVICE_TO_DEVICE), RFN_INTERNAL, {"thrown by copy"}));
+  EXPECT_TRUE(Fails(rfn_copy(plugin.stream, memory, memory + 4, 4, RFN_COPY_DEVICE_TO_DEVICE), RFN_INTERNAL,
+                    {"thrown by copy"}));
   EXPECT_TRUE(Fails(rfn_fill_zero(plugin.stream, memory, 4), RFN_INTERNAL, {"exception"}));
   EXPECT_TRUE(Ok(rfn_stream_synchronize(plugin.stream))) << "the context is free again";
 }
@@ -487,7 +501,8 @@ TEST(Plugins, SecondThreadDuringACall_Refused) {
   void* buffer = nullptr;
   rfn_stream* stream = nullptr;
   EXPECT_TRUE(Fails(rfn_stream_synchronize(plugin.stream), RFN_INVALID_ARGUMENT, {"one thread at a time"}));
-  EXPECT_TRUE(Fails(rfn_buffer_allocate(plugin.context, RFN_MEMORY_DEVICE, 8, &buffer), RFN_INVALID_ARGUMENT, {"one thread at a time"}));
+  EXPECT_TRUE(Fails(rfn_buffer_allocate(plugin.context, RFN_MEMORY_DEVICE, 8, &buffer), RFN_INVALID_ARGUMENT,
+                    {"one thread at a time"}));
   EXPECT_TRUE(Fails(rfn_stream_create(plugin.context, &stream), RFN_INVALID_ARGUMENT, {"one thread at a time"}));
   int64_t bytes = 0;
   EXPECT_TRUE(Ok(rfn_memory_info(plugin.context, &bytes, &bytes))) << "what only reads the context is free";
@@ -496,7 +511,8 @@ TEST(Plugins, SecondThreadDuringACall_Refused) {
   EXPECT_TRUE(Ok(rfn_stream_synchronize(plugin.stream)));
 }
 
-// Two threads that both call without pause: each call either works or is refused, and two contexts don't disturb each other.
+// Two threads that both call without pause: each call either works or is refused, and two contexts don't disturb each
+// other.
 TEST(Threads, TwoAtOnce_CallsWorkOrAreRefused) {
   const Context context(1), own(1);
   const Stream stream(context), own_stream(own);

@@ -21,7 +21,8 @@ struct Case {
   int32_t kind = RFN_ATTENTION_LSH;
   int64_t batch = 1, length = 64, heads = 2, head_size = 16;
   int64_t chunk = 16, padded = 0;
-  int32_t shared = 1, causal = 0, window = RFN_WINDOW_SLOTS, wrap = 1, repeat = 0, duplicates = 0, key_norm = RFN_KEY_NORM_RMS, rounds = 1;
+  int32_t shared = 1, causal = 0, window = RFN_WINDOW_SLOTS, wrap = 1, repeat = 0, duplicates = 0,
+          key_norm = RFN_KEY_NORM_RMS, rounds = 1;
   int32_t before = 1, after = 0, pad_bucket = 0;
   std::vector<int32_t> factors = {8};
   int64_t rotation_sets = 1;
@@ -52,55 +53,91 @@ std::vector<Case> cases() {
   add("LshMaskHashed", [](Case& c) { c.masked = true, c.rounds = 2, c.batch = 2, c.key_norm = RFN_KEY_NORM_L2; });
   add("LshPaddedFurther", [](Case& c) { c.length = 50, c.padded = 96, c.rounds = 2, c.pad_bucket = 1; });
   add("LshSameBucket", [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.rounds = 3, c.causal = 1; });
-  add("LshSameBucketDuplicates",
-      [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1; });
+  add("LshSameBucketDuplicates", [](Case& c) {
+    c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1;
+  });
   add("LshDuplicates", [](Case& c) { c.duplicates = 1, c.rounds = 4, c.causal = 1, c.key_norm = RFN_KEY_NORM_L2; });
-  add("LshDuplicatesShortRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 2, c.after = 2, c.length = 48, c.repeat = 1; });
+  add("LshDuplicatesShortRing",
+      [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 2, c.after = 2, c.length = 48, c.repeat = 1; });
   add("LshDuplicatesRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 1, c.after = 1, c.length = 96; });
-  add("LshDuplicatesTwiceRound", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 0, c.after = 3, c.length = 32; });
-  add("LshStrict", [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 4, c.factors = {4}, c.length = 90; });
-  add("LshStrictDuplicates",
-      [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2, c.repeat = 1; });
+  add("LshDuplicatesTwiceRound",
+      [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 0, c.after = 3, c.length = 32; });
+  add("LshStrict",
+      [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 4, c.factors = {4}, c.length = 90; });
+  add("LshStrictDuplicates", [](Case& c) {
+    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2,
+    c.repeat = 1;
+  });
   add("LshNoWrap", [](Case& c) { c.wrap = 0, c.rounds = 2, c.before = 1, c.after = 1; });
   add("LshRepeatOneChunk", [](Case& c) { c.length = 16, c.repeat = 1, c.rounds = 1; });
   add("LshOnceOneChunk", [](Case& c) { c.length = 16, c.rounds = 2, c.before = 3, c.after = 2; });
   add("LshDropout", [](Case& c) { c.dropout = 0.3f, c.rounds = 2, c.causal = 1, c.length = 70; });
-  add("LshStrictDropout",
-      [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {4}, c.length = 90, c.dropout = 0.3f; });
+  add("LshStrictDropout", [](Case& c) {
+    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {4}, c.length = 90, c.dropout = 0.3f;
+  });
   add("LshLargeChunk", [](Case& c) { c.chunk = 100, c.length = 250, c.factors = {4}, c.rounds = 2, c.causal = 1; });
   add("LshHeadSizeOdd", [](Case& c) { c.head_size = 7, c.heads = 3, c.rounds = 2, c.rotation_sets = 3; });
-  add("LshHeadSize80", [](Case& c) { c.head_size = 80, c.rounds = 2, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 0.3f; });
+  add("LshHeadSize80",
+      [](Case& c) { c.head_size = 80, c.rounds = 2, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 0.3f; });
   add("LshNoKeyNorm", [](Case& c) { c.key_norm = RFN_KEY_NORM_NONE, c.rounds = 2; });
-  add("LshRotationsPerExample", [](Case& c) { c.batch = 2, c.heads = 3, c.rotation_sets = 6, c.rounds = 2, c.head_group = 2; });
+  add("LshRotationsPerExample",
+      [](Case& c) { c.batch = 2, c.heads = 3, c.rotation_sets = 6, c.rounds = 2, c.head_group = 2; });
   add("LshManyBuckets", [](Case& c) { c.factors = {300, 300}, c.rounds = 2; });
-  add("LshManyItems", [](Case& c) { c.head_size = 4, c.length = 2100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1, c.after = 1; });
+  add("LshManyItems", [](Case& c) {
+    c.head_size = 4, c.length = 2100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1,
+    c.after = 1;
+  });
   // Windows of more keys than a thread keeps packed, and of many small blocks.
-  add("LshWideWindow", [](Case& c) { c.chunk = 130, c.length = 400, c.before = 2, c.after = 1, c.rounds = 2, c.heads = 1, c.head_size = 8, c.dropout = 0.1f; });
-  add("LshSmallChunks", [](Case& c) { c.chunk = 4, c.length = 150, c.before = 9, c.after = 4, c.rounds = 2, c.duplicates = 1; });
+  add("LshWideWindow", [](Case& c) {
+    c.chunk = 130, c.length = 400, c.before = 2, c.after = 1, c.rounds = 2, c.heads = 1, c.head_size = 8,
+    c.dropout = 0.1f;
+  });
+  add("LshSmallChunks",
+      [](Case& c) { c.chunk = 4, c.length = 150, c.before = 9, c.after = 4, c.rounds = 2, c.duplicates = 1; });
   // Whole tiles, of which the masks leave staircases.
-  add("LshCausalChunk64", [](Case& c) { c.chunk = 64, c.length = 300, c.causal = 1, c.rounds = 2, c.heads = 1, c.factors = {12}, c.masked = true; });
+  add("LshCausalChunk64", [](Case& c) {
+    c.chunk = 64, c.length = 300, c.causal = 1, c.rounds = 2, c.heads = 1, c.factors = {12}, c.masked = true;
+  });
   add("LshStrictChunk64", [](Case& c) {
-    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.chunk = 64, c.length = 300, c.rounds = 2, c.heads = 1, c.factors = {4}, c.duplicates = 1;
+    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.chunk = 64, c.length = 300, c.rounds = 2, c.heads = 1,
+    c.factors = {4}, c.duplicates = 1;
   });
   add("LshSameBucketChunk64", [](Case& c) {
-    c.window = RFN_WINDOW_SAME_BUCKET, c.chunk = 64, c.length = 300, c.rounds = 3, c.heads = 1, c.factors = {12}, c.duplicates = 1, c.after = 1;
+    c.window = RFN_WINDOW_SAME_BUCKET, c.chunk = 64, c.length = 300, c.rounds = 3, c.heads = 1, c.factors = {12},
+    c.duplicates = 1, c.after = 1;
   });
-  add("LocalWideWindow",
-      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.key_norm = 0, c.chunk = 130, c.length = 530, c.before = 3, c.heads = 1, c.head_size = 8; });
-  add("LocalCausal", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
-  add("LocalBothSides", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.after = 1, c.key_norm = 0, c.masked = true, c.length = 75; });
-  add("LocalShortRing",
-      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.before = 1, c.after = 1, c.key_norm = 0, c.length = 32, c.repeat = 1; });
-  add("LocalNoWrapDropout", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.wrap = 0, c.after = 1, c.key_norm = 0, c.dropout = 0.5f; });
+  add("LocalWideWindow", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.key_norm = 0, c.chunk = 130, c.length = 530, c.before = 3,
+    c.heads = 1, c.head_size = 8;
+  });
+  add("LocalCausal",
+      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
+  add("LocalBothSides", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.after = 1, c.key_norm = 0, c.masked = true, c.length = 75;
+  });
+  add("LocalShortRing", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.before = 1, c.after = 1, c.key_norm = 0, c.length = 32, c.repeat = 1;
+  });
+  add("LocalNoWrapDropout", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.wrap = 0, c.after = 1, c.key_norm = 0, c.dropout = 0.5f;
+  });
   add("LocalShared", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.causal = 1, c.length = 33; });
-  add("FullOrdinary", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
-  add("FullCausal", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 201; });
+  add("FullOrdinary",
+      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
+  add("FullCausal",
+      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 201; });
   add("FullShared", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 65, c.masked = true; });
-  add("FullSharedManyStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 1050, c.heads = 1, c.head_size = 8; });
-  add("FullSharedOddStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 300, c.heads = 1, c.head_size = 8, c.masked = true; });
-  add("FullDropout", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.dropout = 0.2f, c.length = 100, c.masked = true; });
+  add("FullSharedManyStripes",
+      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 1050, c.heads = 1, c.head_size = 8; });
+  add("FullSharedOddStripes",
+      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 300, c.heads = 1, c.head_size = 8, c.masked = true; });
+  add("FullDropout", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.dropout = 0.2f, c.length = 100, c.masked = true;
+  });
   add("FullOne", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 1; });
-  add("FullManyStripes", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 1200, c.heads = 1, c.head_size = 8; });
+  add("FullManyStripes", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 1200, c.heads = 1, c.head_size = 8;
+  });
   return all;
 }
 
@@ -143,7 +180,8 @@ struct Problem {
     Random random(seed);
     const int64_t n = c.batch * c.length * c.heads * c.head_size;
     reference.options = options_of(c);
-    reference.batch = c.batch, reference.length = c.length, reference.heads = c.heads, reference.head_size = c.head_size;
+    reference.batch = c.batch, reference.length = c.length, reference.heads = c.heads,
+    reference.head_size = c.head_size;
     reference.seed = 77, reference.step = 5, reference.layer = 3, reference.rotation_sets = c.rotation_sets;
     v = random.floats(n);
     grad_out = random.floats(n);
@@ -158,7 +196,8 @@ struct Problem {
     for (int attempt = 0;; ++attempt) {
       q = random.floats(n, -2, 2);
       rotations = random.floats(c.rotation_sets * c.head_size * c.rounds * columns);
-      reference.q = widen(q), reference.k = widen(k), reference.v = widen(v), reference.rotations = widen(rotations), reference.mask = mask;
+      reference.q = widen(q), reference.k = widen(k), reference.v = widen(v), reference.rotations = widen(rotations),
+      reference.mask = mask;
       if (!reference.lsh()) break;
       reference.smallest_margin = std::numeric_limits<double>::infinity();
       reference.hash();
@@ -178,9 +217,16 @@ struct Bound {
   rfn_attention op = make_op<rfn_attention>();
 
   explicit Bound(const Problem& p)
-      : q(p.shape(), p.q), k(p.shape(), p.k.empty() ? p.q : p.k), v(p.shape(), p.v),
-        rotations(rotation_shape(p), p.rotations), out(p.shape()), lse({p.c.batch, p.c.heads, p.c.length}), grad_out(p.shape(), p.grad_out),
-        grad_q(p.shape()), grad_k(p.shape()), grad_v(p.shape()),
+      : q(p.shape(), p.q),
+        k(p.shape(), p.k.empty() ? p.q : p.k),
+        v(p.shape(), p.v),
+        rotations(rotation_shape(p), p.rotations),
+        out(p.shape()),
+        lse({p.c.batch, p.c.heads, p.c.length}),
+        grad_out(p.shape(), p.grad_out),
+        grad_q(p.shape()),
+        grad_k(p.shape()),
+        grad_v(p.shape()),
         mask({p.c.batch, p.c.length}, p.mask.empty() ? std::vector<uint8_t>(p.c.batch * p.c.length, 1) : p.mask) {
     op.options = p.reference.options;
     op.seed = p.reference.seed, op.step = p.reference.step, op.layer = p.reference.layer;
@@ -235,19 +281,23 @@ TEST_P(AttentionTest, SameBitsForEveryScheduleAndHeadGroup) {
   for (const int32_t precision : precisions()) {
     SCOPED_TRACE(precision_name(precision));
     std::vector<std::vector<float>> first;
-    for_each_schedule([&](int32_t threads) {
-      for (const int64_t group : on_cpu() || first.empty() ? std::vector<int64_t>{0, 1} : std::vector<int64_t>{0}) {
-        Context other(threads, precision);
-        Stream lane(other);
-        Bound b(p);
-        b.op.head_group = group;
-        ASSERT_TRUE(Ok(forward(lane, b.op)));
-        ASSERT_TRUE(Ok(backward(lane, b.op)));
-        const std::vector<std::vector<float>> now = {b.out.values(), b.lse.values(), b.grad_q.values(), b.grad_v.values()};
-        if (first.empty()) first = now;
-        for (size_t i = 0; i < now.size(); ++i) EXPECT_TRUE(SameBits(now[i], first[i])) << "threads " << threads << ", head group " << group;
-      }
-    }, precision == RFN_PRECISION_F32 ? 10 : 4);
+    for_each_schedule(
+        [&](int32_t threads) {
+          for (const int64_t group : on_cpu() || first.empty() ? std::vector<int64_t>{0, 1} : std::vector<int64_t>{0}) {
+            Context other(threads, precision);
+            Stream lane(other);
+            Bound b(p);
+            b.op.head_group = group;
+            ASSERT_TRUE(Ok(forward(lane, b.op)));
+            ASSERT_TRUE(Ok(backward(lane, b.op)));
+            const std::vector<std::vector<float>> now = {b.out.values(), b.lse.values(), b.grad_q.values(),
+                                                         b.grad_v.values()};
+            if (first.empty()) first = now;
+            for (size_t i = 0; i < now.size(); ++i)
+              EXPECT_TRUE(SameBits(now[i], first[i])) << "threads " << threads << ", head group " << group;
+          }
+        },
+        precision == RFN_PRECISION_F32 ? 10 : 4);
   }
 }
 
@@ -258,8 +308,10 @@ TEST_P(AttentionTest, StagesMatchTheWhole) {
   const Case& c = p.c;
   const int64_t padded = p.reference.padded();
   Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}), sorted({c.batch, c.heads, c.rounds, padded});
-  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), round_lse({c.rounds, c.batch, c.heads, c.length});
-  Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), grad_round_lse({c.rounds, c.batch, c.heads, c.length});
+  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
+      round_lse({c.rounds, c.batch, c.heads, c.length});
+  Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
+      grad_round_lse({c.rounds, c.batch, c.heads, c.length});
   b.op.buckets = buckets, b.op.sorted = sorted, b.op.round_out = round_out, b.op.round_lse = round_lse;
   b.op.grad_round_out = grad_round_out, b.op.grad_round_lse = grad_round_lse;
   ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
@@ -277,7 +329,8 @@ TEST_P(AttentionTest, StagesMatchTheWhole) {
   EXPECT_TRUE(Close(widen(b.grad_v.values()), p.reference.grad_v, kGradientLimit));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AttentionTest, testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, AttentionTest, testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 // The reference itself, against central differences along random directions.
 TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
@@ -287,7 +340,8 @@ TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
     Problem p(c, 14);
     ReferenceAttention& r = p.reference;
     Random random(15);
-    const std::vector<double> grad_out = widen(p.grad_out), weights_lse = widen(random.floats(c.batch * c.heads * c.length));
+    const std::vector<double> grad_out = widen(p.grad_out),
+                              weights_lse = widen(random.floats(c.batch * c.heads * c.length));
     r.backward(grad_out, weights_lse);
     const auto objective = [&] {
       r.forward();
@@ -315,7 +369,8 @@ TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
 
 class AttentionOpTest : public OpTest {};
 
-// One chunk that holds the whole sequence: every pair is met in each round, so neither rounds, seed nor duplicates matter.
+// One chunk that holds the whole sequence: every pair is met in each round, so neither rounds, seed nor duplicates
+// matter.
 TEST_F(AttentionOpTest, FullCoverageEqualsDense) {
   Case c;
   c.length = 40, c.chunk = 40, c.before = 0, c.causal = 1;
@@ -333,9 +388,12 @@ TEST_F(AttentionOpTest, FullCoverageEqualsDense) {
       Bound b(p);
       ASSERT_TRUE(Ok(forward(stream, b.op)));
       ASSERT_TRUE(Ok(backward(stream, b.op)));
-      EXPECT_TRUE(Close(b.out.values(), full.out.values(), kForwardLimit)) << rounds << " rounds, duplicates " << duplicates;
-      EXPECT_TRUE(Close(b.grad_q.values(), full.grad_q.values(), kGradientLimit)) << rounds << " rounds, duplicates " << duplicates;
-      EXPECT_TRUE(Close(b.grad_v.values(), full.grad_v.values(), kGradientLimit)) << rounds << " rounds, duplicates " << duplicates;
+      EXPECT_TRUE(Close(b.out.values(), full.out.values(), kForwardLimit))
+          << rounds << " rounds, duplicates " << duplicates;
+      EXPECT_TRUE(Close(b.grad_q.values(), full.grad_q.values(), kGradientLimit))
+          << rounds << " rounds, duplicates " << duplicates;
+      EXPECT_TRUE(Close(b.grad_v.values(), full.grad_v.values(), kGradientLimit))
+          << rounds << " rounds, duplicates " << duplicates;
     }
   }
 }
@@ -352,8 +410,9 @@ TEST_F(AttentionOpTest, LoneTokenKeepsItsValue) {
   EXPECT_EQ(b.lse.values()[0], kNegativeInfinity);
 }
 
-// Strict windows: what comes after a token does not matter to its output, with dropout on too, and gets no gradient from it. Later tokens move earlier
-// ones to other slots; on CUDA that changes which lanes add which keys, and so last bits. On the CPU keys are added in slot order, and no bit changes.
+// Strict windows: what comes after a token does not matter to its output, with dropout on too, and gets no gradient
+// from it. Later tokens move earlier ones to other slots; on CUDA that changes which lanes add which keys, and so last
+// bits. On the CPU keys are added in slot order, and no bit changes.
 TEST_F(AttentionOpTest, StrictIsCausal) {
   Case c;
   c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.length = 90, c.factors = {4}, c.dropout = 0.2f;
@@ -365,11 +424,13 @@ TEST_F(AttentionOpTest, StrictIsCausal) {
   for (const int64_t token : {1, 15, 16, 17, 50, 89}) {
     Problem changed = p;
     const int64_t row = c.heads * c.head_size;
-    for (int64_t i = token * row; i < c.length * row; ++i) changed.q[i] = static_cast<float>(random.uniform(-2, 2)), changed.v[i] = 3;
+    for (int64_t i = token * row; i < c.length * row; ++i)
+      changed.q[i] = static_cast<float>(random.uniform(-2, 2)), changed.v[i] = 3;
     Bound other(changed);
     ASSERT_TRUE(Ok(forward(stream, other.op)));
     const std::vector<float> after = other.out.values();
-    const std::vector<float> past(after.begin(), after.begin() + token * row), expected(before.begin(), before.begin() + token * row);
+    const std::vector<float> past(after.begin(), after.begin() + token * row),
+        expected(before.begin(), before.begin() + token * row);
     EXPECT_TRUE(on_cpu() ? SameBits(past, expected) : Close(past, expected, 5e-7));
     EXPECT_FALSE(SameBits(after, before));
 
@@ -379,7 +440,8 @@ TEST_F(AttentionOpTest, StrictIsCausal) {
     ASSERT_TRUE(Ok(forward(stream, differentiated.op)));
     ASSERT_TRUE(Ok(backward(stream, differentiated.op)));
     for (const std::vector<float>& gradient : {differentiated.grad_q.values(), differentiated.grad_v.values()}) {
-      EXPECT_TRUE(std::all_of(gradient.begin() + token * row, gradient.end(), [](float x) { return x == 0; })) << "token " << token;
+      EXPECT_TRUE(std::all_of(gradient.begin() + token * row, gradient.end(), [](float x) { return x == 0; }))
+          << "token " << token;
     }
     EXPECT_NE(differentiated.grad_v.values()[0], 0) << "token " << token;
   }
@@ -407,18 +469,20 @@ TEST_F(AttentionOpTest, MaskedContentDoesNotMatter) {
   EXPECT_TRUE(SameBits(other.grad_v.values(), b.grad_v.values()));
 }
 
-// Buckets and permutations that a caller hands in become indices: what is out of range is refused, and nothing is written. A device cannot say so
-// without waiting; it stays within its memory.
+// Buckets and permutations that a caller hands in become indices: what is out of range is refused, and nothing is
+// written. A device cannot say so without waiting; it stays within its memory.
 TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
   const Case c;
   const Problem p(c, 27);
   Bound b(p);
-  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), round_lse({c.rounds, c.batch, c.heads, c.length});
+  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
+      round_lse({c.rounds, c.batch, c.heads, c.length});
   b.op.round_out = round_out, b.op.round_lse = round_lse;
   for (const int32_t bad : {-1, 9, 1 << 30}) {
     std::vector<int32_t> values = p.reference.buckets, slots = p.reference.sorted;
     values[70] = bad, slots[70] = bad == 9 ? 64 : bad;
-    Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, values), sorted({c.batch, c.heads, c.rounds, 64}, slots);
+    Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, values),
+        sorted({c.batch, c.heads, c.rounds, 64}, slots);
     b.op.buckets = buckets, b.op.sorted = sorted;
     if (!on_cpu()) {
       EXPECT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));  // with `sorted` as given
@@ -444,7 +508,8 @@ TEST_F(AttentionOpTest, SlotsThatAreNoPermutationAreHarmless) {
   c.causal = 1;
   const Problem p(c, 28);
   Bound b(p);
-  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}), round_lse({c.rounds, c.batch, c.heads, c.length});
+  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
+      round_lse({c.rounds, c.batch, c.heads, c.length});
   Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, p.reference.buckets);
   b.op.round_out = round_out, b.op.round_lse = round_lse, b.op.buckets = buckets;
   for (const int32_t position : {0, 20, 63}) {
@@ -460,7 +525,8 @@ TEST_F(AttentionOpTest, SlotsThatAreNoPermutationAreHarmless) {
 TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
   for (int64_t length = 1; length <= 25; ++length) {
     Case c;
-    c.length = length, c.chunk = 8, c.rounds = 2, c.pad_bucket = 1, c.causal = static_cast<int32_t>(length % 2), c.heads = 1, c.head_size = 8;
+    c.length = length, c.chunk = 8, c.rounds = 2, c.pad_bucket = 1, c.causal = static_cast<int32_t>(length % 2),
+    c.heads = 1, c.head_size = 8;
     Problem p(c, 100 + static_cast<uint64_t>(length));
     Bound b(p);
     ASSERT_TRUE(Ok(forward(stream, b.op)));
@@ -481,8 +547,9 @@ TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
   }
 }
 
-// What is not a number stays visible: in the rows of a broken query, and of all that see a broken key or value. (A forbidden weight is 0, and 0 times a
-// value that is not a number is not one either, so that a broken value may reach more rows.)
+// What is not a number stays visible: in the rows of a broken query, and of all that see a broken key or value. (A
+// forbidden weight is 0, and 0 times a value that is not a number is not one either, so that a broken value may reach
+// more rows.)
 TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
   Case c;
   c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 80, c.heads = 1, c.head_size = 16;
@@ -497,7 +564,8 @@ TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
     for (int64_t t = 0; t < c.length; ++t) {
       const bool expected = which == 0 ? t == kBroken : t >= kBroken;
       if (which == 2 && !expected) continue;
-      EXPECT_EQ(std::isnan(out[static_cast<size_t>(t * c.head_size)]), expected) << "operand " << which << ", token " << t;
+      EXPECT_EQ(std::isnan(out[static_cast<size_t>(t * c.head_size)]), expected)
+          << "operand " << which << ", token " << t;
     }
   }
 }
@@ -505,14 +573,16 @@ TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
 // Two keys whose scores are x apart, at values 1 and 0: out = e^x / (1 + e^x), down to where it vanishes.
 TEST_F(AttentionOpTest, WeightsAreExponentials) {
   Case c;
-  c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 0, c.length = 2, c.heads = 1, c.head_size = 1, c.logit_scale = 1;
+  c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 0, c.length = 2, c.heads = 1, c.head_size = 1,
+  c.logit_scale = 1;
   Problem p(c, 301);
   for (float x = 0.0f; x > -86.0f; x -= 0.37f) {
     p.q = {1.0f, 1.0f}, p.k = {x, 0.0f}, p.v = {1.0f, 0.0f};
     Bound b(p);
     ASSERT_TRUE(Ok(forward(stream, b.op)));
     const double weight = std::exp(static_cast<double>(x)), expected = weight / (1.0 + weight);
-    const double limit = (4.0 + 2.0 * std::abs(x)) * 0x1p-24 * expected;  // the exponent in base 2 is rounded once or twice
+    const double limit =
+        (4.0 + 2.0 * std::abs(x)) * 0x1p-24 * expected;  // the exponent in base 2 is rounded once or twice
     for (const float out : b.out.values()) EXPECT_NEAR(out, expected, limit) << "x " << x;
   }
 }

@@ -1,4 +1,5 @@
-// Products from many threads at a time. A BLAS without a lock around its buffers now and then returns another thread's numbers (docs/decisions/0002).
+// Products from many threads at a time. A BLAS without a lock around its buffers now and then returns another thread's
+// numbers (docs/decisions/0002).
 #include <gtest/gtest.h>
 
 #include "harness.h"
@@ -9,7 +10,8 @@ namespace {
 TEST(Blas, ManyThreads_SameBits) {
   Random random(61);
   constexpr int64_t kRows = 20000, kInner = 24, kOuter = 40;
-  Tensor<float> x({kRows, kInner}, random.floats(kRows * kInner)), weight({kOuter, kInner}, random.floats(kOuter * kInner)), y({kRows, kOuter});
+  Tensor<float> x({kRows, kInner}, random.floats(kRows * kInner)),
+      weight({kOuter, kInner}, random.floats(kOuter * kInner)), y({kRows, kOuter});
   rfn_linear op = make_op<rfn_linear>();
   op.x = x, op.weight = weight, op.y = y;
   std::vector<float> expected;

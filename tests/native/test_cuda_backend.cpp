@@ -1,5 +1,6 @@
-// The CUDA backend as host code: what it does when calls of the runtime fail, when there is no device, when a kernel faults; streams, events, graphs.
-// On the simulated device (native/cuda_on_host), where all of this can be brought about.
+// The CUDA backend as host code: what it does when calls of the runtime fail, when there is no device, when a kernel
+// faults; streams, events, graphs. On the simulated device (native/cuda_on_host), where all of this can be brought
+// about.
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
@@ -32,7 +33,8 @@ class CudaBackend : public testing::Test {
   void TearDown() override {
     if (IsSkipped()) return;
     close_device();
-    for (const LiveObject& object : cuda_on_host::live_objects()) ADD_FAILURE() << "leaked " << object.kind << ", object " << object.number;
+    for (const LiveObject& object : cuda_on_host::live_objects())
+      ADD_FAILURE() << "leaked " << object.kind << ", object " << object.number;
     fresh();
   }
   static void fresh() {
@@ -75,33 +77,45 @@ class EveryOp {
     both("embedding", embedding_, rfn_embedding_workspace, rfn_embedding_forward, rfn_embedding_backward);
 
     layer_norm_.epsilon = 1e-5f;
-    layer_norm_.x = floats({33, 8}), layer_norm_.weight = floats({8}), layer_norm_.bias = floats({8}), layer_norm_.y = floats({33, 8});
+    layer_norm_.x = floats({33, 8}), layer_norm_.weight = floats({8}), layer_norm_.bias = floats({8}),
+    layer_norm_.y = floats({33, 8});
     layer_norm_.grad_y = floats({33, 8}), layer_norm_.grad_x = floats({33, 8});
     layer_norm_.grad_weight = floats({8}), layer_norm_.grad_bias = floats({8});
     both("layer_norm", layer_norm_, rfn_layer_norm_workspace, rfn_layer_norm_forward, rfn_layer_norm_backward);
 
     linear_.activation = RFN_ACTIVATION_GELU_ERF;
-    linear_.x = floats({33, 8}), linear_.weight = floats({12, 8}), linear_.bias = floats({12}), linear_.y = floats({33, 12});
-    linear_.grad_y = floats({33, 12}), linear_.grad_x = floats({33, 8}), linear_.grad_weight = floats({12, 8}), linear_.grad_bias = floats({12});
+    linear_.x = floats({33, 8}), linear_.weight = floats({12, 8}), linear_.bias = floats({12}),
+    linear_.y = floats({33, 12});
+    linear_.grad_y = floats({33, 12}), linear_.grad_x = floats({33, 8}), linear_.grad_weight = floats({12, 8}),
+    linear_.grad_bias = floats({12});
     both("linear", linear_, rfn_linear_workspace, rfn_linear_forward, rfn_linear_backward);
 
     feed_forward_.activation = RFN_ACTIVATION_RELU, feed_forward_.dropout = 0.1f;
-    feed_forward_.x = floats({33, 8}), feed_forward_.y = floats({33, 8}), feed_forward_.grad_y = floats({33, 8}), feed_forward_.grad_x = floats({33, 8});
-    feed_forward_.w1 = floats({16, 8}), feed_forward_.b1 = floats({16}), feed_forward_.w2 = floats({8, 16}), feed_forward_.b2 = floats({8});
+    feed_forward_.x = floats({33, 8}), feed_forward_.y = floats({33, 8}), feed_forward_.grad_y = floats({33, 8}),
+    feed_forward_.grad_x = floats({33, 8});
+    feed_forward_.w1 = floats({16, 8}), feed_forward_.b1 = floats({16}), feed_forward_.w2 = floats({8, 16}),
+    feed_forward_.b2 = floats({8});
     feed_forward_.grad_w1 = floats({16, 8}), feed_forward_.grad_b1 = floats({16});
     feed_forward_.grad_w2 = floats({8, 16}), feed_forward_.grad_b2 = floats({8});
-    both("feed_forward", feed_forward_, rfn_feed_forward_workspace, rfn_feed_forward_forward, rfn_feed_forward_backward);
+    both("feed_forward", feed_forward_, rfn_feed_forward_workspace, rfn_feed_forward_forward,
+         rfn_feed_forward_backward);
 
     attention_.options = options();
-    attention_.q = floats({1, 20, 2, 4}), attention_.v = floats({1, 20, 2, 4}), attention_.rotations = floats({2, 4, 2, 4});
-    attention_.out = floats({1, 20, 2, 4}), attention_.lse = floats({1, 2, 20}), attention_.buckets = integers({1, 2, 2, 20}, 8);
+    attention_.q = floats({1, 20, 2, 4}), attention_.v = floats({1, 20, 2, 4}),
+    attention_.rotations = floats({2, 4, 2, 4});
+    attention_.out = floats({1, 20, 2, 4}), attention_.lse = floats({1, 2, 20}),
+    attention_.buckets = integers({1, 2, 2, 20}, 8);
     attention_.sorted = integers({1, 2, 2, 24}, 24);
     attention_.round_out = floats({2, 20, 2, 4}), attention_.round_lse = floats({2, 1, 2, 20});
-    attention_.grad_out = floats({1, 20, 2, 4}), attention_.grad_q = floats({1, 20, 2, 4}), attention_.grad_v = floats({1, 20, 2, 4});
+    attention_.grad_out = floats({1, 20, 2, 4}), attention_.grad_q = floats({1, 20, 2, 4}),
+    attention_.grad_v = floats({1, 20, 2, 4});
     attention_.grad_round_out = floats({2, 20, 2, 4}), attention_.grad_round_lse = floats({2, 1, 2, 20});
     both("attention", attention_, rfn_attention_workspace, rfn_attention_forward, rfn_attention_backward);
-    const std::pair<const char*, Stage> stages[] = {{"lsh_hash", rfn_lsh_hash}, {"lsh_sort", rfn_lsh_sort}, {"lsh_attend", rfn_lsh_attend},
-                                                    {"lsh_combine", rfn_lsh_combine}, {"lsh_combine_backward", rfn_lsh_combine_backward},
+    const std::pair<const char*, Stage> stages[] = {{"lsh_hash", rfn_lsh_hash},
+                                                    {"lsh_sort", rfn_lsh_sort},
+                                                    {"lsh_attend", rfn_lsh_attend},
+                                                    {"lsh_combine", rfn_lsh_combine},
+                                                    {"lsh_combine_backward", rfn_lsh_combine_backward},
                                                     {"lsh_attend_backward", rfn_lsh_attend_backward}};
     for (const auto& [name, stage] : stages) {
       const bool backward = stage == rfn_lsh_combine_backward || stage == rfn_lsh_attend_backward;
@@ -123,36 +137,47 @@ class EveryOp {
       p->w1 = floats({16, 8}), p->b1 = floats({16}), p->w2 = floats({8, 16}), p->b2 = floats({8});
     }
     first_block_call = calls.size();
-    both("reversible_block", block_, rfn_reversible_block_workspace, rfn_reversible_block_forward, rfn_reversible_block_backward);
+    both("reversible_block", block_, rfn_reversible_block_workspace, rfn_reversible_block_forward,
+         rfn_reversible_block_backward);
     kept_block_ = block_;
-    kept_block_.kept_stream1 = floats({1, 20, 8}), kept_block_.kept_stream2 = floats({1, 20, 8}), kept_block_.kept_query = floats({1, 20, 8});
-    kept_block_.kept_value = floats({1, 20, 8}), kept_block_.kept_log_sum_exp = floats({1, 2, 20}), kept_block_.kept_hidden = floats({20, 16});
+    kept_block_.kept_stream1 = floats({1, 20, 8}), kept_block_.kept_stream2 = floats({1, 20, 8}),
+    kept_block_.kept_query = floats({1, 20, 8});
+    kept_block_.kept_value = floats({1, 20, 8}), kept_block_.kept_log_sum_exp = floats({1, 2, 20}),
+    kept_block_.kept_hidden = floats({20, 16});
     kept_block_.attention_result = floats({1, 20, 8}), kept_block_.buckets = integers({1, 2, 2, 20}, 8);
-    both("reversible_block that keeps", kept_block_, rfn_reversible_block_workspace, rfn_reversible_block_forward, rfn_reversible_block_backward);
+    both("reversible_block that keeps", kept_block_, rfn_reversible_block_workspace, rfn_reversible_block_forward,
+         rfn_reversible_block_backward);
 
     final_norm_.combine = RFN_COMBINE_CONCATENATE, final_norm_.epsilon = 1e-5f, final_norm_.dropout = 0.1f;
     final_norm_.stream1 = floats({20, 8}), final_norm_.stream2 = floats({20, 8});
-    final_norm_.weight = floats({16}), final_norm_.bias = floats({16}), final_norm_.y = floats({20, 16}), final_norm_.grad_y = floats({20, 16});
+    final_norm_.weight = floats({16}), final_norm_.bias = floats({16}), final_norm_.y = floats({20, 16}),
+    final_norm_.grad_y = floats({20, 16});
     final_norm_.grad_stream1 = floats({20, 8}), final_norm_.grad_stream2 = floats({20, 8});
     final_norm_.grad_weight = floats({16}), final_norm_.grad_bias = floats({16});
     both("final_norm", final_norm_, rfn_final_norm_workspace, rfn_final_norm_forward, rfn_final_norm_backward);
 
     head_loss_.ignore_index = -100, head_loss_.loss_scale = 1, head_loss_.chunk = 7;
-    head_loss_.x = floats({20, 16}), head_loss_.weight = floats({9, 16}), head_loss_.bias = floats({9}), head_loss_.labels = integers({20}, 9);
-    head_loss_.statistics = statistics_, head_loss_.grad_x = floats({20, 16}), head_loss_.grad_weight = floats({9, 16}), head_loss_.grad_bias = floats({9});
+    head_loss_.x = floats({20, 16}), head_loss_.weight = floats({9, 16}), head_loss_.bias = floats({9}),
+    head_loss_.labels = integers({20}, 9);
+    head_loss_.statistics = statistics_, head_loss_.grad_x = floats({20, 16}), head_loss_.grad_weight = floats({9, 16}),
+    head_loss_.grad_bias = floats({9});
     both("head_loss", head_loss_, rfn_head_loss_workspace, rfn_head_loss_forward, rfn_head_loss_backward);
 
     gradients_ = {floats({33}), floats({5, 7})};
-    global_norm_.max_norm = 1, global_norm_.count = 2, global_norm_.gradients = gradients_.data(), global_norm_.result = floats({2});
+    global_norm_.max_norm = 1, global_norm_.count = 2, global_norm_.gradients = gradients_.data(),
+    global_norm_.result = floats({2});
     add("global_norm", global_norm_, RFN_PASS_FORWARD, rfn_global_norm_workspace, rfn_global_norm_forward);
 
     adamw_.learning_rate = 0.1f, adamw_.beta1 = 0.9f, adamw_.beta2 = 0.99f, adamw_.epsilon = 1e-8f, adamw_.step = 1;
-    adamw_.parameter = floats({33}), adamw_.gradient = floats({33}), adamw_.moment1 = floats({33}), adamw_.moment2 = floats({33}, 0);
+    adamw_.parameter = floats({33}), adamw_.gradient = floats({33}), adamw_.moment1 = floats({33}),
+    adamw_.moment2 = floats({33}, 0);
     simple("adamw", adamw_, rfn_adamw_forward);
 
-    adafactor_.learning_rate = 0.1f, adafactor_.decay_exponent = 0.8f, adafactor_.clip_threshold = 1, adafactor_.epsilon1 = 1e-30f;
+    adafactor_.learning_rate = 0.1f, adafactor_.decay_exponent = 0.8f, adafactor_.clip_threshold = 1,
+    adafactor_.epsilon1 = 1e-30f;
     adafactor_.epsilon2 = 1e-3f, adafactor_.scale_parameter = 1, adafactor_.step = 1;
-    adafactor_.parameter = floats({5, 7}), adafactor_.gradient = floats({5, 7}), adafactor_.row = floats({5}, 0), adafactor_.column = floats({7}, 0);
+    adafactor_.parameter = floats({5, 7}), adafactor_.gradient = floats({5, 7}), adafactor_.row = floats({5}, 0),
+    adafactor_.column = floats({7}, 0);
     add("adafactor", adafactor_, RFN_PASS_FORWARD, rfn_adafactor_workspace, rfn_adafactor_forward);
 
     sample_.temperature = 1, sample_.top_p = 0.9f, sample_.top_k = 5;
@@ -217,8 +242,10 @@ class EveryOp {
   rfn_tensor report() { return reports_.emplace_back(Tensor<int64_t>::zeros({4})); }
   static rfn_attention_options options() {
     auto o = make_op<rfn_attention_options>();
-    o.kind = RFN_ATTENTION_LSH, o.shared_qk = 1, o.causal = 1, o.wrap = 1, o.key_norm = RFN_KEY_NORM_RMS, o.rounds = 2, o.factor_count = 1;
-    o.factors[0] = 8, o.chunks_before = 1, o.chunk_length = 8, o.dropout = 0.1f, o.duplicates = RFN_DUPLICATES_LOG_COUNT;
+    o.kind = RFN_ATTENTION_LSH, o.shared_qk = 1, o.causal = 1, o.wrap = 1, o.key_norm = RFN_KEY_NORM_RMS, o.rounds = 2,
+    o.factor_count = 1;
+    o.factors[0] = 8, o.chunks_before = 1, o.chunk_length = 8, o.dropout = 0.1f,
+    o.duplicates = RFN_DUPLICATES_LOG_COUNT;
     return o;
   }
 
@@ -228,14 +255,21 @@ class EveryOp {
     calls.push_back({name, none, [&op, run](rfn_stream* stream, void*, int64_t) { return run(stream, &op); }});
   }
   template <class Op>
-  void add(const std::string& name, const Op& op, int32_t pass, rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*),
+  void add(const std::string& name, const Op& op, int32_t pass,
+           rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*),
            rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t)) {
-    calls.push_back({name, [&op, workspace, pass](const rfn_context* context, int64_t* bytes) { return workspace(context, &op, pass, bytes); },
-                     [&op, run](rfn_stream* stream, void* memory, int64_t bytes) { return run(stream, &op, memory, bytes); }});
+    calls.push_back(
+        {name,
+         [&op, workspace, pass](const rfn_context* context, int64_t* bytes) {
+           return workspace(context, &op, pass, bytes);
+         },
+         [&op, run](rfn_stream* stream, void* memory, int64_t bytes) { return run(stream, &op, memory, bytes); }});
   }
   template <class Op>
-  void both(const std::string& name, const Op& op, rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*),
-            rfn_status (*forward)(rfn_stream*, const Op*, void*, int64_t), rfn_status (*backward)(rfn_stream*, const Op*, void*, int64_t)) {
+  void both(const std::string& name, const Op& op,
+            rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*),
+            rfn_status (*forward)(rfn_stream*, const Op*, void*, int64_t),
+            rfn_status (*backward)(rfn_stream*, const Op*, void*, int64_t)) {
     add(name + " forward", op, RFN_PASS_FORWARD, workspace, forward);
     add(name + " backward", op, RFN_PASS_BACKWARD, workspace, backward);
   }
@@ -274,8 +308,8 @@ struct Lane {
 
 // ---- failures ----
 
-// Everything that a program does with a context, up to the first failure, and the end of what it had made by then. Its ends of life count their calls
-// apart: they report nothing, but for buffers.
+// Everything that a program does with a context, up to the first failure, and the end of what it had made by then. Its
+// ends of life count their calls apart: they report nothing, but for buffers.
 struct Life {
   rfn_status status = RFN_OK;
   std::string message;
@@ -341,7 +375,8 @@ TEST_F(CudaBackend, AnyCallFailing_IsAStatusWithASentenceAndLeaksNothing) {
     cuda_on_host::fail_call(static_cast<int>(n), error);
     const Life life(ops, bytes);
     cuda_on_host::fail_call(0, cudaSuccess);
-    EXPECT_TRUE(life.status == (n % 2 == 0 ? RFN_OUT_OF_MEMORY : RFN_DEVICE_ERROR) || (n == 1 && life.status == RFN_UNSUPPORTED))
+    EXPECT_TRUE(life.status == (n % 2 == 0 ? RFN_OUT_OF_MEMORY : RFN_DEVICE_ERROR) ||
+                (n == 1 && life.status == RFN_UNSUPPORTED))
         << "status " << life.status << ": " << life.message;
     EXPECT_GT(life.message.size(), 20u) << life.message;
     ASSERT_EQ(live(), before);
@@ -370,7 +405,8 @@ TEST_F(CudaBackend, AnyCallFailing_IsAStatusWithASentenceAndLeaksNothing) {
 }
 
 TEST_F(CudaBackend, NoDeviceOrDriver_ZeroDevicesAndAReason) {
-  const std::pair<cudaError_t, const char*> reasons[] = {{cudaErrorNoDevice, "sees no GPU"}, {cudaErrorInsufficientDriver, "no NVIDIA driver"}};
+  const std::pair<cudaError_t, const char*> reasons[] = {{cudaErrorNoDevice, "sees no GPU"},
+                                                         {cudaErrorInsufficientDriver, "no NVIDIA driver"}};
   for (const auto& [error, reason] : reasons) {
     set([error = error](Settings& s) { s.devices = 0, s.no_device_error = error; });
     int32_t count = -1;
@@ -378,10 +414,12 @@ TEST_F(CudaBackend, NoDeviceOrDriver_ZeroDevicesAndAReason) {
     EXPECT_EQ(count, 0);
     EXPECT_NE(std::string(rfn_last_error()).find(reason), std::string::npos) << rfn_last_error();
     rfn_context* context = nullptr;
-    EXPECT_TRUE(Fails(create(&context), RFN_INVALID_ARGUMENT, {}) || Fails(create(&context), RFN_UNSUPPORTED, {"CUDA is not available", reason}));
+    EXPECT_TRUE(Fails(create(&context), RFN_INVALID_ARGUMENT, {}) ||
+                Fails(create(&context), RFN_UNSUPPORTED, {"CUDA is not available", reason}));
     EXPECT_EQ(context, nullptr);
     char text[512];
-    EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 0, text, sizeof(text)), RFN_UNSUPPORTED, {"CUDA is not available", reason}));
+    EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 0, text, sizeof(text)), RFN_UNSUPPORTED,
+                      {"CUDA is not available", reason}));
   }
 }
 
@@ -389,9 +427,12 @@ TEST_F(CudaBackend, Describe_NamesTheDevice) {
   char text[1024];
   ASSERT_TRUE(Ok(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 0, text, sizeof(text))));
   const std::string json = text;
-  for (const char* const key : {"{\"name\": \"", "\"memory_bytes\": ", "\"compute_capability\": \"8.0\""}) EXPECT_NE(json.find(key), std::string::npos) << json;
-  EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 0, text, 4), RFN_INVALID_ARGUMENT, {"capacity", std::to_string(json.size() + 1)}));
-  EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 1, text, sizeof(text)), RFN_INVALID_ARGUMENT, {"device_index"}));
+  for (const char* const key : {"{\"name\": \"", "\"memory_bytes\": ", "\"compute_capability\": \"8.0\""})
+    EXPECT_NE(json.find(key), std::string::npos) << json;
+  EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 0, text, 4), RFN_INVALID_ARGUMENT,
+                    {"capacity", std::to_string(json.size() + 1)}));
+  EXPECT_TRUE(Fails(rfn_device_describe(RFN_DEVICE_CUDA_ON_HOST, 1, text, sizeof(text)), RFN_INVALID_ARGUMENT,
+                    {"device_index"}));
 }
 
 TEST_F(CudaBackend, OutOfMemory_SaysHowMuchAndIsNotTheEnd) {
@@ -413,7 +454,8 @@ TEST_F(CudaBackend, OutOfMemory_SaysHowMuchAndIsNotTheEnd) {
   EXPECT_TRUE(Fails(rfn_buffer_free(context, RFN_MEMORY_DEVICE, buffer), RFN_INVALID_ARGUMENT, {"buffer"}));
 }
 
-// An op on memory that is not the device's: the call or a later one says so, then the device is lost, for new contexts too, until the process ends.
+// An op on memory that is not the device's: the call or a later one says so, then the device is lost, for new contexts
+// too, until the process ends.
 TEST_F(CudaBackend, FaultingKernel_LosesTheDevice) {
   for (const bool freed : {true, false}) {
     for (const bool late : {false, true}) {
@@ -458,7 +500,8 @@ TEST_F(CudaBackend, FaultingKernel_LosesTheDevice) {
       rfn_stream_destroy(stream);
       EXPECT_EQ(rfn_live_objects(), objects - 1);
       for (void* const buffer : {memory, freed ? nullptr : other}) {
-        EXPECT_TRUE(rfn_buffer_free(context, RFN_MEMORY_DEVICE, buffer) == RFN_OK || std::string(rfn_last_error()).size() > 20);
+        EXPECT_TRUE(rfn_buffer_free(context, RFN_MEMORY_DEVICE, buffer) == RFN_OK ||
+                    std::string(rfn_last_error()).size() > 20);
       }
       rfn_context_destroy(context);
       EXPECT_EQ(rfn_live_objects(), 0) << "a lost device keeps no objects alive";
@@ -481,7 +524,9 @@ TEST_F(CudaBackend, ComputeCapability_DecidesWhatWorks) {
     for (const int32_t precision : {RFN_PRECISION_TF32, RFN_PRECISION_BF16, RFN_PRECISION_F16}) {
       const rfn_status status = rfn_context_set_precision(context, precision);
       int32_t now = -1;
-      EXPECT_TRUE(capability >= 80 ? Ok(status) : Fails(status, RFN_UNSUPPORTED, {"precision", "8.0", capability == 70 ? "7.0" : "7.5"}));
+      EXPECT_TRUE(capability >= 80
+                      ? Ok(status)
+                      : Fails(status, RFN_UNSUPPORTED, {"precision", "8.0", capability == 70 ? "7.0" : "7.5"}));
       EXPECT_TRUE(Ok(rfn_context_precision(context, &now)));
       EXPECT_EQ(now, capability >= 80 ? precision : RFN_PRECISION_F32);
     }
@@ -504,7 +549,8 @@ TEST_F(CudaBackend, SizesBeyondTheKernels_Refused) {
   op.q = op.k = op.v = op.out = shape({1, 1 << 20, 1, 1});
   EXPECT_TRUE(Ok(rfn_attention_workspace(context, &op, RFN_PASS_FORWARD, &bytes)));
   op.q = op.k = op.v = op.out = shape({1, 1 << 30, 1, 1});
-  EXPECT_TRUE(Fails(rfn_attention_workspace(context, &op, RFN_PASS_FORWARD, &bytes), RFN_UNSUPPORTED, {"slots", "1073741824"}));
+  EXPECT_TRUE(
+      Fails(rfn_attention_workspace(context, &op, RFN_PASS_FORWARD, &bytes), RFN_UNSUPPORTED, {"slots", "1073741824"}));
 }
 
 TEST_F(CudaBackend, Events_MeasureAndOrder) {
@@ -530,7 +576,8 @@ TEST_F(CudaBackend, Events_MeasureAndOrder) {
   EXPECT_TRUE(Ok(rfn_event_elapsed(start, stop, &milliseconds)));
   EXPECT_GE(milliseconds, 0);
   EXPECT_LT(milliseconds, 60e3);
-  EXPECT_TRUE(Fails(rfn_event_elapsed(start, never, &milliseconds), RFN_INVALID_ARGUMENT, {"rfn_event_elapsed", "recorded"}));
+  EXPECT_TRUE(
+      Fails(rfn_event_elapsed(start, never, &milliseconds), RFN_INVALID_ARGUMENT, {"rfn_event_elapsed", "recorded"}));
   EXPECT_TRUE(Ok(rfn_event_elapsed(start, stop, &milliseconds))) << "that was no fault of the device";
   for (rfn_event* const event : {start, stop, never}) rfn_event_destroy(event);
 }
@@ -618,7 +665,8 @@ TEST_F(CudaBackend, Graph_ReplaysToTheSameBits) {
     EXPECT_EQ(ops.run(stream, lane.workspace.data(), lane.workspace.bytes(), first, count), "");
     ASSERT_EQ(cudaStreamEndCapture(native, &graph), cudaSuccess) << cuda_on_host::last_report();
     const auto captured = ops.float_values();
-    for (size_t i = 0; i < captured.size(); ++i) EXPECT_TRUE(SameBits(captured[i], before[i])) << "a capture runs nothing";
+    for (size_t i = 0; i < captured.size(); ++i)
+      EXPECT_TRUE(SameBits(captured[i], before[i])) << "a capture runs nothing";
     ASSERT_EQ(cudaGraphInstantiateWithFlags(&executable, graph, 0), cudaSuccess);
     for (int replay = 0; replay < 2; ++replay) {
       ops.restore();

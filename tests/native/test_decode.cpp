@@ -19,7 +19,8 @@ constexpr double kLimit = 1e-5;
 struct Case {
   std::string name;
   int64_t batch = 2, length = 61, width = 24, heads = 2, head_size = 8, hidden = 40;
-  int32_t kind = RFN_ATTENTION_LSH, shared = 1, window = RFN_WINDOW_STRICT, duplicates = RFN_DUPLICATES_NONE, key_norm = RFN_KEY_NORM_RMS;
+  int32_t kind = RFN_ATTENTION_LSH, shared = 1, window = RFN_WINDOW_STRICT, duplicates = RFN_DUPLICATES_NONE,
+          key_norm = RFN_KEY_NORM_RMS;
   int32_t wrap = 0, repeat_chunks = 0, rounds = 2, before = 1, after = 0;
   int64_t chunk = 8;
   std::vector<int32_t> factors = {4};
@@ -46,29 +47,54 @@ std::vector<Case> cases() {
   add("LshExact", [](Case& c) { c.residual = RFN_RESIDUAL_EXACT; });
   add("LshOneRound", [](Case& c) { c.rounds = 1, c.output_bias = true, c.activation = RFN_ACTIVATION_GELU_ERF; });
   add("LshDuplicates", [](Case& c) { c.rounds = 4, c.duplicates = RFN_DUPLICATES_LOG_COUNT, c.before = 2; });
-  add("LshFactors", [](Case& c) { c.factors = {4, 6}, c.rounds = 3, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 1.5f; });
+  add("LshFactors", [](Case& c) {
+    c.factors = {4, 6}, c.rounds = 3, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 1.5f;
+  });
   add("LshNoNorm", [](Case& c) { c.key_norm = RFN_KEY_NORM_NONE, c.factors = {2}, c.wrap = 1; });
   add("LshNoChunksBefore", [](Case& c) { c.before = 0; });
   add("LshOneRotation", [](Case& c) { c.rotation_sets = 1, c.length = 37, c.batch = 1; });
   add("LshRotationForEachExample", [](Case& c) { c.rotation_sets = 6, c.heads = 3; });
-  add("LshOddSizes", [](Case& c) { c.width = 13, c.heads = 3, c.head_size = 5, c.hidden = 11, c.chunk = 3, c.length = 29; });
+  add("LshOddSizes",
+      [](Case& c) { c.width = 13, c.heads = 3, c.head_size = 5, c.hidden = 11, c.chunk = 3, c.length = 29; });
   add("LshWideHeads", [](Case& c) { c.width = 40, c.heads = 2, c.head_size = 70, c.hidden = 33, c.chunk = 16; });
   add("LshManyExamples", [](Case& c) { c.batch = 11, c.length = 21; });  // more rows than row_products takes
   add("LshEight", [](Case& c) { c.batch = 8, c.length = 21; });
   add("Local", local);
-  add("LocalRing", [&](Case& c) { local(c), c.capacity = 16, c.residual = RFN_RESIDUAL_EXACT, c.activation = RFN_ACTIVATION_GELU_TANH; });
+  add("LocalRing", [&](Case& c) {
+    local(c), c.capacity = 16, c.residual = RFN_RESIDUAL_EXACT, c.activation = RFN_ACTIVATION_GELU_TANH;
+  });
   add("LocalRingLarger", [&](Case& c) { local(c), c.capacity = 27, c.before = 2, c.repeat_chunks = 0, c.wrap = 1; });
   add("LocalShared", [&](Case& c) { local(c), c.shared = 1, c.key_norm = RFN_KEY_NORM_RMS, c.wrap = 1; });
   add("LocalOwnChunkOnly", [&](Case& c) { local(c), c.before = 0, c.wrap = 1, c.repeat_chunks = 1; });
   add("LocalAfter", [&](Case& c) { local(c), c.after = 1, c.activation = RFN_ACTIVATION_SILU; });
   add("LocalChunksOfOne", [&](Case& c) { local(c), c.chunk = 1, c.before = 3, c.capacity = 4; });
   add("Full", full);
-  add("FullShared", [&](Case& c) { full(c), c.shared = 1, c.key_norm = RFN_KEY_NORM_L2, c.output_bias = true, c.activation = RFN_ACTIVATION_TANH; });
-  add("FullWide", [&](Case& c) { full(c), c.width = 130, c.hidden = 517, c.heads = 4, c.head_size = 33, c.batch = 1, c.activation = RFN_ACTIVATION_NONE; });
+  add("FullShared", [&](Case& c) {
+    full(c), c.shared = 1, c.key_norm = RFN_KEY_NORM_L2, c.output_bias = true, c.activation = RFN_ACTIVATION_TANH;
+  });
+  add("FullWide", [&](Case& c) {
+    full(c), c.width = 130, c.hidden = 517, c.heads = 4, c.head_size = 33, c.batch = 1,
+             c.activation = RFN_ACTIVATION_NONE;
+  });
   return all;
 }
 
-enum Parameter { kNormWeight, kNormBias, kQuery, kKey, kValue, kOutput, kOutputBias, kFfNormWeight, kFfNormBias, kW1, kB1, kW2, kB2, kParameters };
+enum Parameter {
+  kNormWeight,
+  kNormBias,
+  kQuery,
+  kKey,
+  kValue,
+  kOutput,
+  kOutputBias,
+  kFfNormWeight,
+  kFfNormBias,
+  kW1,
+  kB1,
+  kW2,
+  kB2,
+  kParameters
+};
 
 struct Problem {
   Case c;
@@ -84,7 +110,8 @@ struct Problem {
     ring = std::max<int64_t>(1, c.before * c.chunk);
     sets = c.rotation_sets == 0 ? c.heads : c.rotation_sets;
     capacity = c.capacity == 0 ? c.length : c.capacity;
-    const std::vector<std::vector<int64_t>> shapes = {{e}, {e}, {p, e}, {p, e}, {p, e}, {e, p}, {e}, {e}, {e}, {f, e}, {f}, {e, f}, {e}};
+    const std::vector<std::vector<int64_t>> shapes = {{e}, {e}, {p, e}, {p, e}, {p, e}, {e, p}, {e},
+                                                      {e}, {e}, {f, e}, {f},    {e, f}, {e}};
     for (int i = 0; i < kParameters; ++i) {
       int64_t count = 1;
       for (const int64_t size : shapes[i]) count *= size;
@@ -95,7 +122,9 @@ struct Problem {
     stream2 = random.floats(c.batch * c.length * e, -2, 2);
     if (c.residual == RFN_RESIDUAL_EXACT) {
       for (auto* stream : {&stream1, &stream2}) {
-        for (float& x : *stream) x = static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -c.exponent)), c.exponent));
+        for (float& x : *stream)
+          x = static_cast<float>(
+              std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -c.exponent)), c.exponent));
       }
     }
     rotations = std::make_unique<Tensor<float>>(std::vector<int64_t>{sets, c.head_size, c.rounds, columns},
@@ -107,17 +136,20 @@ struct Problem {
     o.struct_size = sizeof(o);
     o.kind = c.kind, o.shared_qk = c.shared, o.causal = 1, o.key_norm = c.key_norm, o.logit_scale = c.logit_scale;
     if (c.kind == RFN_ATTENTION_FULL) return o;
-    o.wrap = c.wrap, o.repeat_chunks = c.repeat_chunks, o.chunk_length = c.chunk, o.chunks_before = c.before, o.chunks_after = c.after;
+    o.wrap = c.wrap, o.repeat_chunks = c.repeat_chunks, o.chunk_length = c.chunk, o.chunks_before = c.before,
+    o.chunks_after = c.after;
     if (c.kind == RFN_ATTENTION_LOCAL) return o;
-    o.window = c.window, o.duplicates = c.duplicates, o.rounds = c.rounds, o.factor_count = static_cast<int32_t>(c.factors.size());
+    o.window = c.window, o.duplicates = c.duplicates, o.rounds = c.rounds,
+    o.factor_count = static_cast<int32_t>(c.factors.size());
     std::copy(c.factors.begin(), c.factors.end(), o.factors);
     return o;
   }
 
   rfn_block_parameters parameters() const {
     rfn_block_parameters f = make_op<rfn_block_parameters>();
-    rfn_tensor* const places[] = {&f.attention_norm_weight, &f.attention_norm_bias, &f.query, &f.key, &f.value, &f.output, &f.output_bias,
-                                  &f.feed_forward_norm_weight, &f.feed_forward_norm_bias, &f.w1, &f.b1, &f.w2, &f.b2};
+    rfn_tensor* const places[] = {
+        &f.attention_norm_weight,    &f.attention_norm_bias,    &f.query, &f.key, &f.value, &f.output, &f.output_bias,
+        &f.feed_forward_norm_weight, &f.feed_forward_norm_bias, &f.w1,    &f.b1,  &f.w2,    &f.b2};
     for (int i = 0; i < kParameters; ++i) {
       if ((i != kKey || c.shared == 0) && (i != kOutputBias || c.output_bias)) *places[i] = tensors[i];
     }
@@ -144,7 +176,8 @@ struct Whole {
   Tensor<int64_t> report = Tensor<int64_t>::zeros({4});
 
   Whole(const Stream& stream, const Problem& p, int64_t length)
-      : stream1({p.c.batch, length, p.c.width}, p.tokens(p.stream1, 0, length)), stream2({p.c.batch, length, p.c.width}, p.tokens(p.stream2, 0, length)),
+      : stream1({p.c.batch, length, p.c.width}, p.tokens(p.stream1, 0, length)),
+        stream2({p.c.batch, length, p.c.width}, p.tokens(p.stream2, 0, length)),
         buckets({p.c.batch, p.c.heads, p.c.rounds, length}) {
     rfn_reversible_block op = make_op<rfn_reversible_block>();
     op.attention = p.options();
@@ -180,7 +213,8 @@ struct Truth {
       a.sort();
     }
     a.forward();
-    out1 = added(p.stream1, times(a.out, w(kOutput), p.projected, e), p.c.output_bias ? w(kOutputBias) : Doubles(e, 0.0));
+    out1 =
+        added(p.stream1, times(a.out, w(kOutput), p.projected, e), p.c.output_bias ? w(kOutputBias) : Doubles(e, 0.0));
     Doubles hidden = times(normalize(out1, w(kFfNormWeight), w(kFfNormBias)), w(kW1), e, f);
     const Doubles b1 = w(kB1);
     for (size_t i = 0; i < hidden.size(); ++i) hidden[i] = activation(p.c.activation, hidden[i] + b1[i % f]);
@@ -194,7 +228,8 @@ struct Truth {
       double mean = 0, variance = 0;
       for (int64_t j = 0; j < e; ++j) mean += x[row + j] / static_cast<double>(e);
       for (int64_t j = 0; j < e; ++j) variance += std::pow(x[row + j] - mean, 2) / static_cast<double>(e);
-      for (int64_t j = 0; j < e; ++j) y[row + j] = (x[row + j] - mean) / std::sqrt(variance + 1e-6) * weight[j] + bias[j];
+      for (int64_t j = 0; j < e; ++j)
+        y[row + j] = (x[row + j] - mean) / std::sqrt(variance + 1e-6) * weight[j] + bias[j];
     }
     return y;
   }
@@ -214,7 +249,9 @@ struct Truth {
     Doubles sum = doubles(stream);
     for (size_t i = 0; i < sum.size(); ++i) {
       const double x = y[i] + bias[i % bias.size()];
-      sum[i] += p.c.residual == RFN_RESIDUAL_EXACT ? std::ldexp(std::nearbyint(std::ldexp(x, -p.c.exponent)), p.c.exponent) : x;
+      sum[i] += p.c.residual == RFN_RESIDUAL_EXACT
+                    ? std::ldexp(std::nearbyint(std::ldexp(x, -p.c.exponent)), p.c.exponent)
+                    : x;
     }
     return sum;
   }
@@ -230,9 +267,15 @@ struct Decoding {
   std::vector<float> out1, out2;  // [B, T, E]
 
   explicit Decoding(const Problem& problem)
-      : p(problem), stream1({p.c.batch, 1, p.c.width}), stream2({p.c.batch, 1, p.c.width}), keys({p.c.batch, p.capacity, p.projected}),
-        values({p.c.batch, p.capacity, p.projected}), rings({p.c.batch * p.c.heads, p.c.rounds, p.buckets, p.ring}),
-        counts(Tensor<int32_t>::zeros({p.c.batch * p.c.heads, p.c.rounds, p.buckets})), out1(p.stream1.size()), out2(p.stream2.size()) {
+      : p(problem),
+        stream1({p.c.batch, 1, p.c.width}),
+        stream2({p.c.batch, 1, p.c.width}),
+        keys({p.c.batch, p.capacity, p.projected}),
+        values({p.c.batch, p.capacity, p.projected}),
+        rings({p.c.batch * p.c.heads, p.c.rounds, p.buckets, p.ring}),
+        counts(Tensor<int32_t>::zeros({p.c.batch * p.c.heads, p.c.rounds, p.buckets})),
+        out1(p.stream1.size()),
+        out2(p.stream2.size()) {
     op.attention = p.options();
     op.heads = static_cast<int32_t>(p.c.heads);
     op.activation = p.c.activation;
@@ -316,7 +359,9 @@ TEST_P(DecodeTest, OneExample_SameBitsAsInABatch) {
   Case one = p.c;
   one.batch = 1;
   Problem alone(one, 7);  // other tensors than the batch's: they are given below
-  const auto example = [&](const std::vector<float>& all) { return std::vector<float>(all.begin(), all.begin() + p.c.length * p.c.width); };
+  const auto example = [&](const std::vector<float>& all) {
+    return std::vector<float>(all.begin(), all.begin() + p.c.length * p.c.width);
+  };
   alone.stream1 = example(p.stream1), alone.stream2 = example(p.stream2);
   Decoding decoding(alone);
   decoding.op.parameters = p.parameters();
@@ -338,7 +383,8 @@ Case named(const std::string& name) {
   return {};
 }
 
-// A prompt's forward pass fills the cache: buckets go to the rings, keys and values are the projections of its normalised stream 2.
+// A prompt's forward pass fills the cache: buckets go to the rings, keys and values are the projections of its
+// normalised stream 2.
 TEST_F(DecodeOp, CacheOfAPrompt_GoesOnAsTheWholePass) {
   for (const char* const name : {"Lsh", "LshDuplicates", "LshOddSizes"}) {
     const Problem p(named(name), 8);
@@ -421,7 +467,8 @@ TEST_F(DecodeOp, BrokenRings_AreRefused) {
         std::fill(counts.begin(), counts.end(), 7);
       }
       decoding.rings.set(rings), decoding.counts.set(counts);
-      EXPECT_TRUE(Fails(decoding.step(stream, 7), RFN_INVALID_ARGUMENT, {"reversible_block_decode", "rings", "7 tokens"}));
+      EXPECT_TRUE(
+          Fails(decoding.step(stream, 7), RFN_INVALID_ARGUMENT, {"reversible_block_decode", "rings", "7 tokens"}));
       EXPECT_TRUE(SameBits(decoding.stream1.values(), p.tokens(p.stream1, 7, 1)));
       EXPECT_TRUE(SameBits(decoding.stream2.values(), p.tokens(p.stream2, 7, 1)));
       EXPECT_TRUE(SameBits(decoding.rings.values(), rings));
@@ -463,14 +510,16 @@ TEST(RowGemm, AnySize_MatchesFloat64WhateverTheRows) {
       Doubles expected(rows * ldy, 0.0);
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < columns; ++j) {
-          for (int64_t k = 0; k < depth; ++k) expected[i * ldy + j] += static_cast<double>(x[i * ldx + k]) * static_cast<double>(w[j * ldw + k]);
+          for (int64_t k = 0; k < depth; ++k)
+            expected[i * ldy + j] += static_cast<double>(x[i * ldx + k]) * static_cast<double>(w[j * ldw + k]);
         }
       }
       std::vector<float> y(rows * ldy, 0.0f), one(rows * ldy, 0.0f);
       cpu::row_products(rows, columns, depth, x.data(), ldx, w.data(), ldw, y.data(), ldy);
       EXPECT_TRUE(Close(y, expected, 1e-6)) << columns << " x " << depth;
       for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < columns; ++j) cpu::row_products(1, 1, depth, &x[i * ldx], ldx, &w[j * ldw], ldw, &one[i * ldy + j], 1);
+        for (int64_t j = 0; j < columns; ++j)
+          cpu::row_products(1, 1, depth, &x[i * ldx], ldx, &w[j * ldw], ldw, &one[i * ldy + j], 1);
       }
       EXPECT_TRUE(SameBits(one, y)) << columns << " x " << depth;
     }

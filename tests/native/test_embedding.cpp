@@ -31,8 +31,13 @@ struct Data {
 
 Data data(Random& random, const Problem& p) {
   const int64_t tokens = p.batch * p.length, values = tokens * p.width;
-  Data d{random.integers(tokens, p.vocabulary), random.floats(p.vocabulary * p.width), random.floats(values), random.floats(values),
-         random.floats(p.vocabulary * p.width), {}, {}};
+  Data d{random.integers(tokens, p.vocabulary),
+         random.floats(p.vocabulary * p.width),
+         random.floats(values),
+         random.floats(values),
+         random.floats(p.vocabulary * p.width),
+         {},
+         {}};
   for (int64_t i = 0; i < tokens / 2; ++i) d.ids[2 * i] = static_cast<int32_t>(p.vocabulary / 2);  // one frequent word
   for (const auto& [rows, width] : p.tables) {
     d.position.push_back(random.floats(rows * width));
@@ -57,7 +62,8 @@ struct Expected {
 };
 
 Expected reference(const Problem& p, const Data& d) {
-  const Philox words = philox(kSeed, kStep, -1, RFN_SITE_WORD_EMBEDDING), positions = philox(kSeed, kStep, -1, RFN_SITE_POSITION_EMBEDDING);
+  const Philox words = philox(kSeed, kStep, -1, RFN_SITE_WORD_EMBEDDING),
+               positions = philox(kSeed, kStep, -1, RFN_SITE_POSITION_EMBEDDING);
   Expected r{Doubles(d.grad1.size()), doubles(d.grad_word), {}};
   for (const auto& start : d.grad_position) r.grad_position.push_back(doubles(start));
   for (int64_t token = 0; token < p.batch * p.length; ++token) {
@@ -80,9 +86,14 @@ Expected reference(const Problem& p, const Data& d) {
 
 struct Tensors {
   Tensors(const Problem& p, const Data& d)
-      : ids({p.batch, p.length}, d.ids), word({p.vocabulary, p.width}, d.word), stream1({p.batch, p.length, p.width}),
-        stream2({p.batch, p.length, p.width}), grad1({p.batch, p.length, p.width}, d.grad1), grad2({p.batch, p.length, p.width}, d.grad2),
-        grad_word({p.vocabulary, p.width}, d.grad_word), report(Tensor<int64_t>::zeros({4})) {
+      : ids({p.batch, p.length}, d.ids),
+        word({p.vocabulary, p.width}, d.word),
+        stream1({p.batch, p.length, p.width}),
+        stream2({p.batch, p.length, p.width}),
+        grad1({p.batch, p.length, p.width}, d.grad1),
+        grad2({p.batch, p.length, p.width}, d.grad2),
+        grad_word({p.vocabulary, p.width}, d.grad_word),
+        report(Tensor<int64_t>::zeros({4})) {
     op.positions = p.positions;
     op.axes = static_cast<int32_t>(p.tables.size());
     op.dropout = p.dropout;
@@ -123,8 +134,12 @@ std::vector<Problem> problems() {
     change(p);
     all.push_back(p);
   };
-  const auto axial = [](Problem& p, std::vector<std::pair<int64_t, int64_t>> tables) { p.positions = RFN_POSITIONS_AXIAL, p.tables = tables; };
-  const auto learned = [](Problem& p, int64_t rows) { p.positions = RFN_POSITIONS_LEARNED, p.tables = {{rows, p.width}}; };
+  const auto axial = [](Problem& p, std::vector<std::pair<int64_t, int64_t>> tables) {
+    p.positions = RFN_POSITIONS_AXIAL, p.tables = tables;
+  };
+  const auto learned = [](Problem& p, int64_t rows) {
+    p.positions = RFN_POSITIONS_LEARNED, p.tables = {{rows, p.width}};
+  };
   add("NoPositions", [](Problem&) {});
   add("NoPositionsOneStreamDropout", [](Problem& p) { p.two_streams = false, p.dropout = 0.3f; });
   add("OneToken", [&](Problem& p) { p.batch = p.length = p.width = p.vocabulary = 1, learned(p, 1); });
@@ -134,10 +149,16 @@ std::vector<Problem> problems() {
   add("AxialOneTable", [&](Problem& p) { axial(p, {{40, 31}}); });
   add("AxialTwoTables", [&](Problem& p) { axial(p, {{5, 10}, {7, 21}}), p.dropout = 0.2f; });
   add("AxialTwoTablesLater", [&](Problem& p) { axial(p, {{8, 30}, {9, 1}}), p.first_position = 38; });
-  add("AxialThreeTables", [&](Problem& p) { axial(p, {{3, 4}, {5, 20}, {4, 7}}), p.first_position = 11, p.dropout = 0.1f; });
+  add("AxialThreeTables", [&](Problem& p) {
+    axial(p, {{3, 4}, {5, 20}, {4, 7}}), p.first_position = 11, p.dropout = 0.1f;
+  });
   add("AxialFourTables", [&](Problem& p) { axial(p, {{2, 4}, {3, 20}, {4, 6}, {2, 1}}); });
-  add("AxialWide", [&](Problem& p) { p.width = 520, axial(p, {{6, 260}, {12, 260}}), p.length = 70, p.dropout = 0.1f, p.first_position = 2; });
-  add("ManyTokens", [&](Problem& p) { axial(p, {{64, 20}, {32, 11}}), p.length = 2000, p.vocabulary = 300, p.dropout = 0.1f; });
+  add("AxialWide", [&](Problem& p) {
+    p.width = 520, axial(p, {{6, 260}, {12, 260}}), p.length = 70, p.dropout = 0.1f, p.first_position = 2;
+  });
+  add("ManyTokens", [&](Problem& p) {
+    axial(p, {{64, 20}, {32, 11}}), p.length = 2000, p.vocabulary = 300, p.dropout = 0.1f;
+  });
   return all;
 }
 
@@ -161,7 +182,8 @@ TEST_P(Embedding, ForwardAndBackward_CloseToFloat64AndSameBitsForEverySchedule) 
       EXPECT_TRUE(Close(first_e = t.stream1.values(), expected.e, 3e-7));
       EXPECT_TRUE(Close(first_word = t.grad_word.values(), expected.grad_word, 1e-6));
       for (size_t i = 0; i < p.tables.size(); ++i) {
-        EXPECT_TRUE(Close(first_position.emplace_back(t.grad_position[i].values()), expected.grad_position[i], 1e-6)) << "table " << i;
+        EXPECT_TRUE(Close(first_position.emplace_back(t.grad_position[i].values()), expected.grad_position[i], 1e-6))
+            << "table " << i;
       }
     }
     EXPECT_TRUE(SameBits(t.stream1.values(), first_e));
@@ -171,7 +193,8 @@ TEST_P(Embedding, ForwardAndBackward_CloseToFloat64AndSameBitsForEverySchedule) 
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Embedding, testing::ValuesIn(problems()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, Embedding, testing::ValuesIn(problems()),
+                         [](const auto& info) { return info.param.name; });
 
 class EmbeddingOp : public OpTest {};
 
@@ -224,12 +247,15 @@ TEST_F(EmbeddingOp, BadId_IsNamedAndNothingIsWrittenOrItsRowIsNan) {
       ASSERT_TRUE(Ok(forward(stream, t.op)));
       const std::vector<float> e = t.stream1.values(), expected = good.stream1.values();
       for (size_t i = 0; i < e.size(); ++i) {
-        if (i / 31 == 33 + 4) EXPECT_TRUE(std::isnan(e[i])) << i;
-        else EXPECT_EQ(e[i], expected[i]) << i;
+        if (i / 31 == 33 + 4)
+          EXPECT_TRUE(std::isnan(e[i])) << i;
+        else
+          EXPECT_EQ(e[i], expected[i]) << i;
       }
       ASSERT_TRUE(Ok(backward(stream, t.op)));
       Data without = d;  // the same gradients as of that token with a gradient of zero
-      for (int64_t i = 0; i < p.width; ++i) without.grad1[(33 + 4) * p.width + i] = without.grad2[(33 + 4) * p.width + i] = 0;
+      for (int64_t i = 0; i < p.width; ++i)
+        without.grad1[(33 + 4) * p.width + i] = without.grad2[(33 + 4) * p.width + i] = 0;
       EXPECT_TRUE(Close(t.grad_word.values(), reference(p, without).grad_word, 1e-6));
       continue;
     }

@@ -22,18 +22,34 @@ struct Problem {
 
 Problem problem(Random& random, int64_t n, int64_t e, int64_t f, int32_t activation, float dropout, int64_t chunk = 0) {
   const double s1 = 2 / std::sqrt(static_cast<double>(e)), s2 = 2 / std::sqrt(static_cast<double>(f));
-  return {n, e, f, activation, dropout, chunk, random.floats(n * e), random.floats(f * e, -s1, s1), random.floats(f), random.floats(e * f, -s2, s2),
-          random.floats(e), random.floats(n * e), random.floats(f * e), random.floats(f), random.floats(e * f), random.floats(e)};
+  return {n,
+          e,
+          f,
+          activation,
+          dropout,
+          chunk,
+          random.floats(n * e),
+          random.floats(f * e, -s1, s1),
+          random.floats(f),
+          random.floats(e * f, -s2, s2),
+          random.floats(e),
+          random.floats(n * e),
+          random.floats(f * e),
+          random.floats(f),
+          random.floats(e * f),
+          random.floats(e)};
 }
 
 struct Expected {
   Doubles y, grad_x, grad_w1, grad_b1, grad_w2, grad_b2;
 };
 
-Expected reference(const Problem& p, const Doubles& x, const Doubles& w1, const Doubles& b1, const Doubles& w2, const Doubles& b2) {
+Expected reference(const Problem& p, const Doubles& x, const Doubles& w1, const Doubles& b1, const Doubles& w2,
+                   const Doubles& b2) {
   const Philox hidden_random = philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_HIDDEN);
   const Philox output_random = philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_OUTPUT);
-  Expected r{Doubles(p.n * p.e), Doubles(p.n * p.e), Doubles(p.f * p.e), Doubles(p.f), Doubles(p.e * p.f), Doubles(p.e)};
+  Expected r{Doubles(p.n * p.e), Doubles(p.n * p.e), Doubles(p.f * p.e),
+             Doubles(p.f),       Doubles(p.e * p.f), Doubles(p.e)};
   Doubles z(p.f), h(p.f), dz(p.e);
   for (int64_t n = 0; n < p.n; ++n) {
     for (int64_t j = 0; j < p.f; ++j) {
@@ -67,7 +83,9 @@ Expected reference(const Problem& p, const Doubles& x, const Doubles& w1, const 
   return r;
 }
 
-Expected reference(const Problem& p) { return reference(p, doubles(p.x), doubles(p.w1), doubles(p.b1), doubles(p.w2), doubles(p.b2)); }
+Expected reference(const Problem& p) {
+  return reference(p, doubles(p.x), doubles(p.w1), doubles(p.b1), doubles(p.w2), doubles(p.b2));
+}
 
 struct Results {
   std::vector<float> y, grad_x, grad_w1, grad_b1, grad_w2, grad_b2;
@@ -76,9 +94,9 @@ struct Results {
 Results run(const Problem& p, int32_t threads) {
   Context context(threads);
   Stream stream(context);
-  const Tensor<float> x({p.n, p.e}, p.x), w1({p.f, p.e}, p.w1), b1({p.f}, p.b1), w2({p.e, p.f}, p.w2), b2({p.e}, p.b2), y({p.n, p.e}),
-      grad_y({p.n, p.e}, p.grad_y), grad_x({p.n, p.e}), grad_w1({p.f, p.e}, p.grad_w1), grad_b1({p.f}, p.grad_b1), grad_w2({p.e, p.f}, p.grad_w2),
-      grad_b2({p.e}, p.grad_b2);
+  const Tensor<float> x({p.n, p.e}, p.x), w1({p.f, p.e}, p.w1), b1({p.f}, p.b1), w2({p.e, p.f}, p.w2), b2({p.e}, p.b2),
+      y({p.n, p.e}), grad_y({p.n, p.e}, p.grad_y), grad_x({p.n, p.e}), grad_w1({p.f, p.e}, p.grad_w1),
+      grad_b1({p.f}, p.grad_b1), grad_w2({p.e, p.f}, p.grad_w2), grad_b2({p.e}, p.grad_b2);
   auto op = make_op<rfn_feed_forward>();
   op.activation = p.activation;
   op.dropout = p.dropout;
@@ -125,7 +143,8 @@ class FeedForwardActivation : public testing::TestWithParam<int32_t> {};
 
 TEST_P(FeedForwardActivation, OddSizes_CloseToFloat64) {
   Random random(83);
-  for (const auto& [n, e, f] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {33, 31, 17}, {300, 20, 530}}) {
+  for (const auto& [n, e, f] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {33, 31, 17}, {300, 20, 530}}) {
     for (const float p : {0.0f, 0.25f}) {
       const Problem problem_ = problem(random, n, e, f, GetParam(), p);
       expect_close(problem_, run(problem_, 2), reference(problem_), n == 1 ? Zeros::kAllowed : Zeros::kRefused);
@@ -133,7 +152,8 @@ TEST_P(FeedForwardActivation, OddSizes_CloseToFloat64) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, FeedForwardActivation, testing::Range(0, 6), [](const auto& info) { return activation_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(All, FeedForwardActivation, testing::Range(0, 6),
+                         [](const auto& info) { return activation_name(info.param); });
 
 TEST(FeedForward, AnyChunk_SameDropoutAndCloseToFloat64) {
   Random random(89);
@@ -166,27 +186,41 @@ TEST(FeedForward, Gradients_AreFiniteDifferences) {
     return sum;
   };
   expect_close(p, run(p, 1),
-               {reference(p).y, numeric_gradient(x, loss), numeric_gradient(w1, loss), numeric_gradient(b1, loss), numeric_gradient(w2, loss),
-                numeric_gradient(b2, loss)});
+               {reference(p).y, numeric_gradient(x, loss), numeric_gradient(w1, loss), numeric_gradient(b1, loss),
+                numeric_gradient(w2, loss), numeric_gradient(b2, loss)});
 }
 
 // What exact residuals rest on: the backward pass recomputes y to the bit, whatever the threads.
 TEST(FeedForwardChunk, Backward_RecomputesTheBitsOfForward) {
   Random random(103);
-  for (const auto& [n, e, f] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 8, 8}, {31, 40, 33}, {300, 24, 1030}, {2100, 16, 64}}) {
+  for (const auto& [n, e, f] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 8, 8}, {31, 40, 33}, {300, 24, 1030}, {2100, 16, 64}}) {
     for (const float dropout_ : {0.0f, 0.3f}) {
       const Problem p = problem(random, n, e, f, RFN_ACTIVATION_GELU_TANH, dropout_);
       std::vector<float> grad_w1 = p.grad_w1, grad_b1 = p.grad_b1, grad_w2 = p.grad_w2, grad_b2 = p.grad_b2, first;
-      const FeedForward op{e, f, p.activation, dropout_, philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_HIDDEN),
-                                philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_OUTPUT), p.w1.data(), p.b1.data(), p.w2.data(), p.b2.data(),
-                                grad_w1.data(), grad_b1.data(), grad_w2.data(), grad_b2.data()};
+      const FeedForward op{e,
+                           f,
+                           p.activation,
+                           dropout_,
+                           philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_HIDDEN),
+                           philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_OUTPUT),
+                           p.w1.data(),
+                           p.b1.data(),
+                           p.w2.data(),
+                           p.b2.data(),
+                           grad_w1.data(),
+                           grad_b1.data(),
+                           grad_w2.data(),
+                           grad_b2.data()};
       for (const int32_t threads : kThreadCounts) {
         const GuardedMemory scratch(cpu::feed_forward_forward_scratch(op, threads, n) * 4, 0);
         const GuardedMemory scratch_backward(cpu::feed_forward_backward_scratch(op, threads, n) * 4, 0);
         const Tensor<float> y({n, e}), y_again({n, e}), dx({n, e});
-        cpu::feed_forward_chunk_forward(threads, op, 1000, n, p.x.data(), static_cast<float*>(scratch.data()), nullptr, y.data());
-        cpu::feed_forward_chunk_backward(threads, op, 1000, n, p.x.data(), p.grad_y.data(), static_cast<float*>(scratch_backward.data()), nullptr,
-                                         y_again.data(), dx.data());
+        cpu::feed_forward_chunk_forward(threads, op, 1000, n, p.x.data(), static_cast<float*>(scratch.data()), nullptr,
+                                        y.data());
+        cpu::feed_forward_chunk_backward(threads, op, 1000, n, p.x.data(), p.grad_y.data(),
+                                         static_cast<float*>(scratch_backward.data()), nullptr, y_again.data(),
+                                         dx.data());
         EXPECT_TRUE(AllFinite(y.values()));
         EXPECT_TRUE(SameBits(y_again.values(), y.values()));
         if (first.empty()) first = y.values();

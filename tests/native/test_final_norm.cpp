@@ -20,8 +20,18 @@ struct Problem {
 
 Problem problem(Random& random, int32_t combine, int64_t n, int64_t e, float dropout) {
   const int64_t w = combine == RFN_COMBINE_CONCATENATE ? 2 * e : e;
-  return {combine, n, e, w, dropout, random.floats(n * e, -2, 3), random.floats(n * e), random.floats(w, 0.5, 1.5), random.floats(w),
-          random.floats(n * w), random.floats(w), random.floats(w)};
+  return {combine,
+          n,
+          e,
+          w,
+          dropout,
+          random.floats(n * e, -2, 3),
+          random.floats(n * e),
+          random.floats(w, 0.5, 1.5),
+          random.floats(w),
+          random.floats(n * w),
+          random.floats(w),
+          random.floats(w)};
 }
 
 Doubles reference(const Problem& p, const Doubles& a, const Doubles& b, const Doubles& weight, const Doubles& bias) {
@@ -36,8 +46,8 @@ Doubles reference(const Problem& p, const Doubles& a, const Doubles& b, const Do
     }
     for (const double value : x) variance += (value - mean) * (value - mean) / static_cast<double>(p.w);
     for (int64_t i = 0; i < p.w; ++i) {
-      y[row * p.w + i] =
-          ((x[i] - mean) / std::sqrt(variance + static_cast<double>(1e-6f)) * weight[i] + bias[i]) * dropout(random, row * p.w + i, p.dropout);
+      y[row * p.w + i] = ((x[i] - mean) / std::sqrt(variance + static_cast<double>(1e-6f)) * weight[i] + bias[i]) *
+                         dropout(random, row * p.w + i, p.dropout);
     }
   }
   return y;
@@ -50,8 +60,9 @@ struct Results {
 Results run(const Problem& p, int32_t threads) {
   Context context(threads);
   Stream stream(context);
-  const Tensor<float> a({p.n, p.e}, p.a), b({p.n, p.e}, p.b), weight({p.w}, p.weight), bias({p.w}, p.bias), y({p.n, p.w}),
-      grad_y({p.n, p.w}, p.grad_y), grad_a({p.n, p.e}), grad_b({p.n, p.e}), grad_weight({p.w}, p.grad_weight), grad_bias({p.w}, p.grad_bias);
+  const Tensor<float> a({p.n, p.e}, p.a), b({p.n, p.e}, p.b), weight({p.w}, p.weight), bias({p.w}, p.bias),
+      y({p.n, p.w}), grad_y({p.n, p.w}, p.grad_y), grad_a({p.n, p.e}), grad_b({p.n, p.e}),
+      grad_weight({p.w}, p.grad_weight), grad_bias({p.w}, p.grad_bias);
   auto op = make_op<rfn_final_norm>();
   op.combine = p.combine;
   op.epsilon = 1e-6f;
@@ -77,10 +88,12 @@ class FinalNorm : public testing::TestWithParam<int32_t> {};
 
 TEST_P(FinalNorm, Forward_CloseToFloat64) {
   Random random(131);
-  for (const auto& [n, e] : std::vector<std::pair<int64_t, int64_t>>{{1, 2}, {33, 31}, {300, 129}, {12, 300}, {3, 4102}}) {
+  for (const auto& [n, e] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 2}, {33, 31}, {300, 129}, {12, 300}, {3, 4102}}) {
     for (const float dropout_ : {0.0f, 0.3f}) {
       const Problem p = problem(random, GetParam(), n, e, dropout_);
-      EXPECT_TRUE(Close(run(p, 2).y, reference(p, doubles(p.a), doubles(p.b), doubles(p.weight), doubles(p.bias)), 1e-6));
+      EXPECT_TRUE(
+          Close(run(p, 2).y, reference(p, doubles(p.a), doubles(p.b), doubles(p.weight), doubles(p.bias)), 1e-6));
     }
   }
 }

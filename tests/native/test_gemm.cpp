@@ -22,10 +22,12 @@ class Gemm : public testing::TestWithParam<Product> {};
 
 TEST_P(Gemm, OddSizes_CloseToFloat64AndSameBitsForAllThreads) {
   const Product p = GetParam();
-  const Transpose ta = p.a_transposed ? Transpose::kYes : Transpose::kNo, tb = p.b_transposed ? Transpose::kYes : Transpose::kNo;
+  const Transpose ta = p.a_transposed ? Transpose::kYes : Transpose::kNo,
+                  tb = p.b_transposed ? Transpose::kYes : Transpose::kNo;
   Random random(23);
   const int64_t lda = (p.a_transposed ? p.m : p.k) + 3, ldb = (p.b_transposed ? p.k : p.n) + 1, ldc = p.n + 2;
-  const std::vector<float> a = random.floats((p.a_transposed ? p.k : p.m) * lda), b = random.floats((p.b_transposed ? p.n : p.k) * ldb);
+  const std::vector<float> a = random.floats((p.a_transposed ? p.k : p.m) * lda),
+                           b = random.floats((p.b_transposed ? p.n : p.k) * ldb);
   std::vector<float> start(static_cast<size_t>(p.m * ldc), poison());  // with beta 0, C is not read
   if (p.beta != 0) {
     for (int64_t i = 0; i < p.m; ++i) {
@@ -37,7 +39,8 @@ TEST_P(Gemm, OddSizes_CloseToFloat64AndSameBitsForAllThreads) {
     for (int64_t j = 0; j < p.n; ++j) {
       double sum = p.beta == 0 ? 0 : start[i * ldc + j];
       for (int64_t l = 0; l < p.k; ++l) {
-        sum += static_cast<double>(a[p.a_transposed ? l * lda + i : i * lda + l]) * b[p.b_transposed ? j * ldb + l : l * ldb + j];
+        sum += static_cast<double>(a[p.a_transposed ? l * lda + i : i * lda + l]) *
+               b[p.b_transposed ? j * ldb + l : l * ldb + j];
       }
       expected.push_back(sum);
     }

@@ -29,8 +29,8 @@ struct Data {
 
 Data data(Random& random, const Problem& p) {
   const double s = 2 * p.spread / std::sqrt(static_cast<double>(p.k));
-  Data d{random.floats(p.n * p.k), random.floats(p.v * p.k, -s, s), random.floats(p.v), random.floats(p.v * p.k), random.floats(p.v),
-         random.integers(p.n, p.v)};
+  Data d{random.floats(p.n * p.k), random.floats(p.v * p.k, -s, s), random.floats(p.v), random.floats(p.v * p.k),
+         random.floats(p.v),       random.integers(p.n, p.v)};
   for (int64_t i = 1; i < p.n; i += p.ignored_every) d.labels[i] = kIgnored;
   return d;
 }
@@ -59,7 +59,8 @@ Expected reference(const Problem& p, const Data& d, const Doubles& x, const Doub
     const double lse = largest + std::log(sum);
     r.statistics[2] += first == label;
     for (int64_t j = 0; j < p.v; ++j) {
-      const double q = (j == label ? 1.0 - p.smoothing : 0.0) + static_cast<double>(p.smoothing) / static_cast<double>(p.v);
+      const double q =
+          (j == label ? 1.0 - p.smoothing : 0.0) + static_cast<double>(p.smoothing) / static_cast<double>(p.v);
       r.statistics[0] += q * (lse - z[j]);
       const double dz = scale * (std::exp(z[j] - lse) - q);
       r.grad_bias[j] += dz;
@@ -73,7 +74,9 @@ Expected reference(const Problem& p, const Data& d, const Doubles& x, const Doub
   return r;
 }
 
-Expected reference(const Problem& p, const Data& d) { return reference(p, d, doubles(d.x), doubles(d.weight), doubles(d.bias)); }
+Expected reference(const Problem& p, const Data& d) {
+  return reference(p, d, doubles(d.x), doubles(d.weight), doubles(d.bias));
+}
 
 struct Results {
   rfn_status status;
@@ -105,20 +108,26 @@ Results run(const Problem& p, const Data& d, int32_t threads) {
   op.grad_weight = grad_weight;
   if (p.has_bias) op.grad_bias = grad_bias;
   EXPECT_EQ(backward(stream, op), status);
-  return {status, statistics.values(), forward_statistics.values(), p.in_place ? x.values() : grad_x.values(), grad_weight.values(),
+  return {status,
+          statistics.values(),
+          forward_statistics.values(),
+          p.in_place ? x.values() : grad_x.values(),
+          grad_weight.values(),
           grad_bias.values()};
 }
 
 void expect_close(const Problem& p, const Data& d, const Results& results, const Expected& expected) {
   const double limit = gradient_limit(p.precision, 3e-6);
   EXPECT_EQ(results.status, RFN_OK);
-  EXPECT_NEAR(results.statistics[0], expected.statistics[0], forward_limit(p.precision, 1e-6) * std::fabs(expected.statistics[0]));
+  EXPECT_NEAR(results.statistics[0], expected.statistics[0],
+              forward_limit(p.precision, 1e-6) * std::fabs(expected.statistics[0]));
   EXPECT_EQ(results.statistics[1], expected.statistics[1]);
   EXPECT_EQ(results.statistics[2], expected.statistics[2]);
   EXPECT_TRUE(SameBits(results.forward_statistics, results.statistics));
   EXPECT_TRUE(Close(results.grad_x, expected.grad_x, limit));
   EXPECT_TRUE(Close(results.grad_weight, plus(expected.grad_weight, d.grad_weight), limit));
-  EXPECT_TRUE(Close(results.grad_bias, p.has_bias ? plus(expected.grad_bias, d.grad_bias) : doubles(d.grad_bias), limit));
+  EXPECT_TRUE(
+      Close(results.grad_bias, p.has_bias ? plus(expected.grad_bias, d.grad_bias) : doubles(d.grad_bias), limit));
 }
 
 void expect_close(const Problem& p, uint64_t seed) {
@@ -184,7 +193,8 @@ TEST(HeadLoss, EveryPrecision_CloseToFloat64AndInUse) {
     const Results results = run(p, d, 2);
     expect_close(p, d, results, reference(p, d));
     if (precision == RFN_PRECISION_F32) unrounded = results.grad_x;
-    EXPECT_EQ(static_cast<bool>(SameBits(results.grad_x, unrounded)), precision == RFN_PRECISION_F32 || !tensors_are_aligned);
+    EXPECT_EQ(static_cast<bool>(SameBits(results.grad_x, unrounded)),
+              precision == RFN_PRECISION_F32 || !tensors_are_aligned);
   }
 }
 
@@ -281,7 +291,8 @@ TEST(HeadLoss, MillionTokens_WorkspaceStaysSmall) {
     op.weight = shape({v, 1024});
     int64_t bytes = -1;
     ASSERT_TRUE(Ok(rfn_head_loss_workspace(context, &op, RFN_PASS_BACKWARD, &bytes)));
-    EXPECT_LE(bytes, int64_t{on_cpu() ? 32 : 128} << 20) << v;  // a device needs more rows at a time for its products to be fast
+    EXPECT_LE(bytes, int64_t{on_cpu() ? 32 : 128} << 20)
+        << v;  // a device needs more rows at a time for its products to be fast
   }
 }
 

@@ -16,8 +16,15 @@ struct Problem {
 };
 
 Problem problem(Random& random, int64_t n, int64_t e, double center = 0, double spread = 1) {
-  return {n, e, 1e-5f, random.floats(n * e, center - spread, center + spread), random.floats(e, 0.5, 1.5), random.floats(e), random.floats(n * e),
-          random.floats(e), random.floats(e)};
+  return {n,
+          e,
+          1e-5f,
+          random.floats(n * e, center - spread, center + spread),
+          random.floats(e, 0.5, 1.5),
+          random.floats(e),
+          random.floats(n * e),
+          random.floats(e),
+          random.floats(e)};
 }
 
 struct Expected {
@@ -56,8 +63,9 @@ struct Results {
 Results run(const Problem& p, int32_t threads) {
   Context context(threads);
   Stream stream(context);
-  const Tensor<float> x({p.n, p.e}, p.x), weight({p.e}, p.weight), bias({p.e}, p.bias), y({p.n, p.e}), grad_y({p.n, p.e}, p.grad_y),
-      grad_x({p.n, p.e}), grad_weight({p.e}, p.grad_weight), grad_bias({p.e}, p.grad_bias);
+  const Tensor<float> x({p.n, p.e}, p.x), weight({p.e}, p.weight), bias({p.e}, p.bias), y({p.n, p.e}),
+      grad_y({p.n, p.e}, p.grad_y), grad_x({p.n, p.e}), grad_weight({p.e}, p.grad_weight),
+      grad_bias({p.e}, p.grad_bias);
   auto op = make_op<rfn_layer_norm>();
   op.epsilon = p.epsilon;
   op.x = x;
@@ -92,9 +100,12 @@ TEST_P(LayerNorm, OddSizes_CloseToFloat64) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerNorm,
-                         testing::Values(std::pair(1, 1), std::pair(1, 31), std::pair(33, 33), std::pair(130, 7), std::pair(129, 64),
-                                         std::pair(2, 1031), std::pair(9000, 16), std::pair(11, 4999)),
-                         [](const auto& info) { return std::to_string(info.param.first) + "x" + std::to_string(info.param.second); });
+                         testing::Values(std::pair(1, 1), std::pair(1, 31), std::pair(33, 33), std::pair(130, 7),
+                                         std::pair(129, 64), std::pair(2, 1031), std::pair(9000, 16),
+                                         std::pair(11, 4999)),
+                         [](const auto& info) {
+                           return std::to_string(info.param.first) + "x" + std::to_string(info.param.second);
+                         });
 
 TEST(LayerNormOp, RowsFarFromZero_KeepTheirPrecision) {
   Random random(37);

@@ -18,8 +18,17 @@ struct Problem {
 
 Problem problem(Random& random, int64_t n, int64_t k, int64_t m, int32_t activation, bool bias) {
   const double spread = 2 / std::sqrt(static_cast<double>(k));
-  return {n, k, m, activation, bias, random.floats(n * k), random.floats(m * k, -spread, spread), random.floats(m), random.floats(n * m),
-          random.floats(m * k), random.floats(m)};
+  return {n,
+          k,
+          m,
+          activation,
+          bias,
+          random.floats(n * k),
+          random.floats(m * k, -spread, spread),
+          random.floats(m),
+          random.floats(n * m),
+          random.floats(m * k),
+          random.floats(m)};
 }
 
 struct Expected {
@@ -51,8 +60,9 @@ struct Results {
 Results run(const Problem& p, int32_t threads, bool with_grad_x = true) {
   Context context(threads);
   Stream stream(context);
-  const Tensor<float> x({p.n, p.k}, p.x), weight({p.m, p.k}, p.weight), bias({p.m}, p.bias), y({p.n, p.m}), grad_y({p.n, p.m}, p.grad_y),
-      grad_x({p.n, p.k}), grad_weight({p.m, p.k}, p.grad_weight), grad_bias({p.m}, p.grad_bias);
+  const Tensor<float> x({p.n, p.k}, p.x), weight({p.m, p.k}, p.weight), bias({p.m}, p.bias), y({p.n, p.m}),
+      grad_y({p.n, p.m}, p.grad_y), grad_x({p.n, p.k}), grad_weight({p.m, p.k}, p.grad_weight),
+      grad_bias({p.m}, p.grad_bias);
   auto op = make_op<rfn_linear>();
   op.activation = p.activation;
   op.x = x;
@@ -72,7 +82,8 @@ class Linear : public testing::TestWithParam<int32_t> {};
 
 TEST_P(Linear, OddSizes_CloseToFloat64) {
   Random random(61);
-  for (const auto& [n, k, m] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {31, 33, 17}, {300, 5, 530}, {257, 40, 3}}) {
+  for (const auto& [n, k, m] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {31, 33, 17}, {300, 5, 530}, {257, 40, 3}}) {
     for (const bool bias : {false, true}) {
       const Problem p = problem(random, n, k, m, GetParam(), bias);
       const Expected expected = reference(p, doubles(p.x), doubles(p.weight), doubles(p.bias));
@@ -99,7 +110,8 @@ TEST_P(Linear, EverySchedule_SameBits) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Range(0, 6), [](const auto& info) { return activation_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Range(0, 6),
+                         [](const auto& info) { return activation_name(info.param); });
 
 TEST(LinearOp, MoreRowsThanAChunk_CloseToFloat64) {  // wide enough for two chunks of pre-activations
   Random random(71);

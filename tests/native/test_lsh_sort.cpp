@@ -1,4 +1,5 @@
-// The sort of positions by bucket, over sizes at which a counting sort takes another path: more digits, more tiles, one bucket for all.
+// The sort of positions by bucket, over sizes at which a counting sort takes another path: more digits, more tiles, one
+// bucket for all.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,7 +22,8 @@ struct Problem {
 
 std::vector<int32_t> sort(const Stream& stream, const Problem& p) {
   const int64_t padded = (p.length + p.chunk - 1) / p.chunk * p.chunk;
-  const Tensor<int32_t> buckets({kBatch, kHeads, kRounds, p.length}, p.values), sorted({kBatch, kHeads, kRounds, padded});
+  const Tensor<int32_t> buckets({kBatch, kHeads, kRounds, p.length}, p.values),
+      sorted({kBatch, kHeads, kRounds, padded});
   auto op = make_op<rfn_attention>();
   op.options.struct_size = sizeof(op.options);
   op.options.kind = RFN_ATTENTION_LSH;
@@ -47,7 +49,8 @@ std::vector<int32_t> expected(const Problem& p) {
     const int32_t* const values = p.values.data() + segment * p.length;
     std::vector<int32_t> slots(static_cast<size_t>(padded));
     std::iota(slots.begin(), slots.end(), 0);
-    std::stable_sort(slots.begin(), slots.begin() + p.length, [&](int32_t a, int32_t b) { return values[a] < values[b]; });
+    std::stable_sort(slots.begin(), slots.begin() + p.length,
+                     [&](int32_t a, int32_t b) { return values[a] < values[b]; });
     all.insert(all.end(), slots.begin(), slots.end());
   }
   return all;
@@ -62,7 +65,8 @@ TEST_P(LshSort, StableSortOfPositionsByBucket) {
   EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
   p.head_group = 1;
   EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
-  for (int64_t i = 0; i < kSegments * length; i += 1 + random.below(2)) p.values[i] = buckets / 2;  // one bucket that is nearly everything
+  for (int64_t i = 0; i < kSegments * length; i += 1 + random.below(2))
+    p.values[i] = buckets / 2;  // one bucket that is nearly everything
   EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
   p.values.assign(p.values.size(), buckets);  // nothing but padding
   EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
@@ -77,8 +81,9 @@ std::vector<std::pair<int64_t, int32_t>> sizes() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, LshSort, testing::ValuesIn(sizes()),
-                         [](const auto& info) { return std::to_string(info.param.first) + "Tokens" + std::to_string(info.param.second) + "Buckets"; });
+INSTANTIATE_TEST_SUITE_P(Sizes, LshSort, testing::ValuesIn(sizes()), [](const auto& info) {
+  return std::to_string(info.param.first) + "Tokens" + std::to_string(info.param.second) + "Buckets";
+});
 
 class LshSortOp : public OpTest {};
 

@@ -12,12 +12,14 @@ namespace {
 
 // ---- global norm ----
 
-std::pair<float, float> global_norm(const std::vector<std::vector<float>>& gradients, float max_norm, int32_t threads = 2) {
+std::pair<float, float> global_norm(const std::vector<std::vector<float>>& gradients, float max_norm,
+                                    int32_t threads = 2) {
   Context context(threads);
   Stream stream(context);
   std::vector<Tensor<float>> tensors;
   std::vector<rfn_tensor> views;
-  for (const auto& gradient : gradients) views.push_back(tensors.emplace_back(std::vector<int64_t>{static_cast<int64_t>(gradient.size())}, gradient));
+  for (const auto& gradient : gradients)
+    views.push_back(tensors.emplace_back(std::vector<int64_t>{static_cast<int64_t>(gradient.size())}, gradient));
   const Tensor<float> result({2});
   auto op = make_op<rfn_global_norm>();
   op.max_norm = max_norm;
@@ -58,12 +60,13 @@ struct AdamW {
   std::vector<float> parameter, moment1, moment2;
 };
 
-AdamW adamw(AdamW state, const std::vector<float>& gradient, int64_t step, const std::vector<float>& clip, float decay, int32_t threads = 2) {
+AdamW adamw(AdamW state, const std::vector<float>& gradient, int64_t step, const std::vector<float>& clip, float decay,
+            int32_t threads = 2) {
   Context context(threads);
   Stream stream(context);
   const int64_t n = static_cast<int64_t>(gradient.size());
-  const Tensor<float> parameter({n}, state.parameter), gradients({n}, gradient), moment1({n}, state.moment1), moment2({n}, state.moment2),
-      clips({2}, clip.empty() ? std::vector<float>(2) : clip);
+  const Tensor<float> parameter({n}, state.parameter), gradients({n}, gradient), moment1({n}, state.moment1),
+      moment2({n}, state.moment2), clips({2}, clip.empty() ? std::vector<float>(2) : clip);
   auto op = make_op<rfn_adamw>();
   op.learning_rate = 0.01f;
   op.beta1 = 0.9f;
@@ -95,7 +98,8 @@ TEST(AdamWOp, SeveralSteps_CloseToFloat64) {
           m[i] = b1 * m[i] + (1 - b1) * g;
           v[i] = b2 * v[i] + (1 - b2) * g * g;
           const double mhat = m[i] / (1 - std::pow(b1, step)), vhat = v[i] / (1 - std::pow(b2, step));
-          p[i] -= static_cast<double>(0.01f) * (mhat / (std::sqrt(vhat) + static_cast<double>(1e-8f)) + static_cast<double>(0.1f) * p[i]);
+          p[i] -= static_cast<double>(0.01f) *
+                  (mhat / (std::sqrt(vhat) + static_cast<double>(1e-8f)) + static_cast<double>(0.1f) * p[i]);
         }
       }
       EXPECT_TRUE(Close(state.parameter, p, 1e-6));
@@ -150,11 +154,13 @@ struct Options {
   float scale = 1;
 };
 
-Adafactor adafactor(const Adafactor& state, const std::vector<float>& gradient, int64_t step, const Options& o, int32_t threads = 2) {
+Adafactor adafactor(const Adafactor& state, const std::vector<float>& gradient, int64_t step, const Options& o,
+                    int32_t threads = 2) {
   Context context(threads);
   Stream stream(context);
   const bool factored = state.sizes.size() >= 2;
-  const Tensor<float> parameter(state.sizes, state.parameter), gradients(state.sizes, gradient), clip({2}, {1, o.scale});
+  const Tensor<float> parameter(state.sizes, state.parameter), gradients(state.sizes, gradient),
+      clip({2}, {1, o.scale});
   std::vector<Tensor<float>> moments;
   auto op = make_op<rfn_adafactor>();
   op.learning_rate = o.rate;
@@ -194,7 +200,9 @@ struct Reference {
     const size_t n = p.size(), columns = column.empty() ? n : column.size(), rows = n / columns;
     const double rho = 1 - std::pow(static_cast<double>(t), -static_cast<double>(0.8f)), scale = o.scale;
     Doubles u(n), row_new(row.size()), column_new(column.size());
-    const auto square = [&](size_t i) { return scale * gradient[i] * scale * gradient[i] + static_cast<double>(1e-30f); };
+    const auto square = [&](size_t i) {
+      return scale * gradient[i] * scale * gradient[i] + static_cast<double>(1e-30f);
+    };
     for (size_t i = 0; i < n; ++i) {
       if (row.empty()) {
         moment2[i] = rho * moment2[i] + (1 - rho) * square(i);
@@ -204,10 +212,12 @@ struct Reference {
       }
     }
     double row_mean = 0, u_squares = 0, p_squares = 0;
-    for (size_t r = 0; r < row.size(); ++r) row_mean += (row[r] = rho * row[r] + (1 - rho) * row_new[r]) / static_cast<double>(rows);
+    for (size_t r = 0; r < row.size(); ++r)
+      row_mean += (row[r] = rho * row[r] + (1 - rho) * row_new[r]) / static_cast<double>(rows);
     for (size_t c = 0; c < column.size(); ++c) column[c] = rho * column[c] + (1 - rho) * column_new[c];
     for (size_t i = 0; i < n; ++i) {
-      u[i] = scale * gradient[i] / std::sqrt(row.empty() ? moment2[i] : row[i / columns] * column[i % columns] / row_mean);
+      u[i] =
+          scale * gradient[i] / std::sqrt(row.empty() ? moment2[i] : row[i / columns] * column[i % columns] / row_mean);
       u_squares += u[i] * u[i];
       p_squares += p[i] * p[i];
     }
@@ -220,7 +230,8 @@ struct Reference {
 
 TEST(AdafactorOp, AllRanks_CloseToFloat64) {
   Random random(229);
-  for (const auto& sizes : std::vector<std::vector<int64_t>>{{1}, {33}, {40000}, {1, 1}, {31, 33}, {200, 7}, {3, 2050}, {4, 5, 6}, {2, 3, 4, 5}}) {
+  for (const auto& sizes : std::vector<std::vector<int64_t>>{
+           {1}, {33}, {40000}, {1, 1}, {31, 33}, {200, 7}, {3, 2050}, {4, 5, 6}, {2, 3, 4, 5}}) {
     for (const Options& o : {Options{}, Options{0.1f, 0.2f, 0, 0, 1}, Options{0.05f, 1, 0.1f, 1, 0.01f}}) {
       Adafactor state = adafactor_state(random, sizes);
       Reference reference{doubles(state.parameter), doubles(state.row), doubles(state.column), doubles(state.moment2)};

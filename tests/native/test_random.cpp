@@ -9,7 +9,8 @@
 namespace rfn::test {
 namespace {
 
-std::vector<float> draw(std::vector<int64_t> sizes, int32_t threads, uint64_t step = 4, int32_t site = RFN_SITE_ROTATIONS) {
+std::vector<float> draw(std::vector<int64_t> sizes, int32_t threads, uint64_t step = 4,
+                        int32_t site = RFN_SITE_ROTATIONS) {
   Context context(threads);
   Stream stream(context);
   const Tensor<float> destination(std::move(sizes));
@@ -31,7 +32,8 @@ TEST(RandomNormal, EverySize_FollowsBoxMuller) {
     const std::vector<float> z = draw({n}, 2);
     for (int64_t i = 0; i < n; ++i) {
       const uint64_t pair = static_cast<uint64_t>(i) & ~uint64_t{1};
-      const double u1 = ((philox_word(random, pair) >> 8) + 1) * 0x1p-24, u2 = (philox_word(random, pair + 1) >> 8) * 0x1p-24;
+      const double u1 = ((philox_word(random, pair) >> 8) + 1) * 0x1p-24,
+                   u2 = (philox_word(random, pair + 1) >> 8) * 0x1p-24;
       const double r = std::sqrt(-2 * std::log(u1)), angle = 2 * M_PI * u2;
       ASSERT_FLOAT_EQ(z[i], static_cast<float>(0.5 + 2 * r * (i % 2 == 0 ? std::cos(angle) : std::sin(angle)))) << i;
     }
@@ -55,7 +57,8 @@ TEST(RandomNormal, ManyNumbers_HaveTheirMoments) {
 }
 
 TEST(RandomNormal, OtherStepOrSite_OtherNumbers) {
-  const std::vector<float> z = draw({64}, 1), later = draw({64}, 1, 5), elsewhere = draw({64}, 1, 4, RFN_SITE_PARAMETERS);
+  const std::vector<float> z = draw({64}, 1), later = draw({64}, 1, 5),
+                           elsewhere = draw({64}, 1, 4, RFN_SITE_PARAMETERS);
   for (int i = 0; i < 64; ++i) {
     EXPECT_NE(z[i], later[i]);
     EXPECT_NE(z[i], elsewhere[i]);

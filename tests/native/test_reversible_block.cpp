@@ -40,22 +40,43 @@ std::vector<Case> cases() {
   add("LshFloat", [](Case&) {});
   add("LshExact", [](Case& c) { c.residual = RFN_RESIDUAL_EXACT; });
   add("LshExactDropout", [](Case& c) {
-    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.2f, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.3f, c.masked = true;
+    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.2f, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.3f,
+    c.masked = true;
   });
   add("LshHeadByHead", [](Case& c) { c.heads = 3, c.head_group = 1, c.output_bias = true, c.rounds = 1; });
-  add("LocalFloat", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.activation = RFN_ACTIVATION_GELU_ERF, c.output_bias = true; });
-  add("LocalExactBothSides", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.causal = 0, c.residual = RFN_RESIDUAL_EXACT, c.masked = true, c.head_group = 1; });
+  add("LocalFloat",
+      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.activation = RFN_ACTIVATION_GELU_ERF, c.output_bias = true; });
+  add("LocalExactBothSides", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL, c.causal = 0, c.residual = RFN_RESIDUAL_EXACT, c.masked = true, c.head_group = 1;
+  });
   add("FullFloat", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.activation = RFN_ACTIVATION_SILU, c.length = 70; });
-  add("ManyRows", [](Case& c) { c.length = 600, c.activation = RFN_ACTIVATION_GELU_TANH, c.residual = RFN_RESIDUAL_EXACT, c.batch = 1; });
+  add("ManyRows", [](Case& c) {
+    c.length = 600, c.activation = RFN_ACTIVATION_GELU_TANH, c.residual = RFN_RESIDUAL_EXACT, c.batch = 1;
+  });
   add("LengthOne", [](Case& c) { c.length = 1, c.batch = 1; });
   add("SmallChunks", [](Case& c) { c.chunk = 7, c.length = 33; });
   return all;
 }
 
 // Parameters of the block in the order of rfn_block_parameters.
-enum Parameter { kNormWeight, kNormBias, kQuery, kKey, kValue, kOutput, kOutputBias, kFfNormWeight, kFfNormBias, kW1, kB1, kW2, kB2, kParameters };
-constexpr const char* kNames[] = {"norm weight", "norm bias", "query", "key", "value", "output", "output bias", "ff norm weight", "ff norm bias",
-                                  "w1", "b1", "w2", "b2"};
+enum Parameter {
+  kNormWeight,
+  kNormBias,
+  kQuery,
+  kKey,
+  kValue,
+  kOutput,
+  kOutputBias,
+  kFfNormWeight,
+  kFfNormBias,
+  kW1,
+  kB1,
+  kW2,
+  kB2,
+  kParameters
+};
+constexpr const char* kNames[] = {"norm weight",    "norm bias",    "query", "key", "value", "output", "output bias",
+                                  "ff norm weight", "ff norm bias", "w1",    "b1",  "w2",    "b2"};
 
 struct Problem {
   Case c;
@@ -81,7 +102,9 @@ struct Problem {
     stream2 = random.floats(n, -2, 2);
     if (c.residual == RFN_RESIDUAL_EXACT) {  // as the embedding leaves them: on the grid
       for (auto* stream : {&stream1, &stream2}) {
-        for (float& x : *stream) x = static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -c.exponent)), c.exponent));
+        for (float& x : *stream)
+          x = static_cast<float>(
+              std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -c.exponent)), c.exponent));
       }
     }
     grad1 = random.floats(n);
@@ -101,8 +124,11 @@ struct Problem {
     o.shared_qk = shared ? 1 : 0;
     o.causal = c.causal;
     o.dropout = c.attention_dropout;
-    if (c.kind != RFN_ATTENTION_FULL) o.wrap = 1, o.chunk_length = 8, o.chunks_before = 1, o.chunks_after = c.causal != 0 ? 0 : 1;
-    if (shared) o.key_norm = RFN_KEY_NORM_RMS, o.rounds = c.rounds, o.factor_count = 1, o.factors[0] = 8, o.pad_bucket = c.masked ? 1 : 0;
+    if (c.kind != RFN_ATTENTION_FULL)
+      o.wrap = 1, o.chunk_length = 8, o.chunks_before = 1, o.chunks_after = c.causal != 0 ? 0 : 1;
+    if (shared)
+      o.key_norm = RFN_KEY_NORM_RMS, o.rounds = c.rounds, o.factor_count = 1, o.factors[0] = 8,
+      o.pad_bucket = c.masked ? 1 : 0;
     if (c.attention != nullptr) c.attention(o);
     return o;
   }
@@ -117,8 +143,12 @@ struct Bound {
   rfn_reversible_block op = make_op<rfn_reversible_block>();
 
   explicit Bound(const Problem& p)
-      : stream1(streams(p), p.stream1), stream2(streams(p), p.stream2), grad1(streams(p), p.grad1), grad2(streams(p), p.grad2),
-        rotations({p.c.heads, p.c.head_size, p.c.rounds, 4}, p.rotations), buckets({p.c.batch, p.c.heads, p.c.rounds, p.c.length}),
+      : stream1(streams(p), p.stream1),
+        stream2(streams(p), p.stream2),
+        grad1(streams(p), p.grad1),
+        grad2(streams(p), p.grad2),
+        rotations({p.c.heads, p.c.head_size, p.c.rounds, 4}, p.rotations),
+        buckets({p.c.batch, p.c.heads, p.c.rounds, p.c.length}),
         mask({p.c.batch, p.c.length}, p.mask.empty() ? std::vector<uint8_t>(p.c.batch * p.c.length, 1) : p.mask) {
     for (int i = 0; i < kParameters; ++i) {
       parameters.emplace_back(p.shapes[i], p.parameters[i]);
@@ -148,8 +178,9 @@ struct Bound {
 
   static rfn_block_parameters fields(const Problem& p, const std::vector<Tensor<float>>& tensors) {
     rfn_block_parameters f = make_op<rfn_block_parameters>();
-    rfn_tensor* const places[] = {&f.attention_norm_weight, &f.attention_norm_bias, &f.query, &f.key, &f.value, &f.output, &f.output_bias,
-                                  &f.feed_forward_norm_weight, &f.feed_forward_norm_bias, &f.w1, &f.b1, &f.w2, &f.b2};
+    rfn_tensor* const places[] = {
+        &f.attention_norm_weight,    &f.attention_norm_bias,    &f.query, &f.key, &f.value, &f.output, &f.output_bias,
+        &f.feed_forward_norm_weight, &f.feed_forward_norm_bias, &f.w1,    &f.b1,  &f.w2,    &f.b2};
     for (int i = 0; i < kParameters; ++i) {
       if (p.used(i)) *places[i] = tensors[i];
     }
@@ -165,11 +196,16 @@ Numbers widen(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
 double activate(int32_t kind, double x) {
   switch (kind) {
-    case RFN_ACTIVATION_RELU: return x > 0 ? x : 0;
-    case RFN_ACTIVATION_GELU_ERF: return x * 0.5 * (1 + std::erf(x / std::sqrt(2.0)));
-    case RFN_ACTIVATION_GELU_TANH: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case RFN_ACTIVATION_SILU: return x / (1 + std::exp(-x));
-    default: return x;
+    case RFN_ACTIVATION_RELU:
+      return x > 0 ? x : 0;
+    case RFN_ACTIVATION_GELU_ERF:
+      return x * 0.5 * (1 + std::erf(x / std::sqrt(2.0)));
+    case RFN_ACTIVATION_GELU_TANH:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case RFN_ACTIVATION_SILU:
+      return x / (1 + std::exp(-x));
+    default:
+      return x;
   }
 }
 
@@ -185,7 +221,8 @@ struct Reference {
 
   std::vector<int32_t> buckets;  // empty: of the reference's own queries
 
-  explicit Reference(const Problem& problem, std::vector<int32_t> given_buckets = {}) : p(problem), buckets(std::move(given_buckets)) {
+  explicit Reference(const Problem& problem, std::vector<int32_t> given_buckets = {})
+      : p(problem), buckets(std::move(given_buckets)) {
     for (const auto& x : p.parameters) w.push_back(widen(x)), g.emplace_back(x.size(), 0.0);
   }
 
@@ -198,12 +235,14 @@ struct Reference {
       double mean = 0, variance = 0;
       for (int64_t j = 0; j < e; ++j) mean += x[i * e + j] / static_cast<double>(e);
       for (int64_t j = 0; j < e; ++j) variance += std::pow(x[i * e + j] - mean, 2) / static_cast<double>(e);
-      for (int64_t j = 0; j < e; ++j) y[i * e + j] = (x[i * e + j] - mean) / std::sqrt(variance + 1e-6) * weight[j] + bias[j];
+      for (int64_t j = 0; j < e; ++j)
+        y[i * e + j] = (x[i * e + j] - mean) / std::sqrt(variance + 1e-6) * weight[j] + bias[j];
     }
     return y;
   }
 
-  void normalize_backward(const Numbers& x, const Numbers& weight, const Numbers& dy, Numbers& dx, Numbers& dweight, Numbers& dbias) const {
+  void normalize_backward(const Numbers& x, const Numbers& weight, const Numbers& dy, Numbers& dx, Numbers& dweight,
+                          Numbers& dbias) const {
     const int64_t e = p.c.width;
     for (int64_t i = 0; i < rows(); ++i) {
       double mean = 0, variance = 0, a = 0, b = 0;
@@ -233,10 +272,12 @@ struct Reference {
     return y;
   }
 
-  void times_backward(const Numbers& x, const Numbers& weight, const Numbers& dy, int64_t k, int64_t m, Numbers& dx, Numbers& dweight) const {
+  void times_backward(const Numbers& x, const Numbers& weight, const Numbers& dy, int64_t k, int64_t m, Numbers& dx,
+                      Numbers& dweight) const {
     for (int64_t i = 0; i < rows(); ++i) {
       for (int64_t j = 0; j < m; ++j) {
-        for (int64_t l = 0; l < k; ++l) dx[i * k + l] += dy[i * m + j] * weight[j * k + l], dweight[j * k + l] += dy[i * m + j] * x[i * k + l];
+        for (int64_t l = 0; l < k; ++l)
+          dx[i * k + l] += dy[i * m + j] * weight[j * k + l], dweight[j * k + l] += dy[i * m + j] * x[i * k + l];
       }
     }
   }
@@ -245,12 +286,14 @@ struct Reference {
     Numbers m(count, 1.0);
     if (rate == 0) return m;
     const Philox random = philox(p.seed, p.step, p.layer, site);
-    for (size_t i = 0; i < count; ++i) m[i] = dropout_multiplier(philox_word(random, i), dropout_threshold(rate), 1 / (1 - rate));
+    for (size_t i = 0; i < count; ++i)
+      m[i] = dropout_multiplier(philox_word(random, i), dropout_threshold(rate), 1 / (1 - rate));
     return m;
   }
 
   double rounded(double x) const {
-    return p.c.residual == RFN_RESIDUAL_EXACT ? std::ldexp(std::nearbyint(std::ldexp(x, -p.c.exponent)), p.c.exponent) : x;
+    return p.c.residual == RFN_RESIDUAL_EXACT ? std::ldexp(std::nearbyint(std::ldexp(x, -p.c.exponent)), p.c.exponent)
+                                              : x;
   }
 
   // Forward and, from the gradients of the problem, backward.
@@ -261,14 +304,17 @@ struct Reference {
     ReferenceAttention a;
     a.options = p.options();
     a.batch = p.c.batch, a.length = p.c.length, a.heads = p.c.heads, a.head_size = p.c.head_size;
-    a.seed = p.seed, a.step = p.step, a.layer = p.layer, a.mask = p.mask, a.rotations = widen(p.rotations), a.rotation_sets = p.c.heads;
+    a.seed = p.seed, a.step = p.step, a.layer = p.layer, a.mask = p.mask, a.rotations = widen(p.rotations),
+    a.rotation_sets = p.c.heads;
     a.q = times(normal, w[kQuery], e, projected);
     if (!p.shared) a.k = times(normal, w[kKey], e, projected);
     a.v = times(normal, w[kValue], e, projected);
     if (p.shared) {
       a.hash();
-      if (!buckets.empty()) a.buckets = buckets;
-      else ASSERT_GT(a.smallest_margin, 1e-6) << "a near tie: float32 may choose another bucket; take another seed";
+      if (!buckets.empty())
+        a.buckets = buckets;
+      else
+        ASSERT_GT(a.smallest_margin, 1e-6) << "a near tie: float32 may choose another bucket; take another seed";
       a.sort();
     }
     a.forward();
@@ -282,7 +328,8 @@ struct Reference {
     const Numbers normal1 = normalize(y1, w[kFfNormWeight], w[kFfNormBias]);
     Numbers before = times(normal1, w[kW1], e, f), hidden(before.size());
     const Numbers keep_hidden = multipliers(before.size(), RFN_SITE_FEED_FORWARD_HIDDEN, p.c.feed_forward_dropout);
-    for (size_t i = 0; i < before.size(); ++i) before[i] = (before[i] + w[kB1][i % f]) * keep_hidden[i], hidden[i] = activate(p.c.activation, before[i]);
+    for (size_t i = 0; i < before.size(); ++i)
+      before[i] = (before[i] + w[kB1][i % f]) * keep_hidden[i], hidden[i] = activate(p.c.activation, before[i]);
     const Numbers keep_output = multipliers(x1.size(), RFN_SITE_FEED_FORWARD_OUTPUT, p.c.feed_forward_dropout);
     sub = times(hidden, w[kW2], f, e);
     y2 = x2;
@@ -327,7 +374,8 @@ class ReversibleBlockTest : public testing::TestWithParam<Case> {
     Reference reference(p, given ? b.buckets.values() : std::vector<int32_t>{});
     reference.run();
     if (HasFatalFailure()) return;
-    // The grid's own step may fall the other way where float32 and float64 straddle a tie; that is one step, of a value near 3.
+    // The grid's own step may fall the other way where float32 and float64 straddle a tie; that is one step, of a value
+    // near 3.
     const double grid = p.c.residual == RFN_RESIDUAL_EXACT ? std::ldexp(1.0, p.c.exponent) : 0;
     EXPECT_TRUE(Close(widen(b.stream1.values()), reference.y1, limit + grid));
     EXPECT_TRUE(Close(widen(b.stream2.values()), reference.y2, limit + grid));
@@ -346,7 +394,9 @@ class ReversibleBlockTest : public testing::TestWithParam<Case> {
     for (int i = 0; i < kParameters; ++i) {
       const bool one = p.c.length == 1 && (i == kQuery || i == kKey);
       if (p.used(i)) {
-        EXPECT_TRUE(Close(widen(b.gradients[i].values()), reference.g[i], gradient, one ? Zeros::kAllowed : Zeros::kRefused)) << kNames[i];
+        EXPECT_TRUE(
+            Close(widen(b.gradients[i].values()), reference.g[i], gradient, one ? Zeros::kAllowed : Zeros::kRefused))
+            << kNames[i];
       }
     }
   }
@@ -356,7 +406,8 @@ TEST_P(ReversibleBlockTest, ForwardInverseAndGradientsMatchFloat64) {
   for (const int32_t precision : precisions()) {
     SCOPED_TRACE(precision_name(precision));
     Case c = GetParam();
-    // ReLU's slope jumps at 0, and rounded inputs move some hidden units across: their gradients are right, but not near those of float64.
+    // ReLU's slope jumps at 0, and rounded inputs move some hidden units across: their gradients are right, but not
+    // near those of float64.
     if (precision != RFN_PRECISION_F32 && c.activation == RFN_ACTIVATION_RELU) c.activation = RFN_ACTIVATION_GELU_TANH;
     check(Problem(c, 31), precision);
   }
@@ -367,47 +418,53 @@ TEST_P(ReversibleBlockTest, SameBitsForEverySchedule) {
   for (const int32_t precision : precisions()) {
     SCOPED_TRACE(precision_name(precision));
     std::vector<std::vector<float>> first;
-    for_each_schedule([&](int32_t threads) {
-      Context other(threads, precision);
-      Stream lane(other);
-      Bound b(p);
-      std::vector<std::vector<float>> now;
-      ASSERT_TRUE(Ok(forward(lane, b.op)));
-      now.push_back(b.stream1.values());
-      now.push_back(b.stream2.values());
-      ASSERT_TRUE(Ok(backward(lane, b.op)));
-      now.push_back(b.grad1.values());
-      now.push_back(b.grad2.values());
-      for (const auto& gradient : b.gradients) now.push_back(gradient.values());
-      if (first.empty()) first = now;
-      for (size_t i = 0; i < now.size(); ++i) EXPECT_TRUE(SameBits(now[i], first[i])) << threads << " threads, value " << i;
-    }, precision == RFN_PRECISION_F32 ? 10 : 4);
+    for_each_schedule(
+        [&](int32_t threads) {
+          Context other(threads, precision);
+          Stream lane(other);
+          Bound b(p);
+          std::vector<std::vector<float>> now;
+          ASSERT_TRUE(Ok(forward(lane, b.op)));
+          now.push_back(b.stream1.values());
+          now.push_back(b.stream2.values());
+          ASSERT_TRUE(Ok(backward(lane, b.op)));
+          now.push_back(b.grad1.values());
+          now.push_back(b.grad2.values());
+          for (const auto& gradient : b.gradients) now.push_back(gradient.values());
+          if (first.empty()) first = now;
+          for (size_t i = 0; i < now.size(); ++i)
+            EXPECT_TRUE(SameBits(now[i], first[i])) << threads << " threads, value " << i;
+        },
+        precision == RFN_PRECISION_F32 ? 10 : 4);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ReversibleBlockTest, testing::ValuesIn(cases()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, ReversibleBlockTest, testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 class ReversibleStackTest : public OpTest {
  protected:
-  // A stack of LSH, local and full blocks with dropout: backward gives back every bit of every layer's input, and the gradients of the inverted
-  // stack are those of one that kept all its activations.
+  // A stack of LSH, local and full blocks with dropout: backward gives back every bit of every layer's input, and the
+  // gradients of the inverted stack are those of one that kept all its activations.
   void run(int depth) {
     std::vector<Problem> layers;
     std::vector<std::unique_ptr<Bound>> bound;
     for (int l = 0; l < depth; ++l) {
       Case c;
       c.kind = l % 3 == 0 ? RFN_ATTENTION_LSH : l % 3 == 1 ? RFN_ATTENTION_LOCAL : RFN_ATTENTION_FULL;
-      c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f, c.feed_forward_dropout = 0.1f, c.length = 51;
+      c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f,
+      c.feed_forward_dropout = 0.1f, c.length = 51;
       layers.emplace_back(c, 500 + static_cast<uint64_t>(l));
       layers.back().layer = l;
       bound.push_back(std::make_unique<Bound>(layers.back()));
     }
     Bound& first = *bound[0];
-    const std::vector<float> start1 = first.stream1.values(), start2 = first.stream2.values(), end_grad1 = first.grad1.values(),
-                             end_grad2 = first.grad2.values();
+    const std::vector<float> start1 = first.stream1.values(), start2 = first.stream2.values(),
+                             end_grad1 = first.grad1.values(), end_grad2 = first.grad2.values();
     const auto connect = [&](int l) {
       rfn_reversible_block& op = bound[l]->op;
-      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1, op.grad_stream2 = first.grad2;
+      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1,
+      op.grad_stream2 = first.grad2;
       op.range_report = first.report;
     };
     std::vector<std::vector<float>> kept;
@@ -445,7 +502,8 @@ class ReversibleStackTest : public OpTest {
     }
     size_t i = 0;
     for (int l = 0; l < depth; ++l) {
-      for (const auto& gradient : bound[l]->gradients) EXPECT_TRUE(SameBits(gradient.values(), inverted[i++])) << "layer " << l;
+      for (const auto& gradient : bound[l]->gradients)
+        EXPECT_TRUE(SameBits(gradient.values(), inverted[i++])) << "layer " << l;
     }
     EXPECT_TRUE(SameBits(first.grad1.values(), inverted[i++]));
     EXPECT_TRUE(SameBits(first.grad2.values(), inverted[i]));
@@ -487,15 +545,22 @@ struct Kept {
   Tensor<int32_t> buckets;
 
   explicit Kept(const Problem& p)
-      : stream1(Bound::streams(p)), stream2(Bound::streams(p)), query(heads(p)), key(heads(p)), value(heads(p)),
-        log_sum_exp({p.c.batch, p.c.heads, p.c.length}), hidden({p.c.batch * p.c.length, p.c.hidden}), result(heads(p)),
+      : stream1(Bound::streams(p)),
+        stream2(Bound::streams(p)),
+        query(heads(p)),
+        key(heads(p)),
+        value(heads(p)),
+        log_sum_exp({p.c.batch, p.c.heads, p.c.length}),
+        hidden({p.c.batch * p.c.length, p.c.hidden}),
+        result(heads(p)),
         buckets({p.c.batch, p.c.heads, p.c.rounds, p.c.length}) {}
 
   void give(rfn_reversible_block& op, const Problem& p, Level level) const {
     if (level == Level::kNothing) return;
     op.kept_stream1 = stream1, op.kept_stream2 = stream2;
     if (level == Level::kStreams) return;
-    op.kept_query = query, op.kept_value = value, op.kept_log_sum_exp = log_sum_exp, op.kept_hidden = hidden, op.attention_result = result;
+    op.kept_query = query, op.kept_value = value, op.kept_log_sum_exp = log_sum_exp, op.kept_hidden = hidden,
+    op.attention_result = result;
     if (!p.shared) op.kept_key = key;
     if (p.shared) op.buckets = buckets;
   }
@@ -531,7 +596,9 @@ std::vector<Case> kept_cases() {
     all.push_back(c);
   };
   add("SameBucketLogCount", [](Case& c) {
-    c.attention = [](rfn_attention_options& o) { o.window = RFN_WINDOW_SAME_BUCKET, o.duplicates = RFN_DUPLICATES_LOG_COUNT; };
+    c.attention = [](rfn_attention_options& o) {
+      o.window = RFN_WINDOW_SAME_BUCKET, o.duplicates = RFN_DUPLICATES_LOG_COUNT;
+    };
   });
   add("Strict", [](Case& c) {
     c.attention_dropout = 0.2f;
@@ -540,18 +607,24 @@ std::vector<Case> kept_cases() {
   add("BothSidesL2Factors", [](Case& c) {
     c.causal = 0, c.masked = true;
     c.attention = [](rfn_attention_options& o) {
-      o.key_norm = RFN_KEY_NORM_L2, o.factor_count = 2, o.factors[0] = 4, o.factors[1] = 4, o.repeat_chunks = 1, o.padded_length = 48;
+      o.key_norm = RFN_KEY_NORM_L2, o.factor_count = 2, o.factors[0] = 4, o.factors[1] = 4, o.repeat_chunks = 1,
+      o.padded_length = 48;
     };
   });
   add("FullBias", [](Case& c) {
-    c.kind = RFN_ATTENTION_FULL, c.output_bias = true, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.2f, c.activation = RFN_ACTIVATION_TANH;
+    c.kind = RFN_ATTENTION_FULL, c.output_bias = true, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.2f,
+    c.activation = RFN_ACTIVATION_TANH;
   });
   add("LocalHeadGroups", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.heads = 5, c.head_size = 3, c.head_group = 2, c.chunk = 16, c.attention_dropout = 0.3f, c.hidden = 33;
+    c.kind = RFN_ATTENTION_LOCAL, c.heads = 5, c.head_size = 3, c.head_group = 2, c.chunk = 16,
+    c.attention_dropout = 0.3f, c.hidden = 33;
   });
-  add("LshHeadGroups", [](Case& c) { c.heads = 3, c.head_size = 7, c.head_group = 2, c.length = 65, c.hidden = 600, c.width = 17, c.masked = true; });
+  add("LshHeadGroups", [](Case& c) {
+    c.heads = 3, c.head_size = 7, c.head_group = 2, c.length = 65, c.hidden = 600, c.width = 17, c.masked = true;
+  });
   add("ManyRowsDropout", [](Case& c) {
-    c.batch = 1, c.length = 290, c.hidden = 530, c.chunk = 270, c.feed_forward_dropout = 0.1f, c.output_dropout = 0.1f, c.activation = RFN_ACTIVATION_GELU_ERF;
+    c.batch = 1, c.length = 290, c.hidden = 530, c.chunk = 270, c.feed_forward_dropout = 0.1f, c.output_dropout = 0.1f,
+    c.activation = RFN_ACTIVATION_GELU_ERF;
   });
   return all;
 }
@@ -574,7 +647,8 @@ class KeptTest : public testing::TestWithParam<Case> {
     if (level != Level::kNothing) {
       EXPECT_TRUE(SameBits(kept.stream1.values(), p.stream1));
       EXPECT_TRUE(SameBits(kept.stream2.values(), p.stream2));
-      // Nothing that the backward pass would compute again is there: neither the hash's rotations nor what only the forward products add.
+      // Nothing that the backward pass would compute again is there: neither the hash's rotations nor what only the
+      // forward products add.
       if (level == Level::kActivations) b.rotations.poison(), b.parameters[kB1].poison();
       b.parameters[kB2].poison(), b.parameters[kOutputBias].poison();
     }
@@ -604,7 +678,8 @@ TEST_P(KeptTest, EveryLevel_GivesTheBitsOfTheInvertedBlock) {
         EXPECT_TRUE(SameBits(streams[i], inverted[i]));
       } else if (precision == RFN_PRECISION_F32) {
         // Subtraction gives back rounded streams, and the attention half differentiates at those.
-        EXPECT_TRUE(Close(streams[i], std::vector<double>(inverted[i].begin(), inverted[i].end()), kGradientLimit, Zeros::kAllowed));
+        EXPECT_TRUE(Close(streams[i], std::vector<double>(inverted[i].begin(), inverted[i].end()), kGradientLimit,
+                          Zeros::kAllowed));
       }
     }
     EXPECT_TRUE(SameBits(streams[2], p.stream1)) << "with float residuals too";
@@ -616,16 +691,20 @@ TEST_P(KeptTest, Activations_SameBitsForEverySchedule) {
   const Problem p(GetParam(), 31);
   std::vector<std::vector<float>> first;
   std::vector<std::vector<uint32_t>> first_left;
-  for_each_schedule([&](int32_t threads) {
-    std::vector<std::vector<uint32_t>> left;
-    const auto now = run(p, Level::kActivations, threads, RFN_PRECISION_F32, &left);
-    if (first.empty()) first = now, first_left = left;
-    for (size_t i = 0; i < now.size(); ++i) EXPECT_TRUE(SameBits(now[i], first[i])) << threads << " threads, value " << i;
-    EXPECT_EQ(left, first_left) << threads << " threads";
-  }, 4);
+  for_each_schedule(
+      [&](int32_t threads) {
+        std::vector<std::vector<uint32_t>> left;
+        const auto now = run(p, Level::kActivations, threads, RFN_PRECISION_F32, &left);
+        if (first.empty()) first = now, first_left = left;
+        for (size_t i = 0; i < now.size(); ++i)
+          EXPECT_TRUE(SameBits(now[i], first[i])) << threads << " threads, value " << i;
+        EXPECT_EQ(left, first_left) << threads << " threads";
+      },
+      4);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, KeptTest, testing::ValuesIn(kept_cases()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, KeptTest, testing::ValuesIn(kept_cases()),
+                         [](const auto& info) { return info.param.name; });
 
 using KeptTensorTest = OpTest;
 
@@ -639,7 +718,8 @@ TEST_F(KeptTensorTest, EachOne_IsWhatBackwardReads) {
     Kept kept(p);
     kept.give(b.op, p, Level::kActivations);
     EXPECT_TRUE(Ok(forward(stream, b.op)));
-    Tensor<float>* const tensors[] = {&kept.stream1, &kept.stream2, &kept.query, &kept.key, &kept.value, &kept.log_sum_exp, &kept.hidden, &kept.result};
+    Tensor<float>* const tensors[] = {&kept.stream1, &kept.stream2,     &kept.query,  &kept.key,
+                                      &kept.value,   &kept.log_sum_exp, &kept.hidden, &kept.result};
     if (changed >= 0) {
       std::vector<float> values = tensors[changed]->values();
       for (float& x : values) x += 0.5f;
@@ -691,7 +771,8 @@ TEST_F(KeptTensorTest, MixedLevels_OfAStack_GiveTheSameGradients) {
   for (int l = 0; l < kDepth; ++l) {
     Case c;
     c.kind = l % 3 == 0 ? RFN_ATTENTION_LSH : l % 3 == 1 ? RFN_ATTENTION_LOCAL : RFN_ATTENTION_FULL;
-    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f, c.feed_forward_dropout = 0.1f, c.length = 51;
+    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f, c.feed_forward_dropout = 0.1f,
+    c.length = 51;
     layers.emplace_back(c, 700 + static_cast<uint64_t>(l));
     layers.back().layer = l;
   }
@@ -704,13 +785,15 @@ TEST_F(KeptTensorTest, MixedLevels_OfAStack_GiveTheSameGradients) {
       rfn_reversible_block& op = bound[l]->op;
       kept[l]->give(op, layers[l], level(l));
       const Bound& first = *bound[0];
-      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1, op.grad_stream2 = first.grad2;
+      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1,
+      op.grad_stream2 = first.grad2;
       op.range_report = first.report;
       EXPECT_TRUE(Ok(forward(stream, op)));
     }
     for (int l = kDepth - 1; l >= 0; --l) EXPECT_TRUE(Ok(backward(stream, bound[l]->op)));
     const Bound& first = *bound[0];
-    std::vector<std::vector<float>> values = {first.stream1.values(), first.stream2.values(), first.grad1.values(), first.grad2.values()};
+    std::vector<std::vector<float>> values = {first.stream1.values(), first.stream2.values(), first.grad1.values(),
+                                              first.grad2.values()};
     for (const auto& block : bound) {
       for (const auto& gradient : block->gradients) values.push_back(gradient.values());
     }
@@ -721,7 +804,8 @@ TEST_F(KeptTensorTest, MixedLevels_OfAStack_GiveTheSameGradients) {
   for (const int shift : {0, 1, 2}) {
     const auto found = run([&](int l) { return static_cast<Level>((2 * l + l / 3 + shift) % 3); });
     ASSERT_EQ(found.size(), expected.size());
-    for (size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(SameBits(found[i], expected[i])) << "shift " << shift << ", value " << i;
+    for (size_t i = 0; i < found.size(); ++i)
+      EXPECT_TRUE(SameBits(found[i], expected[i])) << "shift " << shift << ", value " << i;
   }
 }
 

@@ -18,7 +18,8 @@ struct Options {
   int32_t top_k = 0;
 };
 
-rfn_status draw_ids(const Options& o, const std::vector<float>& logits, int64_t v, std::vector<int32_t>& ids, int32_t threads = 2) {
+rfn_status draw_ids(const Options& o, const std::vector<float>& logits, int64_t v, std::vector<int32_t>& ids,
+                    int32_t threads = 2) {
   Context context(threads);
   Stream stream(context);
   const int64_t n = static_cast<int64_t>(logits.size()) / v;
@@ -46,14 +47,16 @@ int32_t reference(const Options& o, const float* logits, int64_t v, int64_t row)
   if (o.top_k > 0 && o.top_k < v) order.resize(o.top_k);
   Doubles weight(v);
   double total = 0, kept = 0;
-  for (const int32_t id : order) total += weight[id] = std::exp((static_cast<double>(logits[id]) - logits[order[0]]) / o.temperature);
+  for (const int32_t id : order)
+    total += weight[id] = std::exp((static_cast<double>(logits[id]) - logits[order[0]]) / o.temperature);
   if (o.top_p < 1) {
     size_t count = 0;
     while (count < order.size() && kept < o.top_p * total) kept += weight[order[count++]];
     for (size_t i = count; i < order.size(); ++i) weight[order[i]] = 0;
   }
   total = std::accumulate(weight.begin(), weight.end(), 0.0);
-  const double point = philox_word(philox(kSeed, kStep, -1, RFN_SITE_SAMPLING), static_cast<uint64_t>(row)) * 0x1p-32 * total;
+  const double point =
+      philox_word(philox(kSeed, kStep, -1, RFN_SITE_SAMPLING), static_cast<uint64_t>(row)) * 0x1p-32 * total;
   double sum = 0;
   for (int32_t id = 0; id < v; ++id) {
     sum += weight[id];
@@ -87,7 +90,8 @@ TEST(Sample, ManyRows_FollowTheDistribution) {
   const std::vector<double> probability = {0.5, 0.25, 0.125, 0.125, 0};
   std::vector<float> logits;
   for (int64_t row = 0; row < rows; ++row) {
-    for (const double p : probability) logits.push_back(static_cast<float>(2 * std::log(p)));  // halved by the temperature; the last is -inf
+    for (const double p : probability)
+      logits.push_back(static_cast<float>(2 * std::log(p)));  // halved by the temperature; the last is -inf
   }
   std::vector<int32_t> ids;
   ASSERT_TRUE(Ok(draw_ids({2, 1, 0}, logits, 5, ids)));

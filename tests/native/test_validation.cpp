@@ -1,4 +1,5 @@
-// The door: every op, given one wrong thing at a time, must refuse it with a message that names it, and leave every output as it was.
+// The door: every op, given one wrong thing at a time, must refuse it with a message that names it, and leave every
+// output as it was.
 #include <algorithm>
 #include <cstdint>
 #include <functional>
@@ -22,7 +23,8 @@ enum class Use { kInput, kOptionalInput, kShape, kOutput, kOptionalOutput };
 bool written(Use use) { return use == Use::kOutput || use == Use::kOptionalOutput; }
 bool optional(Use use) { return use == Use::kOptionalInput || use == Use::kOptionalOutput; }
 
-// A correct call of one pass of an op, with memory for all its tensors; the op's type is known to OpCall alone, so that the checks are compiled once.
+// A correct call of one pass of an op, with memory for all its tensors; the op's type is known to OpCall alone, so that
+// the checks are compiled once.
 class Call {
  public:
   struct Argument {
@@ -41,7 +43,8 @@ class Call {
   virtual rfn_status query(const rfn_context* context, const void* any_op, int32_t any_pass, int64_t* bytes) const = 0;
   virtual bool has_query() const = 0;
 
-  void tensor(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, Use use, int32_t dtype = RFN_F32) {
+  void tensor(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, Use use,
+              int32_t dtype = RFN_F32) {
     int64_t bytes = dtype == RFN_U8 ? 1 : dtype == RFN_F64 || dtype == RFN_I64 ? 8 : 4;
     for (const int64_t size : sizes) bytes *= size;
     auto memory = std::make_shared<GuardedMemory>(bytes, 8);
@@ -51,10 +54,12 @@ class Call {
     if (!written(use)) std::memset(memory->data(), 0, static_cast<size_t>(bytes));
     arguments.push_back({argument, &view, use, memory});
   }
-  void input(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, int32_t dtype = RFN_F32) {
+  void input(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes,
+             int32_t dtype = RFN_F32) {
     tensor(argument, view, sizes, Use::kInput, dtype);
   }
-  void output(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, int32_t dtype = RFN_F32) {
+  void output(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes,
+              int32_t dtype = RFN_F32) {
     tensor(argument, view, sizes, Use::kOutput, dtype);
   }
 
@@ -104,9 +109,10 @@ class Checker {
 
   rfn_status run() const { return run(scratch_ == nullptr ? nullptr : scratch_->data(), bytes_); }
 
-  // The changed op is refused with the op's and the argument's name, in the workspace query too if `in_query`; nothing was written. Afterwards it is
-  // as before.
-  void refused(const std::string& what, const std::string& argument, bool in_query, const std::function<void()>& change) const {
+  // The changed op is refused with the op's and the argument's name, in the workspace query too if `in_query`; nothing
+  // was written. Afterwards it is as before.
+  void refused(const std::string& what, const std::string& argument, bool in_query,
+               const std::function<void()>& change) const {
     SCOPED_TRACE(call_.name + (call_.pass == RFN_PASS_FORWARD ? " forward: " : " backward: ") + what);
     const std::vector<uint8_t> before(call_.bytes, call_.bytes + call_.size);
     change();
@@ -198,13 +204,14 @@ class Checker {
         });
       }
       if (scratch_ == nullptr || bytes_ == 0) continue;
-      refused(a.name + " ends in the workspace", "workspace", false, [&] {
-        a.view->data = static_cast<char*>(scratch_->data()) + 8 - round_up(a.view->bytes, 8);
-      });
+      refused(a.name + " ends in the workspace", "workspace", false,
+              [&] { a.view->data = static_cast<char*>(scratch_->data()) + 8 - round_up(a.view->bytes, 8); });
     }
   }
 
-  void value(const std::string& argument, const std::function<void()>& change) const { refused(argument, argument, true, change); }
+  void value(const std::string& argument, const std::function<void()>& change) const {
+    refused(argument, argument, true, change);
+  }
 
   void workspaces() const {
     if (bytes_ == 0) return;
@@ -228,7 +235,8 @@ class Checker {
                         {"struct_size", std::to_string(right), std::to_string(size)}));
       if (!call_.has_query()) continue;
       int64_t bytes = -7;
-      EXPECT_TRUE(Fails(call_.query(stream_.context(), only.get(), call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"struct_size"}));
+      EXPECT_TRUE(
+          Fails(call_.query(stream_.context(), only.get(), call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"struct_size"}));
       EXPECT_EQ(bytes, -7);
     }
   }
@@ -238,11 +246,14 @@ class Checker {
     EXPECT_TRUE(Fails(call_.run(stream_, nullptr, nullptr, 0), RFN_INVALID_ARGUMENT, {"op", "NULL"}));
     if (!call_.has_query()) return;
     int64_t bytes = 0;
-    EXPECT_TRUE(Fails(call_.query(nullptr, call_.bytes, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"context", "NULL"}));
-    EXPECT_TRUE(Fails(call_.query(stream_.context(), nullptr, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"op", "NULL"}));
+    EXPECT_TRUE(
+        Fails(call_.query(nullptr, call_.bytes, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"context", "NULL"}));
+    EXPECT_TRUE(
+        Fails(call_.query(stream_.context(), nullptr, call_.pass, &bytes), RFN_INVALID_ARGUMENT, {"op", "NULL"}));
     EXPECT_TRUE(Fails(query(nullptr), RFN_INVALID_ARGUMENT, {"bytes", "NULL"}));
     for (const int32_t pass : {-1, 2}) {
-      EXPECT_TRUE(Fails(call_.query(stream_.context(), call_.bytes, pass, &bytes), RFN_INVALID_ARGUMENT, {call_.name, "pass"}));
+      EXPECT_TRUE(
+          Fails(call_.query(stream_.context(), call_.bytes, pass, &bytes), RFN_INVALID_ARGUMENT, {call_.name, "pass"}));
     }
   }
 
@@ -285,9 +296,9 @@ class Checker {
 using Validation = OpTest;
 
 TEST_F(Validation, RandomNormal_WrongArguments_Refused) {
-  OpCall<rfn_random_normal> call("random_normal", RFN_PASS_FORWARD, nullptr, [](rfn_stream* s, const rfn_random_normal* op, void*, int64_t) {
-    return rfn_random_normal_forward(s, op);
-  });
+  OpCall<rfn_random_normal> call(
+      "random_normal", RFN_PASS_FORWARD, nullptr,
+      [](rfn_stream* s, const rfn_random_normal* op, void*, int64_t) { return rfn_random_normal_forward(s, op); });
   rfn_random_normal& op = call.op;
   op.site = RFN_SITE_PARAMETERS;
   op.standard_deviation = 1;
@@ -312,8 +323,9 @@ void embedding(OpCall<rfn_embedding>& call, int32_t positions) {
   op.axes = positions == RFN_POSITIONS_AXIAL ? 2 : positions == RFN_POSITIONS_LEARNED ? 1 : 0;
   call.input("ids", op.ids, {b, t}, RFN_I32);
   call.input("word", op.word, {v, e});
-  const std::vector<std::vector<int64_t>> tables = positions == RFN_POSITIONS_AXIAL ? std::vector<std::vector<int64_t>>{{3, 4}, {2, 2}}
-                                                                                  : std::vector<std::vector<int64_t>>{{6, e}};
+  const std::vector<std::vector<int64_t>> tables = positions == RFN_POSITIONS_AXIAL
+                                                       ? std::vector<std::vector<int64_t>>{{3, 4}, {2, 2}}
+                                                       : std::vector<std::vector<int64_t>>{{6, e}};
   const bool forward = call.pass == RFN_PASS_FORWARD;
   for (int32_t i = 0; i < op.axes; ++i) {
     const std::string index = "[" + std::to_string(i) + "]";
@@ -361,7 +373,8 @@ TEST_F(Validation, EmbeddingForward_WrongArguments_Refused) {
     if (positions == RFN_POSITIONS_NONE) continue;
     check.value("position", [&] { op.first_position = 2; });          // 2 + 5 positions, tables for 6
     check.value("position", [&] { op.first_position = INT64_MAX; });  // nor does the sum overflow
-    if (positions == RFN_POSITIONS_AXIAL) check.value("position", [&] { op.position[1].shape[1] = 3; });  // widths 4 + 3, E = 6
+    if (positions == RFN_POSITIONS_AXIAL)
+      check.value("position", [&] { op.position[1].shape[1] = 3; });  // widths 4 + 3, E = 6
   }
 }
 
@@ -403,7 +416,8 @@ TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
   for (auto* call : {&forward, &backward}) {
     const Checker check(stream, *call);
     check.all();
-    for (const float epsilon : {0.0f, -1e-5f, kNaN, kInfinity}) check.value("epsilon", [&] { call->op.epsilon = epsilon; });
+    for (const float epsilon : {0.0f, -1e-5f, kNaN, kInfinity})
+      check.value("epsilon", [&] { call->op.epsilon = epsilon; });
   }
 }
 
@@ -473,8 +487,10 @@ void options(const Checker& check, rfn_attention_options& o) {
   integer("chunks_after", o.chunks_after, {-1, INT32_MAX});
   for (const float scale : {-1.0f, kNaN, kInfinity}) check.value("logit_scale", [&] { o.logit_scale = scale; });
   for (const float dropout : {-0.1f, 1.0f, kNaN}) check.value("dropout", [&] { o.dropout = dropout; });
-  for (const int64_t length : {int64_t{-1}, int64_t{0}, INT64_MAX}) check.value("chunk_length", [&] { o.chunk_length = length; });
-  for (const int64_t length : {int64_t{-4}, int64_t{8}, int64_t{13}, INT64_MAX}) check.value("padded_length", [&] { o.padded_length = length; });
+  for (const int64_t length : {int64_t{-1}, int64_t{0}, INT64_MAX})
+    check.value("chunk_length", [&] { o.chunk_length = length; });
+  for (const int64_t length : {int64_t{-4}, int64_t{8}, int64_t{13}, INT64_MAX})
+    check.value("padded_length", [&] { o.padded_length = length; });
   check.value("causal", [&] {
     o.window = RFN_WINDOW_STRICT;
     o.causal = 0;
@@ -575,7 +591,8 @@ using StageCall = OpCall<rfn_attention>;
 void stage_tensors(StageCall& call, Stage stage) {
   rfn_attention& op = call.op;
   op.options = lsh_options();
-  const std::vector<int64_t> heads = {kBatch, kLength, kHeads, kHeadSize}, rounds = {kRounds * kBatch, kLength, kHeads, kHeadSize},
+  const std::vector<int64_t> heads = {kBatch, kLength, kHeads, kHeadSize},
+                             rounds = {kRounds * kBatch, kLength, kHeads, kHeadSize},
                              lse = {kRounds, kBatch, kHeads, kLength}, buckets = {kBatch, kHeads, kRounds, kLength},
                              sorted = {kBatch, kHeads, kRounds, kPadded};
   const bool attends = stage == rfn_lsh_attend || stage == rfn_lsh_attend_backward;
@@ -585,7 +602,8 @@ void stage_tensors(StageCall& call, Stage stage) {
   if (stage == rfn_lsh_hash || stage == rfn_lsh_sort || attends) {
     call.tensor("buckets", op.buckets, buckets, stage == rfn_lsh_hash ? Use::kOutput : Use::kInput, RFN_I32);
   }
-  if (stage == rfn_lsh_sort || attends) call.tensor("sorted", op.sorted, sorted, stage == rfn_lsh_sort ? Use::kOutput : Use::kInput, RFN_I32);
+  if (stage == rfn_lsh_sort || attends)
+    call.tensor("sorted", op.sorted, sorted, stage == rfn_lsh_sort ? Use::kOutput : Use::kInput, RFN_I32);
   if (attends || stage == rfn_lsh_combine || stage == rfn_lsh_combine_backward) {
     const Use use = stage == rfn_lsh_attend ? Use::kOutput : Use::kInput;
     call.tensor("round_out", op.round_out, rounds, use);
@@ -616,12 +634,12 @@ void stage_tensors(StageCall& call, Stage stage) {
 }
 
 TEST_F(Validation, LshStages_WrongArguments_Refused) {
-#define RFN_STAGE(name)                                                                     \
-  {                                                                                         \
-    const bool is_backward = std::string(#name).find("backward") != std::string::npos;      \
+#define RFN_STAGE(name)                                                                             \
+  {                                                                                                 \
+    const bool is_backward = std::string(#name).find("backward") != std::string::npos;              \
     StageCall call(#name, is_backward ? RFN_PASS_BACKWARD : RFN_PASS_FORWARD, nullptr, rfn_##name); \
-    stage_tensors(call, rfn_##name);                                                        \
-    stages(call);                                                                           \
+    stage_tensors(call, rfn_##name);                                                                \
+    stages(call);                                                                                   \
   }
   const auto stages = [&](StageCall& call) {
     SCOPED_TRACE(call.name);
@@ -630,7 +648,8 @@ TEST_F(Validation, LshStages_WrongArguments_Refused) {
     const GuardedMemory scratch(bytes, 0);
     // Stages have no query of their own: they take attention's workspace.
     EXPECT_TRUE(Ok(call.run(stream, &call.op, scratch.data(), bytes)));
-    EXPECT_TRUE(Fails(call.run(stream, &call.op, scratch.data(), bytes - 1), RFN_INVALID_ARGUMENT, {call.name, "workspace_bytes"}));
+    EXPECT_TRUE(Fails(call.run(stream, &call.op, scratch.data(), bytes - 1), RFN_INVALID_ARGUMENT,
+                      {call.name, "workspace_bytes"}));
     const Checker check(stream, call);
     check.tensors();
     check.sizes();
@@ -714,9 +733,13 @@ void block(OpCall<rfn_reversible_block>& call, int32_t residual, Kept kept) {
     call.output("grad_stream2", op.grad_stream2, {kBatch, kLength, e});
   }
   call.tensor("mask", op.mask, {kBatch, kLength}, Use::kOptionalInput, RFN_U8);
-  const bool streams = kept != Kept::kNothing, activations = kept == Kept::kActivations, hashes = forward || (exact && !activations);
+  const bool streams = kept != Kept::kNothing, activations = kept == Kept::kActivations,
+             hashes = forward || (exact && !activations);
   if (hashes) call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
-  call.tensor("buckets", op.buckets, {kBatch, kHeads, kRounds, kLength}, !hashes ? Use::kInput : exact ? Use::kOptionalOutput : Use::kOutput,
+  call.tensor("buckets", op.buckets, {kBatch, kHeads, kRounds, kLength},
+              !hashes ? Use::kInput
+              : exact ? Use::kOptionalOutput
+                      : Use::kOutput,
               RFN_I32);
   // Forward fills any of them; what backward is given of a level has to be all of it.
   const Use use = forward ? Use::kOptionalOutput : Use::kInput;
@@ -743,12 +766,15 @@ TEST_F(Validation, ReversibleBlock_WrongArguments_Refused) {
       rfn_reversible_block& op = call->op;
       block(*call, residual, Kept::kNothing);
       const Checker check(stream, *call);
-      // Everything that is read as well as written (streams, gradients, report) is poison here; the first and last runs of all() work on that.
+      // Everything that is read as well as written (streams, gradients, report) is poison here; the first and last runs
+      // of all() work on that.
       check.all();
       options(check, op.attention);
-      for (const int32_t heads : {-1, 0, 4}) check.value(heads == 4 ? "parameters.query" : "heads", [&] { op.heads = heads; });
+      for (const int32_t heads : {-1, 0, 4})
+        check.value(heads == 4 ? "parameters.query" : "heads", [&] { op.heads = heads; });
       for (const int32_t activation : {-1, 6}) check.value("activation", [&] { op.activation = activation; });
-      for (const float epsilon : {0.0f, kNaN}) check.value("layer_norm_epsilon", [&] { op.layer_norm_epsilon = epsilon; });
+      for (const float epsilon : {0.0f, kNaN})
+        check.value("layer_norm_epsilon", [&] { op.layer_norm_epsilon = epsilon; });
       for (const float dropout : {-0.1f, 1.0f, kNaN}) {
         check.value("attention_output_dropout", [&] { op.attention_output_dropout = dropout; });
         check.value("feed_forward_dropout", [&] { op.feed_forward_dropout = dropout; });
@@ -776,7 +802,8 @@ TEST_F(Validation, ReversibleBlock_WrongKeptTensors_Refused) {
         block(*call, residual, kept);
         const Checker check(stream, *call);
         check.all();
-        check.value("kept_key", [&] { call->op.kept_key = kept == Kept::kStreams ? call->op.kept_stream1 : call->op.kept_query; });
+        check.value("kept_key",
+                    [&] { call->op.kept_key = kept == Kept::kStreams ? call->op.kept_stream1 : call->op.kept_query; });
       }
       // One of a level stands for all of it.
       const Checker check(stream, backward);
@@ -785,7 +812,8 @@ TEST_F(Validation, ReversibleBlock_WrongKeptTensors_Refused) {
         check.refused("a value without the rest", "kept_query", false, [&] { op.kept_value = op.stream1; });
         check.refused("hidden values without the rest", "kept_query", false, [&] { op.kept_hidden = op.stream1; });
       } else {
-        check.refused("activations without streams", "kept_stream1", false, [&] { op.kept_stream1 = op.kept_stream2 = {}; });
+        check.refused("activations without streams", "kept_stream1", false,
+                      [&] { op.kept_stream1 = op.kept_stream2 = {}; });
       }
     }
   }
@@ -821,10 +849,12 @@ TEST_F(Validation, ReversibleBlock_OfAnEarlierMinorVersion_KeepsNothing) {
   bytes.resize(earlier - 8);
   const uint32_t wrong = static_cast<uint32_t>(bytes.size());
   std::memcpy(bytes.data(), &wrong, sizeof(wrong));
-  EXPECT_TRUE(Fails(call.run(stream, bytes.data(), scratch.data(), needed), RFN_INVALID_ARGUMENT, {"reversible_block", "struct_size"}));
+  EXPECT_TRUE(Fails(call.run(stream, bytes.data(), scratch.data(), needed), RFN_INVALID_ARGUMENT,
+                    {"reversible_block", "struct_size"}));
 }
 
-// Every run adds the same token to the rings: without chunks before, a query looks at none of their positions, and counts stay below this one.
+// Every run adds the same token to the rings: without chunks before, a query looks at none of their positions, and
+// counts stay below this one.
 constexpr int64_t kPosition = 1000;
 
 void decode(OpCall<rfn_reversible_block_decode>& call, int32_t residual) {
@@ -859,16 +889,19 @@ TEST_F(Validation, Decode_WrongArguments_Refused) {
     check.value("causal", [&] { op.attention.causal = 0; });
     check.value("dropout", [&] { op.attention.dropout = 0.5f; });
     check.value("padded_length", [&] { op.attention.padded_length = 1004; });
-    for (const int64_t position : {int64_t{-1}, int64_t{INT32_MAX}, INT64_MAX}) check.value("position", [&] { op.position = position; });
+    for (const int64_t position : {int64_t{-1}, int64_t{INT32_MAX}, INT64_MAX})
+      check.value("position", [&] { op.position = position; });
     check.value("keys", [&] { op.position = kPosition + 1; });
     const auto local = [&](int32_t before, int64_t chunk) {
       op.attention.kind = RFN_ATTENTION_LOCAL, op.attention.chunks_before = before, op.attention.chunk_length = chunk;
     };
     check.value("keys", [&] { local(1, 501), op.position = 1001; });
     check.value("keys", [&] { local(2, 501), op.position = 1001; });
-    for (const int32_t heads : {-1, 0, 4}) check.value(heads == 4 ? "parameters.query" : "heads", [&] { op.heads = heads; });
+    for (const int32_t heads : {-1, 0, 4})
+      check.value(heads == 4 ? "parameters.query" : "heads", [&] { op.heads = heads; });
     for (const int32_t activation : {-1, 6}) check.value("activation", [&] { op.activation = activation; });
-    for (const float epsilon : {0.0f, kNaN}) check.value("layer_norm_epsilon", [&] { op.layer_norm_epsilon = epsilon; });
+    for (const float epsilon : {0.0f, kNaN})
+      check.value("layer_norm_epsilon", [&] { op.layer_norm_epsilon = epsilon; });
     for (const int32_t value : {-1, 2}) check.value("residual", [&] { op.residual = value; });
     if (residual == RFN_RESIDUAL_EXACT) {
       for (const int32_t value : {-25, -3}) check.value("grid_exponent", [&] { op.grid_exponent = value; });
@@ -881,8 +914,9 @@ TEST_F(Validation, Decode_WrongArguments_Refused) {
 }
 
 TEST_F(Validation, BucketRings_WrongArguments_Refused) {
-  OpCall<rfn_bucket_rings> call("bucket_rings", RFN_PASS_FORWARD, nullptr,
-                                [](rfn_stream* s, const rfn_bucket_rings* op, void*, int64_t) { return rfn_bucket_rings_forward(s, op); });
+  OpCall<rfn_bucket_rings> call(
+      "bucket_rings", RFN_PASS_FORWARD, nullptr,
+      [](rfn_stream* s, const rfn_bucket_rings* op, void*, int64_t) { return rfn_bucket_rings_forward(s, op); });
   rfn_bucket_rings& op = call.op;
   op.first = kPosition;
   call.input("buckets", op.buckets, {kBatch, kHeads, kRounds, 3}, RFN_I32);
@@ -894,7 +928,8 @@ TEST_F(Validation, BucketRings_WrongArguments_Refused) {
   check.overlaps();
   check.struct_size();
   check.pointers();
-  for (const int64_t first : {int64_t{-1}, int64_t{INT32_MAX} - 2, INT64_MAX}) check.value("first", [&] { op.first = first; });
+  for (const int64_t first : {int64_t{-1}, int64_t{INT32_MAX} - 2, INT64_MAX})
+    check.value("first", [&] { op.first = first; });
   check.value("reserved", [&] { op.reserved = 1; });
   for (const int i : {0, 1}) check.value("rings", [&] { op.rings.shape[i] -= 1; });
   check.value("counts", [&] { op.rings.shape[2] -= 1; });
@@ -956,12 +991,15 @@ TEST_F(Validation, HeadLoss_WrongArguments_Refused) {
     head(*call);
     const Checker check(stream, *call);
     check.all({{"x", "grad_x"}});
-    for (const float smoothing : {-0.1f, 1.1f, kNaN}) check.value("label_smoothing", [&] { op.label_smoothing = smoothing; });
+    for (const float smoothing : {-0.1f, 1.1f, kNaN})
+      check.value("label_smoothing", [&] { op.label_smoothing = smoothing; });
     for (const float scale : {kInfinity, kNaN}) check.value("loss_scale", [&] { op.loss_scale = scale; });
-    for (const double normalizer : {-1.0, static_cast<double>(kNaN)}) check.value("normalizer", [&] { op.normalizer = normalizer; });
+    for (const double normalizer : {-1.0, static_cast<double>(kNaN)})
+      check.value("normalizer", [&] { op.normalizer = normalizer; });
     check.value("chunk", [&] { op.chunk = -1; });
     if (call->pass == RFN_PASS_BACKWARD) {
-      check.refused("grad_x in the middle of x", "grad_x", false, [&] { op.grad_x.data = static_cast<float*>(op.x.data) + 1; });
+      check.refused("grad_x in the middle of x", "grad_x", false,
+                    [&] { op.grad_x.data = static_cast<float*>(op.x.data) + 1; });
     }
     int32_t* const labels = static_cast<int32_t*>(op.labels.data);
     for (const int32_t label : {-1, 4, INT32_MAX, INT32_MIN}) {
@@ -1026,7 +1064,7 @@ TEST_F(Validation, GlobalNorm_WrongArguments_Refused) {
 
 TEST_F(Validation, AdamW_WrongArguments_Refused) {
   OpCall<rfn_adamw> call("adamw", RFN_PASS_FORWARD, nullptr,
-                       [](rfn_stream* s, const rfn_adamw* op, void*, int64_t) { return rfn_adamw_forward(s, op); });
+                         [](rfn_stream* s, const rfn_adamw* op, void*, int64_t) { return rfn_adamw_forward(s, op); });
   rfn_adamw& op = call.op;
   op.learning_rate = 0.1f;
   op.beta1 = 0.9f;
@@ -1109,10 +1147,11 @@ TEST_F(Validation, Sample_WrongArguments_Refused) {
   EXPECT_TRUE(Ok(check.run()));
 }
 
-// One or two words of a correct call replaced by others: it runs, or is refused; no memory but its own is touched (guards, AddressSanitizer).
-// Words that are part of a pointer stay: where they lead is the caller's affair.
+// One or two words of a correct call replaced by others: it runs, or is refused; no memory but its own is touched
+// (guards, AddressSanitizer). Words that are part of a pointer stay: where they lead is the caller's affair.
 void fuzz(const Stream& stream, Call& call, Random& random) {
-  constexpr uint32_t kWords[] = {0, 1, 2, 3, 4, 5, 7, 8, 64, 1u << 16, 1u << 30, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FC00000, 0x3F000000};
+  constexpr uint32_t kWords[] = {0,  1,        2,        3,          4,          5,          7,          8,
+                                 64, 1u << 16, 1u << 30, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FC00000, 0x3F000000};
   constexpr int64_t kLargestWorkspace = int64_t{64} << 20;
   const Checker correct(stream, call);
   const std::vector<uint8_t> before(call.bytes, call.bytes + call.size);
@@ -1123,7 +1162,8 @@ void fuzz(const Stream& stream, Call& call, Random& random) {
       bool pointer = false;
       for (const auto& a : call.arguments) {
         const uint8_t* const view = reinterpret_cast<const uint8_t*>(a.view);
-        pointer = pointer || (word >= view + offsetof(rfn_tensor, data) && word < view + offsetof(rfn_tensor, data) + sizeof(void*));
+        pointer = pointer || (word >= view + offsetof(rfn_tensor, data) &&
+                              word < view + offsetof(rfn_tensor, data) + sizeof(void*));
       }
       if (!pointer) std::memcpy(word, &kWords[random.below(std::size(kWords))], 4);
     }
@@ -1143,11 +1183,11 @@ void fuzz(const Stream& stream, Call& call, Random& random) {
 
 TEST_F(Validation, AnyOp_RandomWords_RunsOrRefuses) {
   Random random(20);
-#define RFN_FUZZ(op, pass, ...)              \
-  {                                          \
-    OpCall<rfn_##op> call(pass(op));         \
-    __VA_ARGS__;                             \
-    fuzz(stream, call, random);              \
+#define RFN_FUZZ(op, pass, ...)      \
+  {                                  \
+    OpCall<rfn_##op> call(pass(op)); \
+    __VA_ARGS__;                     \
+    fuzz(stream, call, random);      \
   }
 #define RFN_FUZZ_BOTH(op, ...) RFN_FUZZ(op, RFN_FORWARD, __VA_ARGS__) RFN_FUZZ(op, RFN_BACKWARD, __VA_ARGS__)
   RFN_FUZZ_BOTH(embedding, embedding(call, RFN_POSITIONS_AXIAL))
@@ -1170,22 +1210,26 @@ TEST_F(Validation, WorkspaceQuery_ProductsOverflow_Refused) {
   rfn_layer_norm norm = make_op<rfn_layer_norm>();
   norm.epsilon = 1e-5f;
   norm.x = shape({huge, huge});
-  EXPECT_TRUE(Fails(rfn_layer_norm_workspace(context, &norm, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT, {"layer_norm", "x", "elements"}));
+  EXPECT_TRUE(Fails(rfn_layer_norm_workspace(context, &norm, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT,
+                    {"layer_norm", "x", "elements"}));
 
   rfn_feed_forward feed = make_op<rfn_feed_forward>();
   feed.x = shape({huge, 1});
   feed.w1 = shape({huge, 1});
-  EXPECT_TRUE(Fails(rfn_feed_forward_workspace(context, &feed, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT, {"feed_forward", "N * F"}));
+  EXPECT_TRUE(Fails(rfn_feed_forward_workspace(context, &feed, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT,
+                    {"feed_forward", "N * F"}));
 
   rfn_attention attention = make_op<rfn_attention>();
   attention.options = lsh_options();
   attention.options.padded_length = 0;
   attention.q = attention.v = shape({1, huge / 8, 8, 1});
   attention.options.rounds = INT32_MAX;
-  EXPECT_TRUE(Fails(rfn_attention_workspace(context, &attention, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT, {"attention", "B * H * R"}));
+  EXPECT_TRUE(Fails(rfn_attention_workspace(context, &attention, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT,
+                    {"attention", "B * H * R"}));
   attention.options.rounds = 1;
   attention.q = attention.v = shape({1, 2, 65536, 65536});
-  EXPECT_TRUE(Fails(rfn_attention_workspace(context, &attention, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT, {"attention", "H * D"}));
+  EXPECT_TRUE(Fails(rfn_attention_workspace(context, &attention, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT,
+                    {"attention", "H * D"}));
   EXPECT_EQ(bytes, -7);
 }
 
@@ -1238,7 +1282,8 @@ TEST(AutomaticBuckets, Rules_KnownSizes_GiveTheirFactors) {
       {RFN_BUCKETS_LUCIDRAINS, 524288, 64, 0, {8192}},
   };
   for (const Row& row : rows) {
-    SCOPED_TRACE("rule " + std::to_string(row.rule) + ", length " + std::to_string(row.length) + ", chunk " + std::to_string(row.chunk));
+    SCOPED_TRACE("rule " + std::to_string(row.rule) + ", length " + std::to_string(row.length) + ", chunk " +
+                 std::to_string(row.chunk));
     int32_t factors[8] = {}, count = 0;
     ASSERT_TRUE(Ok(rfn_lsh_automatic_buckets(row.rule, row.length, row.chunk, row.max_positions, factors, &count)));
     EXPECT_EQ(std::vector<int32_t>(factors, factors + count), row.factors);
@@ -1252,7 +1297,8 @@ TEST(AutomaticBuckets, EveryLength_FactorsAreEven) {
         if (rule == RFN_BUCKETS_HUGGING_FACE && length < chunk) continue;
         int32_t factors[8] = {}, count = 0;
         ASSERT_TRUE(Ok(rfn_lsh_automatic_buckets(rule, length, chunk, length, factors, &count)));
-        for (int32_t i = 0; i < count; ++i) ASSERT_TRUE(factors[i] >= 2 && factors[i] % 2 == 0) << length << " " << chunk << " " << factors[i];
+        for (int32_t i = 0; i < count; ++i)
+          ASSERT_TRUE(factors[i] >= 2 && factors[i] % 2 == 0) << length << " " << chunk << " " << factors[i];
       }
     }
   }
@@ -1261,7 +1307,8 @@ TEST(AutomaticBuckets, EveryLength_FactorsAreEven) {
 TEST(AutomaticBuckets, WrongArguments_RefusedAndNothingWritten) {
   int32_t factors[8] = {-7}, count = -7;
   const auto refused = [&](const char* argument, int32_t rule, int64_t length, int64_t chunk, int64_t max_positions) {
-    EXPECT_TRUE(Fails(rfn_lsh_automatic_buckets(rule, length, chunk, max_positions, factors, &count), RFN_INVALID_ARGUMENT, {argument}));
+    EXPECT_TRUE(Fails(rfn_lsh_automatic_buckets(rule, length, chunk, max_positions, factors, &count),
+                      RFN_INVALID_ARGUMENT, {argument}));
   };
   refused("rule", -1, 128, 64, 128);
   refused("rule", 3, 128, 64, 128);
@@ -1277,7 +1324,8 @@ TEST(AutomaticBuckets, WrongArguments_RefusedAndNothingWritten) {
   EXPECT_EQ(factors[0], -7);
   EXPECT_EQ(count, -7);
   EXPECT_TRUE(Fails(rfn_lsh_automatic_buckets(0, 128, 64, 0, nullptr, &count), RFN_INVALID_ARGUMENT, {"factors"}));
-  EXPECT_TRUE(Fails(rfn_lsh_automatic_buckets(0, 128, 64, 0, factors, nullptr), RFN_INVALID_ARGUMENT, {"factor_count"}));
+  EXPECT_TRUE(
+      Fails(rfn_lsh_automatic_buckets(0, 128, 64, 0, factors, nullptr), RFN_INVALID_ARGUMENT, {"factor_count"}));
 }
 
 }  // namespace

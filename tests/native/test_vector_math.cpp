@@ -19,7 +19,8 @@ constexpr int64_t kSizes[] = {0, 1, 3, 4, 5, 15, 16, 17, 31, 33, 100, 257};
 
 // Room around a row for what must not be written.
 struct Row {
-  explicit Row(const std::vector<float>& values) : n(static_cast<int64_t>(values.size())), memory(values.size() + 2, poison()) {
+  explicit Row(const std::vector<float>& values)
+      : n(static_cast<int64_t>(values.size())), memory(values.size() + 2, poison()) {
     std::copy(values.begin(), values.end(), memory.begin() + 1);
   }
   ~Row() { EXPECT_TRUE(Untouched(std::vector<float>{memory.front(), memory.back()})); }
@@ -41,7 +42,8 @@ TEST_P(Activation, AllValues_CloseToFloat64) {
   double worst_value = 0, worst_gradient = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     const double value = activation(GetParam(), x[i]), gradient = activation_gradient(GetParam(), x[i]);
-    worst_value = std::max(worst_value, std::fabs(y.data()[i] - value) / std::max(std::fabs(value), 1e-3));  // relative, below 1e-3 absolute
+    worst_value = std::max(worst_value, std::fabs(y.data()[i] - value) /
+                                            std::max(std::fabs(value), 1e-3));  // relative, below 1e-3 absolute
     worst_gradient = std::max(worst_gradient, std::fabs(dx.data()[i] - gradient));
   }
   EXPECT_LE(worst_value, 1e-6);  // measured: 7.5e-7, GeluTanh near -4, where rounding the exponent's argument shows
@@ -82,17 +84,20 @@ TEST_P(Activation, ExtremeValues_PropagateOrSaturate) {
   EXPECT_TRUE(none || GetParam() == RFN_ACTIVATION_RELU || std::isnan(dx[5]));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Activation, testing::Range(0, 6), [](const auto& info) { return activation_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(All, Activation, testing::Range(0, 6),
+                         [](const auto& info) { return activation_name(info.param); });
 
 TEST(Dropout, AnyStartAndLength_FollowsPhilox) {
   const Philox random = philox(0x0123456789ABCDEFu, 77, 3, RFN_SITE_FEED_FORWARD_HIDDEN);
   for (const float p : {0.1f, 0.5f, 0.999999f}) {
-    for (const uint64_t first : std::vector<uint64_t>{0, 1, 2, 3, 17, (uint64_t{1} << 34) - 9, (uint64_t{1} << 40) + 3}) {
+    for (const uint64_t first :
+         std::vector<uint64_t>{0, 1, 2, 3, 17, (uint64_t{1} << 34) - 9, (uint64_t{1} << 40) + 3}) {
       for (const int64_t n : kSizes) {
         Row x(std::vector<float>(static_cast<size_t>(n), 3.0f));
         cpu::apply_dropout(x.data(), n, random, first, p);
         for (int64_t i = 0; i < n; ++i) {
-          ASSERT_EQ(x.data()[i], 3.0f * static_cast<float>(dropout(random, static_cast<int64_t>(first) + i, p))) << p << " " << first << " " << i;
+          ASSERT_EQ(x.data()[i], 3.0f * static_cast<float>(dropout(random, static_cast<int64_t>(first) + i, p)))
+              << p << " " << first << " " << i;
         }
       }
     }
@@ -133,7 +138,8 @@ TEST(Grid, Rounding_ToNearestTiesToEvenNeverMinusZero) {
   for (const int32_t exponent : {-24, -16, -4}) {
     const double unit = std::ldexp(1.0, exponent);
     std::vector<float> x = random.floats(1000, -2000 * unit, 2000 * unit);
-    for (const double units : {0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.25, -0.25, 0x1p23, 0x1p23 + 1, -0x1p22 - 0.5, 0x1p22 + 1.5, 0x1p30}) {
+    for (const double units :
+         {0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.25, -0.25, 0x1p23, 0x1p23 + 1, -0x1p22 - 0.5, 0x1p22 + 1.5, 0x1p30}) {
       x.push_back(static_cast<float>(units * unit));
     }
     x.push_back(-0.0f);
@@ -173,13 +179,15 @@ TEST(Grid, OutOfRange_CountsAndFindsTheFirst) {
   for (const int64_t n : {1, 16, 37, 300}) {
     for (const float bad : {256.5f, -300.0f, kInfinity, std::nanf("")}) {
       const int64_t at = n - 1 - n / 3;
-      std::vector<float> stream(static_cast<size_t>(n), 1.0f), change(static_cast<size_t>(n), 255.0f);  // 256 is the last in range at 2^-16
+      std::vector<float> stream(static_cast<size_t>(n), 1.0f),
+          change(static_cast<size_t>(n), 255.0f);  // 256 is the last in range at 2^-16
       EXPECT_EQ(cpu::residual_add(stream.data(), change.data(), n, -16).count, 0);
       EXPECT_EQ(cpu::check_range(stream.data(), n, -16).count, 0);
       stream.assign(static_cast<size_t>(n), 0.0f);
       change[at] = bad;
       change.back() = bad;
-      const cpu::RangeCheck added = cpu::residual_add(stream.data(), change.data(), n, -16), checked = cpu::check_range(stream.data(), n, -16);
+      const cpu::RangeCheck added = cpu::residual_add(stream.data(), change.data(), n, -16),
+                            checked = cpu::check_range(stream.data(), n, -16);
       EXPECT_EQ(added.first, at);
       EXPECT_EQ(added.count, at == n - 1 ? 1 : 2);
       EXPECT_EQ(checked.first, at);

@@ -18,13 +18,18 @@ internal static class BenchCommand
     private static readonly Option<int> HeadSize = CommonOptions.Number("--head-size", "Width of a head", 64, 1);
     private static readonly Option<int> Chunk = CommonOptions.Number("--chunk", "Tokens of a chunk", 64, 1);
     private static readonly Option<int> Rounds = CommonOptions.Number("--rounds", "Hash rounds", 4, 1);
-    private static readonly Option<bool> Dense = new("--dense") { Description = "Attention over all tokens instead of LSH" };
+    private static readonly Option<bool> Dense = new("--dense")
+    {
+        Description = "Attention over all tokens instead of LSH",
+    };
     private static readonly Option<bool> Causal = new("--causal") { Description = "No query sees a later position" };
     private static readonly Option<string?> Form = CommonOptions.Word(
         "--attention", "Form of LSH attention [default: trax]", [.. AttentionPreset.All.Select(preset => preset.Name)]);
 
-    private static readonly Option<int> Tokens = CommonOptions.Number("--tokens", "Tokens to generate after each prompt", 64, 1);
-    private static readonly Option<int> Repeat = CommonOptions.Number("--repeat", "Runs, of which the median is reported", 5, 1);
+    private static readonly Option<int> Tokens = CommonOptions.Number(
+        "--tokens", "Tokens to generate after each prompt", 64, 1);
+    private static readonly Option<int> Repeat = CommonOptions.Number(
+        "--repeat", "Runs, of which the median is reported", 5, 1);
 
     private const int ShortPrompt = 1024;
 
@@ -32,14 +37,15 @@ internal static class BenchCommand
     {
         var attention = new Command("attention", "Time and memory of one attention, forward and backward.")
         {
-            Length, Batch, Heads, HeadSize, Chunk, Rounds, Dense, Causal, Form, Repeat,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Length, Batch, Heads, HeadSize, Chunk, Rounds, Dense, Causal, Form, Repeat, CommonOptions.Seed,
+            CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         attention.SetAction(RunAttention);
-        var step = new Command("step", "Time and memory of one training step, and how exactly its backward pass recovers the streams.")
+        var step = new Command(
+            "step", "Time and memory of one training step, and how exactly its backward pass recovers the streams.")
         {
-            Repeat, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads,
-            CommonOptions.Json,
+            Repeat, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device, CommonOptions.Precision,
+            CommonOptions.Threads, CommonOptions.Json,
         };
         foreach (Option option in ModelShape.All)
         {
@@ -48,7 +54,9 @@ internal static class BenchCommand
 
         step.SetAction(RunStep);
         var generate = new Command(
-            "generate", "Time of a prompt of --length tokens and of tokens generated after it and after a short one; LSH is strict by default.")
+            "generate",
+            "Time of a prompt of --length tokens and of tokens generated after it and after a short one; LSH is strict by default."
+        )
         {
             Tokens, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,
         };
@@ -58,7 +66,13 @@ internal static class BenchCommand
         }
 
         generate.SetAction(RunGenerate);
-        return new Command("bench", "Measure one op, one training step or generation.") { attention, step, generate, ReportCommand.Create() };
+        return new Command("bench", "Measure one op, one training step or generation.")
+        {
+            attention,
+            step,
+            generate,
+            ReportCommand.Create(),
+        };
     }
 
     private static int RunAttention(ParseResult parsed)
@@ -90,7 +104,8 @@ internal static class BenchCommand
             return ExitCode.Done;
         }
 
-        string Line(double flops, double seconds) => Output.Text($"{seconds:F4} s   ") + Measure.Rate(flops, seconds, sgemm);
+        string Line(double flops, double seconds) =>
+            Output.Text($"{seconds:F4} s   ") + Measure.Rate(flops, seconds, sgemm);
         Console.WriteLine($"forward             {Line(flopsForward, forwardSeconds)}");
         Console.WriteLine($"forward + backward  {Line(flopsForward + flopsBackward, bothSeconds)}");
         Console.WriteLine($"2048^3 product      {Measure.SgemmLine(context, sgemm)}");
@@ -107,7 +122,8 @@ internal static class BenchCommand
         }
 
         return AttentionRun.Lsh(
-            AttentionPreset.FromName(parsed.GetValue(Form) ?? "trax"), causal, length, parsed.GetValue(Chunk), parsed.GetValue(Rounds));
+            AttentionPreset.FromName(parsed.GetValue(Form) ?? "trax"), causal, length, parsed.GetValue(Chunk),
+            parsed.GetValue(Rounds));
     }
 
     private static int RunStep(ParseResult parsed)
@@ -128,7 +144,8 @@ internal static class BenchCommand
             Schedule = LearningRateSchedule.Constant,
         };
         using ReformerContext context = CommonOptions.Context(parsed);
-        (PlannedMemory plan, options) = PlannedMemory.ForTraining(config, context, options, CommonOptions.MemoryOf(parsed));
+        (PlannedMemory plan, options) = PlannedMemory.ForTraining(
+            config, context, options, CommonOptions.MemoryOf(parsed));
         IReadOnlyList<KeepActivations> kept = plan.Plan.Kept;
         var progress = new ProgressLine();
         progress.Show($"planned {Output.Bytes(plan.TotalBytes)}; making the model");
@@ -136,11 +153,21 @@ internal static class BenchCommand
         var source = new RandomTokens(config.VocabSize);
         using var trainer = new Trainer(model, source, options);
 
-        // The first pass is not timed: it makes the buffers, and its backward part shows how well the streams are recovered.
+        // The first pass is not timed: it makes the buffers, and its backward part shows how well the streams are
+        // recovered.
         progress.Show("first pass");
         var batch = new TokenBatch(options.BatchSize, length);
         source.Fill(batch, DataSplit.HeldOut, seed, 0);
-        model.ForwardBackward(batch, new RunOptions { Seed = seed, Step = uint.MaxValue, Dropout = true, Keep = trainer.Kept });
+        model.ForwardBackward(
+            batch,
+            new RunOptions
+            {
+                Seed = seed,
+                Step = uint.MaxValue,
+                Dropout = true,
+                Keep = trainer.Kept,
+            }
+        );
         Reconstruction reconstruction = model.MeasureReconstruction();
         var seconds = new List<double>();
         for (int run = 0; run < repeat; run++)
@@ -175,7 +202,9 @@ internal static class BenchCommand
             return ExitCode.Done;
         }
 
-        string recovered = reconstruction.BitIdentical ? "the same bits" : Output.Text($"up to {reconstruction.MaxAbs:E1} apart");
+        string recovered = reconstruction.BitIdentical
+            ? "the same bits"
+            : Output.Text($"up to {reconstruction.MaxAbs:E1} apart");
         Console.WriteLine(Output.Text($"parameters       {model.ParameterCount:N0}"));
         Console.WriteLine(Output.Text($"step             {median:F3} s, {tokensPerSecond:N0} tokens/s, ")
             + Measure.Rate(flops, median, sgemm));
@@ -232,13 +261,17 @@ internal static class BenchCommand
         Console.WriteLine(Output.Text($"parameters       {model.ParameterCount:N0}, {Output.Bytes(weights.Bytes)}"));
         Console.WriteLine(Output.Text($"prompt           {prefill:F3} s, {length / prefill:N0} tokens/s"));
         Console.WriteLine(Output.Text($"token {early + 1,-10} {1000 * earlySeconds:F3} ms"));
-        Console.WriteLine(Output.Text($"token {length + 1,-10} {1000 * lateSeconds:F3} ms, {1 / lateSeconds:N0} tokens/s, ")
-            + Output.Text($"{100 * share:F1} % of the rate at which the weights can be read"));
-        Console.WriteLine(Output.Text($"reading          {1000 * reading:F3} ms, {weights.Bytes / reading / 1e9:F1} GB/s"));
+        Console.WriteLine(
+            Output.Text($"token {length + 1,-10} {1000 * lateSeconds:F3} ms, {1 / lateSeconds:N0} tokens/s, ")
+                + Output.Text($"{100 * share:F1} % of the rate at which the weights can be read")
+        );
+        Console.WriteLine(
+            Output.Text($"reading          {1000 * reading:F3} ms, {weights.Bytes / reading / 1e9:F1} GB/s"));
         Console.WriteLine($"peak memory      {Output.Bytes(peak)}");
         return ExitCode.Done;
 
-        // Seconds of the prompt with the first token, and the median of those of the others, each beside one reading of the weights.
+        // Seconds of the prompt with the first token, and the median of those of the others, each beside one reading of
+        // the weights.
         (double First, double Next) Generated(int count)
         {
             progress.Show(Output.Text($"prompt of {count} tokens, then {tokens} more"));

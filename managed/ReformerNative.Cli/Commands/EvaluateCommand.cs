@@ -11,28 +11,41 @@ namespace ReformerNative.Cli.Commands;
 /// <summary><c>reformer evaluate</c>.</summary>
 internal static class EvaluateCommand
 {
-    private static readonly Argument<string> Checkpoint = new("CHECKPOINT") { Description = "A checkpoint, or the directory of a run" };
-    private static readonly Option<string?> Task = CommonOptions.Word("--task", "Kind of data [default: that of the run]", "text", "duplicate");
+    private static readonly Argument<string> Checkpoint = new("CHECKPOINT")
+    {
+        Description = "A checkpoint, or the directory of a run",
+    };
+    private static readonly Option<string?> Task = CommonOptions.Word(
+        "--task", "Kind of data [default: that of the run]", "text", "duplicate");
     private static readonly Option<string[]> Data = new("--data")
     {
-        Description = "Files and folders of text [default: those of the run]", HelpName = "PATH", AllowMultipleArgumentsPerToken = true,
+        Description = "Files and folders of text [default: those of the run]",
+        HelpName = "PATH",
+        AllowMultipleArgumentsPerToken = true,
     };
 
-    private static readonly Option<int?> Symbols = CommonOptions.Maybe("--symbols", "Duplication: number of symbols", 1);
-    private static readonly Option<int?> Length = CommonOptions.Maybe("--length", "Tokens of an example [default: that of the run]", 2);
-    private static readonly Option<int?> Batch = CommonOptions.Maybe("--batch", "Examples of a batch [default: that of the run]", 1);
-    private static readonly Option<int?> Batches = CommonOptions.Maybe("--batches", "Batches to measure on [default: as many as in the run]", 1);
+    private static readonly Option<int?> Symbols = CommonOptions.Maybe(
+        "--symbols", "Duplication: number of symbols", 1);
+    private static readonly Option<int?> Length = CommonOptions.Maybe(
+        "--length", "Tokens of an example [default: that of the run]", 2);
+    private static readonly Option<int?> Batch = CommonOptions.Maybe(
+        "--batch", "Examples of a batch [default: that of the run]", 1);
+    private static readonly Option<int?> Batches = CommonOptions.Maybe(
+        "--batches", "Batches to measure on [default: as many as in the run]", 1);
     private static readonly Option<string?> Rounds = new("--rounds")
     {
-        Description = "Hash rounds to measure with, several with commas, full for full attention [default: those of the model]",
+        Description =
+            "Hash rounds to measure with, several with commas, full for full attention [default: those of the model]",
         HelpName = "N,full,...",
     };
 
-    private static readonly Option<long?> Seed = CommonOptions.Maybe("--seed", "Seed of data and rotations [default: that of the run]", 0L);
+    private static readonly Option<long?> Seed = CommonOptions.Maybe(
+        "--seed", "Seed of data and rotations [default: that of the run]", 0L);
 
     public static Command Create()
     {
-        var command = new Command("evaluate", "Measure the held-out loss of a checkpoint, with any number of hash rounds.")
+        var command = new Command(
+            "evaluate", "Measure the held-out loss of a checkpoint, with any number of hash rounds.")
         {
             Checkpoint, Task, Data, Symbols, Length, Batch, Batches, Rounds, Seed,
             CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
@@ -44,10 +57,16 @@ internal static class EvaluateCommand
     private static int Run(ParseResult parsed)
     {
         string checkpoint = CheckpointStore.Resolve(parsed.GetRequiredValue(Checkpoint));
-        RunDescription? run = RunDescription.Find(parsed.GetRequiredValue(Checkpoint)) ?? RunDescription.Find(checkpoint);
+        RunDescription? run =
+            RunDescription.Find(parsed.GetRequiredValue(Checkpoint)) ?? RunDescription.Find(checkpoint);
         DataDescription data = ChooseData(parsed, run);
-        TrainingOptions defaults = run?.Options ?? (data.Task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication);
-        EvaluationMode[]? modes = parsed.GetValue(Rounds)?.Split(',', StringSplitOptions.TrimEntries).Select(EvaluationMode.Parse).ToArray();
+        TrainingOptions defaults =
+            run?.Options ?? (data.Task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication);
+        EvaluationMode[]? modes = parsed
+            .GetValue(Rounds)
+            ?.Split(',', StringSplitOptions.TrimEntries)
+            .Select(EvaluationMode.Parse)
+            .ToArray();
         int length = parsed.GetValue(Length) ?? defaults.Length;
         int batch = parsed.GetValue(Batch) ?? defaults.BatchSize;
         int batches = parsed.GetValue(Batches) ?? defaults.EvaluationBatches;
@@ -90,7 +109,8 @@ internal static class EvaluateCommand
         if (task == DataTask.Duplicate)
         {
             return paths.Length == 0
-                ? DataDescription.Duplicate(parsed.GetValue(Symbols) ?? run?.Data.Symbols ?? DataDescription.PaperSymbols)
+                ? DataDescription.Duplicate(
+                    parsed.GetValue(Symbols) ?? run?.Data.Symbols ?? DataDescription.PaperSymbols)
                 : throw new UsageException("--data: expected none with --task duplicate, which makes its own");
         }
 

@@ -30,14 +30,16 @@ internal static class ExperimentCommand
         HelpName = "LENGTHxBATCHxSTEPS,...",
     };
 
-    private static readonly Option<int> Symbols = CommonOptions.Number("--symbols", "Number of symbols", DataDescription.PaperSymbols, 1);
+    private static readonly Option<int> Symbols = CommonOptions.Number(
+        "--symbols", "Number of symbols", DataDescription.PaperSymbols, 1);
     private static readonly Option<int> Chunk = CommonOptions.Number(
         "--chunk", "Tokens of a chunk", ReformerPresets.Duplication.LshAttnChunkLength, 1);
 
     private static readonly Option<double> Rate = CommonOptions.Number(
         "--lr", "Largest learning rate", TrainingDefaults.Duplication.LearningRate, 0.0, "X");
 
-    private static readonly Option<int> Examples = CommonOptions.Number("--examples", "Sequences of an evaluation", 64, 1);
+    private static readonly Option<int> Examples = CommonOptions.Number(
+        "--examples", "Sequences of an evaluation", 64, 1);
     private static readonly Option<string> Out = new("--out")
     {
         Description = "Directory of the experiment; what lies there is gone on with",
@@ -52,8 +54,8 @@ internal static class ExperimentCommand
             "The paper's table 2: models of the duplication task trained with full attention or some hash rounds, each evaluated with others. "
             + "Ctrl+C stops it; the same command goes on.")
         {
-            Train, Evaluate, Stages, Symbols, Chunk, Rate, Examples, Out,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Train, Evaluate, Stages, Symbols, Chunk, Rate, Examples, Out, CommonOptions.Seed, CommonOptions.Device,
+            CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         duplicate.SetAction(RunDuplicate);
         return new Command("experiment", "Repeat an experiment of the paper.") { duplicate };
@@ -65,7 +67,8 @@ internal static class ExperimentCommand
         EvaluationMode[] evaluated = Modes(parsed.GetValue(Evaluate)!);
         Stage[] stages = [.. parsed.GetValue(Stages)!.Split(',', StringSplitOptions.TrimEntries).Select(Stage.Parse)];
         var experiment = new DuplicateExperiment(
-            parsed.GetValue(Out)!, stages, parsed.GetValue(Symbols), parsed.GetValue(Chunk), parsed.GetValue(Rate), CommonOptions.SeedOf(parsed));
+            parsed.GetValue(Out)!, stages, parsed.GetValue(Symbols), parsed.GetValue(Chunk), parsed.GetValue(Rate),
+            CommonOptions.SeedOf(parsed));
         bool json = parsed.GetValue(CommonOptions.Json);
         using ReformerContext context = CommonOptions.Context(parsed);
         using var interruption = new Interruption();
@@ -82,7 +85,8 @@ internal static class ExperimentCommand
             var accuracy = new Dictionary<EvaluationMode, double>();
             foreach (EvaluationMode other in evaluated)
             {
-                accuracy[other] = experiment.Evaluate(checkpoint, other, parsed.GetValue(Examples), context, interruption.Token);
+                accuracy[other] = experiment.Evaluate(
+                    checkpoint, other, parsed.GetValue(Examples), context, interruption.Token);
             }
 
             rows.Add([Title(mode), .. evaluated.Select(other => Percent(100 * accuracy[other]))]);
@@ -114,14 +118,22 @@ internal static class ExperimentCommand
             paper[other.Name] = DuplicateExperiment.Paper(mode, other) is double percent ? percent / 100 : null;
         }
 
-        return new JsonObject { ["trained"] = mode.Name, ["checkpoint"] = checkpoint, ["accuracy"] = found, ["paper"] = paper };
+        return new JsonObject
+        {
+            ["trained"] = mode.Name,
+            ["checkpoint"] = checkpoint,
+            ["accuracy"] = found,
+            ["paper"] = paper,
+        };
     }
 
     private static string Percent(double? value) => value is double percent ? Output.Text($"{percent:F1}") : "-";
 
-    private static EvaluationMode[] Modes(string text) => [.. text.Split(',', StringSplitOptions.TrimEntries).Select(EvaluationMode.Parse)];
+    private static EvaluationMode[] Modes(string text) =>
+        [.. text.Split(',', StringSplitOptions.TrimEntries).Select(EvaluationMode.Parse)];
 
-    private static string Title(EvaluationMode mode) => mode.Rounds is int rounds ? Output.Text($"LSH-{rounds}") : "full";
+    private static string Title(EvaluationMode mode) =>
+        mode.Rounds is int rounds ? Output.Text($"LSH-{rounds}") : "full";
 }
 
 /// <summary>A part of a curriculum.</summary>
@@ -132,9 +144,14 @@ internal sealed record Stage(int Length, int Batch, int Steps)
 {
     public static Stage Parse(string text)
     {
-        int[] numbers = [.. text.Split('x').Select(part => int.TryParse(part, CultureInfo.InvariantCulture, out int number) ? number : 0)];
+        int[] numbers =
+        [
+            .. text.Split('x')
+                .Select(part => int.TryParse(part, CultureInfo.InvariantCulture, out int number) ? number : 0),
+        ];
         return numbers is [>= 4, >= 1, >= 1] && numbers[0] % 2 == 0
             ? new Stage(numbers[0], numbers[1], numbers[2])
-            : throw new UsageException($"--stages: expected LENGTHxBATCHxSTEPS with an even length from 4 up, found '{text}'");
+            : throw new UsageException(
+                $"--stages: expected LENGTHxBATCHxSTEPS with an even length from 4 up, found '{text}'");
     }
 }

@@ -12,30 +12,50 @@ namespace ReformerNative.Cli.Commands;
 /// <summary><c>reformer generate</c>.</summary>
 internal static class GenerateCommand
 {
-    private static readonly Argument<string> Checkpoint = new("CHECKPOINT") { Description = "A checkpoint, or the directory of a run" };
-    private static readonly Option<string?> Prompt = new("--prompt") { Description = "Text to continue (byte-level models)", HelpName = "TEXT" };
-    private static readonly Option<string?> PromptFile = new("--prompt-file") { Description = "A file with the text to continue", HelpName = "FILE" };
-    private static readonly Option<string?> Ids = new("--ids") { Description = "Ids to continue, with commas; prints ids", HelpName = "N,..." };
+    private static readonly Argument<string> Checkpoint = new("CHECKPOINT")
+    {
+        Description = "A checkpoint, or the directory of a run",
+    };
+    private static readonly Option<string?> Prompt = new("--prompt")
+    {
+        Description = "Text to continue (byte-level models)",
+        HelpName = "TEXT",
+    };
+    private static readonly Option<string?> PromptFile = new("--prompt-file")
+    {
+        Description = "A file with the text to continue",
+        HelpName = "FILE",
+    };
+    private static readonly Option<string?> Ids = new("--ids")
+    {
+        Description = "Ids to continue, with commas; prints ids",
+        HelpName = "N,...",
+    };
     private static readonly Option<int> Count = CommonOptions.Number("--count", "Tokens to make at most", 256, 1);
     private static readonly Option<float> Temperature = CommonOptions.Number(
         "--temperature", "Divides the logits, 0 for the likeliest", 0.8f, 0f, "X");
 
-    private static readonly Option<int> TopK = CommonOptions.Number("--top-k", "Draw among so many likeliest tokens, 0 for all", 0, 0);
+    private static readonly Option<int> TopK = CommonOptions.Number(
+        "--top-k", "Draw among so many likeliest tokens, 0 for all", 0, 0);
     private static readonly Option<float> TopP = CommonOptions.Number(
         "--top-p", "Then among the likeliest whose probabilities sum to this", 1f, 0f, "P");
 
-    private static readonly Option<int?> Rounds = CommonOptions.Maybe("--rounds", "Hash rounds [default: those of the model]", 1);
-    private static readonly Option<int?> Window = CommonOptions.Maybe("--context", "Tokens that the model sees at most [default: its positions]", 1);
+    private static readonly Option<int?> Rounds = CommonOptions.Maybe(
+        "--rounds", "Hash rounds [default: those of the model]", 1);
+    private static readonly Option<int?> Window = CommonOptions.Maybe(
+        "--context", "Tokens that the model sees at most [default: its positions]", 1);
 
     private static readonly Option<string?> Cache = CommonOptions.Word(
-        "--cache", "Keep what earlier tokens gave: where it is exact, always, never [default: auto]", "auto", "on", "off");
+        "--cache", "Keep what earlier tokens gave: where it is exact, always, never [default: auto]", "auto", "on",
+        "off");
 
     public static Command Create()
     {
         var command = new Command("generate", "Continue a text with a trained model.")
         {
             Checkpoint, Prompt, PromptFile, Ids, Count, Temperature, TopK, TopP, Rounds, Window, Cache,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads,
+            CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;
@@ -127,15 +147,23 @@ internal static class GenerateCommand
 
         if (ids is not null)
         {
-            return [.. ids.Split(',', StringSplitOptions.TrimEntries).Select(item => int.TryParse(item, CultureInfo.InvariantCulture, out int id)
-                && id >= 0 && id < config.VocabSize
-                    ? id
-                    : throw new UsageException($"--ids: expected integers of 0 .. {config.VocabSize - 1}, found '{item}'"))];
+            return
+            [
+                .. ids.Split(',', StringSplitOptions.TrimEntries)
+                    .Select(item =>
+                        int.TryParse(item, CultureInfo.InvariantCulture, out int id) && id >= 0 && id < config.VocabSize
+                            ? id
+                            : throw new UsageException(
+                                $"--ids: expected integers of 0 .. {config.VocabSize - 1}, found '{item}'")
+                    ),
+            ];
         }
 
         if (config.VocabSize != ByteVocabulary.Size)
         {
-            throw new UsageException($"--prompt: expected a byte-level model of {ByteVocabulary.Size} ids, found {config.VocabSize}; give --ids");
+            throw new UsageException(
+                $"--prompt: expected a byte-level model of {ByteVocabulary.Size} ids, found {config.VocabSize}; give --ids"
+            );
         }
 
         byte[] bytes = file is not null ? File.ReadAllBytes(file) : System.Text.Encoding.UTF8.GetBytes(text!);

@@ -13,7 +13,8 @@ internal static class InfoCommand
 
     public static Command Create()
     {
-        var command = new Command("info", "Versions, devices, CPU features and BLAS, and the length from which LSH attention pays.")
+        var command = new Command(
+            "info", "Versions, devices, CPU features and BLAS, and the length from which LSH attention pays.")
         {
             CommonOptions.Json,
         };
@@ -38,8 +39,10 @@ internal static class InfoCommand
             ["processors"] = Environment.ProcessorCount,
             ["native"] = JsonNode.Parse(NativeRuntime.BuildInfo),
             ["devices"] = devices,
-            ["lsh_crossover_by_rounds"] = new JsonObject(RoundsShown.Select(rounds => new KeyValuePair<string, JsonNode?>(
-                Output.Text($"{rounds}"), AttentionCost.Crossover(ModelShape.Default(rounds))))),
+            ["lsh_crossover_by_rounds"] = new JsonObject(
+                RoundsShown.Select(rounds => new KeyValuePair<string, JsonNode?>(
+                    Output.Text($"{rounds}"), AttentionCost.Crossover(ModelShape.Default(rounds))))
+            ),
         };
         if (gpus == 0)
         {
@@ -90,7 +93,8 @@ internal static class InfoCommand
                     break;
 
                 case JsonArray array:
-                    Console.WriteLine($"{indent}{key,-16}{string.Join(", ", array.Select(entry => entry?.ToString()))}");
+                    Console.WriteLine(
+                        $"{indent}{key,-16}{string.Join(", ", array.Select(entry => entry?.ToString()))}");
                     break;
 
                 default:

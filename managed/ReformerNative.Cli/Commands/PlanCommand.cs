@@ -10,17 +10,27 @@ namespace ReformerNative.Cli.Commands;
 /// <summary><c>reformer plan</c>.</summary>
 internal static class PlanCommand
 {
-    private static readonly Option<string?> Config = new("--config") { Description = "A model's config.json, instead of sizes", HelpName = "FILE" };
-    private static readonly Option<string?> Preset = CommonOptions.Word("--preset", "A ready model, instead of sizes", [.. ReformerPresets.Names]);
+    private static readonly Option<string?> Config = new("--config")
+    {
+        Description = "A model's config.json, instead of sizes",
+        HelpName = "FILE",
+    };
+    private static readonly Option<string?> Preset = CommonOptions.Word(
+        "--preset", "A ready model, instead of sizes", [.. ReformerPresets.Names]);
     private static readonly Option<string?> OptimizerName = CommonOptions.Word(
         "--optimizer", "The update rule [default: adamw]", "adamw", "adafactor");
 
-    private static readonly Option<bool> Evaluation = new("--evaluation") { Description = "Plan evaluation or generation instead of training" };
+    private static readonly Option<bool> Evaluation = new("--evaluation")
+    {
+        Description = "Plan evaluation or generation instead of training",
+    };
 
     public static Command Create()
     {
         var command = new Command(
-            "plan", "Say what a run will take in memory, buffer by buffer, before anything is allocated, and what more memory buys in speed.")
+            "plan",
+            "Say what a run will take in memory, buffer by buffer, before anything is allocated, and what more memory buys in speed."
+        )
         {
             Config, Preset, OptimizerName, Evaluation, CommonOptions.Memory,
             CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
@@ -54,7 +64,8 @@ internal static class PlanCommand
         bool evaluation = parsed.GetValue(Evaluation);
         if (evaluation && memory is not null)
         {
-            throw new UsageException("--memory: expected none beside --evaluation, which has no backward pass to keep anything for");
+            throw new UsageException(
+                "--memory: expected none beside --evaluation, which has no backward pass to keep anything for");
         }
 
         using ReformerContext context = CommonOptions.Context(parsed);
@@ -69,10 +80,14 @@ internal static class PlanCommand
             var json = new JsonObject
             {
                 ["planned_bytes"] = plan.TotalBytes,
-                ["buffers"] = new JsonArray([.. plan.Entries.Select(entry => new JsonObject { ["name"] = entry.Name, ["bytes"] = entry.Bytes })]),
+                ["buffers"] = new JsonArray([
+                    .. plan.Entries.Select(entry => new JsonObject { ["name"] = entry.Name, ["bytes"] = entry.Bytes }),
+                ]),
                 ["free_bytes"] = context.MemoryInfo.FreeBytes,
                 ["lsh_crossover"] = AttentionCost.Crossover(config),
-                ["layers"] = new JsonArray([.. config.AttnLayers.Select(kind => (JsonNode)Word(AttentionCost.Resolve(config, kind, length)))]),
+                ["layers"] = new JsonArray([
+                    .. config.AttnLayers.Select(kind => (JsonNode)Word(AttentionCost.Resolve(config, kind, length))),
+                ]),
             };
             if (!evaluation)
             {
@@ -94,15 +109,22 @@ internal static class PlanCommand
         Output.Table(["buffer", "size"], plan.Entries.Append(new MemoryPlanEntry("total", plan.TotalBytes))
             .Select(entry => (string[])[entry.Name, Output.Bytes(entry.Bytes)]));
         long free = context.MemoryInfo.FreeBytes;
-        Console.WriteLine($"free now: {Output.Bytes(free)}{(plan.Plan.TotalBytes > free ? ", which is not enough" : "")}");
-        Console.WriteLine(AttentionCost.Crossover(config) is long crossover
-            ? Output.Text($"LSH attention costs no more than dense attention from {crossover} tokens on")
-            : "LSH attention costs more than dense attention at every length");
+        Console.WriteLine(
+            $"free now: {Output.Bytes(free)}{(plan.Plan.TotalBytes > free ? ", which is not enough" : "")}");
+        Console.WriteLine(
+            AttentionCost.Crossover(config) is long crossover
+                ? Output.Text($"LSH attention costs no more than dense attention from {crossover} tokens on")
+                : "LSH attention costs more than dense attention at every length"
+        );
         foreach ((AttentionKind kind, int layer) in config.AttnLayers.Select((kind, layer) => (kind, layer)))
         {
             if (kind == AttentionKind.Auto)
             {
-                Console.WriteLine(Output.Text($"layer {layer}: auto is {Word(AttentionCost.Resolve(config, kind, length))} at {length} tokens"));
+                Console.WriteLine(
+                    Output.Text(
+                        $"layer {layer}: auto is {Word(AttentionCost.Resolve(config, kind, length))} at {length} tokens"
+                    )
+                );
             }
         }
 
@@ -124,23 +146,35 @@ internal static class PlanCommand
 
     /// <summary>What each level costs when all layers have it, and the limit that was asked for.</summary>
     private static (string Name, PlannedMemory Plan)[] Trade(
-        ReformerConfig config, ReformerContext context, TrainingOptions options, PlannedMemory plan, MemoryLimit? limit) =>
-    [
-        .. Enum.GetValues<KeepActivations>().Select(level =>
-            (level.ToString().ToLowerInvariant(), plan.With(MemoryPlan.ForTraining(config, context, options, level)))),
-        .. limit is null ? Enumerable.Empty<(string, PlannedMemory)>() : [("asked", plan)],
-    ];
+        ReformerConfig config, ReformerContext context, TrainingOptions options, PlannedMemory plan,
+        MemoryLimit? limit) =>
+        [
+            .. Enum.GetValues<KeepActivations>()
+                .Select(level =>
+                    (
+                        level.ToString().ToLowerInvariant(),
+                        plan.With(MemoryPlan.ForTraining(config, context, options, level))
+                    )
+                ),
+            .. limit is null ? Enumerable.Empty<(string, PlannedMemory)>() : [("asked", plan)],
+        ];
 
     private static ReformerConfig ChooseConfig(ParseResult parsed)
     {
         string? file = parsed.GetValue(Config);
         string? preset = parsed.GetValue(Preset);
-        Option[] sizes = [.. ModelShape.All.Except([ModelShape.Length, ModelShape.Batch]).Where(option => CommonOptions.IsGiven(parsed, option))];
+        Option[] sizes =
+        [
+            .. ModelShape
+                .All.Except([ModelShape.Length, ModelShape.Batch])
+                .Where(option => CommonOptions.IsGiven(parsed, option)),
+        ];
         return (file, preset) switch
         {
             (not null, not null) => throw new UsageException("--preset: expected none beside --config"),
             (null, null) => ModelShape.Config(parsed),
-            _ when sizes.Length > 0 => throw new UsageException($"{sizes[0].Name}: expected none beside --config or --preset"),
+            _ when sizes.Length > 0 => throw new UsageException(
+                $"{sizes[0].Name}: expected none beside --config or --preset"),
             (not null, _) => ReformerConfig.Load(file),
             _ => ReformerPresets.FromName(preset!),
         };

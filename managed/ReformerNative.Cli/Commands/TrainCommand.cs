@@ -22,57 +22,82 @@ internal static class TrainCommand
         AllowMultipleArgumentsPerToken = true,
     };
 
-    private static readonly Option<string?> Config = new("--config") { Description = "A model's config.json", HelpName = "FILE" };
-    private static readonly Option<string?> Preset = CommonOptions.Word("--preset", "A ready model, instead of --config", [.. ReformerPresets.Names]);
-    private static readonly Option<int?> Rounds = CommonOptions.Maybe("--rounds", "Hash rounds of LSH layers, instead of the configuration's", 1);
-    private static readonly Option<bool> Full = new("--full-attention") { Description = "LSH layers attend to the whole sequence while training" };
+    private static readonly Option<string?> Config = new("--config")
+    {
+        Description = "A model's config.json",
+        HelpName = "FILE",
+    };
+    private static readonly Option<string?> Preset = CommonOptions.Word(
+        "--preset", "A ready model, instead of --config", [.. ReformerPresets.Names]);
+    private static readonly Option<int?> Rounds = CommonOptions.Maybe(
+        "--rounds", "Hash rounds of LSH layers, instead of the configuration's", 1);
+    private static readonly Option<bool> Full = new("--full-attention")
+    {
+        Description = "LSH layers attend to the whole sequence while training",
+    };
     private static readonly Option<int?> Length = CommonOptions.Maybe("--length", "Tokens of an example", 2);
     private static readonly Option<int?> Batch = CommonOptions.Maybe("--batch", "Examples of a batch", 1);
-    private static readonly Option<int> Accumulate = CommonOptions.Number("--accumulate", "Batches whose gradients make one step", 1, 1);
-    private static readonly Option<long?> Steps = CommonOptions.Maybe("--steps", "Steps in all, those before a resumption included", 0L);
+    private static readonly Option<int> Accumulate = CommonOptions.Number(
+        "--accumulate", "Batches whose gradients make one step", 1, 1);
+    private static readonly Option<long?> Steps = CommonOptions.Maybe(
+        "--steps", "Steps in all, those before a resumption included", 0L);
     private static readonly Option<double?> Rate = CommonOptions.Maybe("--lr", "Largest learning rate", 0.0, "X");
-    private static readonly Option<long?> Warmup = CommonOptions.Maybe("--warmup", "Steps in which the rate rises to it", 0L);
+    private static readonly Option<long?> Warmup = CommonOptions.Maybe(
+        "--warmup", "Steps in which the rate rises to it", 0L);
     private static readonly Option<string?> Schedule = CommonOptions.Word(
         "--schedule", "The rate afterwards", "constant", "linear", "cosine", "rsqrt");
 
-    private static readonly Option<string?> OptimizerName = CommonOptions.Word("--optimizer", "The update rule", "adamw", "adafactor");
-    private static readonly Option<double> Decay = CommonOptions.Number("--weight-decay", "Decoupled weight decay", 0.0, 0.0, "X");
-    private static readonly Option<double> Clip = CommonOptions.Number("--clip", "Largest global norm of the gradients, 0 for any", 1.0, 0.0, "X");
+    private static readonly Option<string?> OptimizerName = CommonOptions.Word(
+        "--optimizer", "The update rule", "adamw", "adafactor");
+    private static readonly Option<double> Decay = CommonOptions.Number(
+        "--weight-decay", "Decoupled weight decay", 0.0, 0.0, "X");
+    private static readonly Option<double> Clip = CommonOptions.Number(
+        "--clip", "Largest global norm of the gradients, 0 for any", 1.0, 0.0, "X");
     private static readonly Option<int> Symbols = CommonOptions.Number(
         "--symbols", "Duplication: number of symbols", DataDescription.PaperSymbols, 1);
 
     private static readonly Option<long?> EvaluateEvery = CommonOptions.Maybe(
         "--evaluate-every", "Steps between held-out measurements, 0 for the end alone", 0L);
 
-    private static readonly Option<int?> EvaluationBatches = CommonOptions.Maybe("--evaluation-batches", "Batches of a held-out measurement", 1);
+    private static readonly Option<int?> EvaluationBatches = CommonOptions.Maybe(
+        "--evaluation-batches", "Batches of a held-out measurement", 1);
     private static readonly Option<long?> CheckpointEvery = CommonOptions.Maybe(
         "--checkpoint-every", "Steps between checkpoints, 0 for the end alone", 0L);
 
-    private static readonly Option<long> LogEvery = CommonOptions.Number("--log-every", "Steps between printed lines", 10L, 1L);
-    private static readonly Option<string?> Out = new("--out") { Description = "Directory of the run [default: runs/TASK-N]", HelpName = "DIR" };
+    private static readonly Option<long> LogEvery = CommonOptions.Number(
+        "--log-every", "Steps between printed lines", 10L, 1L);
+    private static readonly Option<string?> Out = new("--out")
+    {
+        Description = "Directory of the run [default: runs/TASK-N]",
+        HelpName = "DIR",
+    };
     private static readonly Option<string?> Resume = new("--resume")
     {
-        Description = "Go on with a run: its directory, or one of its checkpoints", HelpName = "DIR",
+        Description = "Go on with a run: its directory, or one of its checkpoints",
+        HelpName = "DIR",
     };
 
-    private static readonly Option<int> SampleBytes = CommonOptions.Number("--sample", "Text: bytes to generate at the end, 0 for none", 200, 0);
+    private static readonly Option<int> SampleBytes = CommonOptions.Number(
+        "--sample", "Text: bytes to generate at the end, 0 for none", 200, 0);
 
     /// <summary>What makes a run what it is, and so cannot change when it goes on.</summary>
     private static readonly Option[] Fixed =
     [
-        Task, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Rate, Warmup, Schedule, OptimizerName, Decay, Clip, Symbols,
-        CommonOptions.Seed,
+        Task, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Rate, Warmup, Schedule, OptimizerName, Decay,
+        Clip, Symbols, CommonOptions.Seed,
     ];
 
     public static Command Create()
     {
         var command = new Command(
             "train",
-            "Train a model; without options, a small byte-level one on the API documentation that the .NET SDK ships. Ctrl+C saves and stops.")
+            "Train a model; without options, a small byte-level one on the API documentation that the .NET SDK ships. Ctrl+C saves and stops."
+        )
         {
-            Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule, OptimizerName, Decay, Clip, Symbols,
-            EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery, Out, Resume, SampleBytes,
-            CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule,
+            OptimizerName, Decay, Clip, Symbols, EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery, Out,
+            Resume, SampleBytes, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device,
+            CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;
@@ -88,7 +113,8 @@ internal static class TrainCommand
         using var disposable = source as IDisposable;
         if (config is not null && source.VocabularySize > config.VocabSize)
         {
-            throw new UsageException($"vocab_size: expected at least the {source.VocabularySize} ids of the data, found {config.VocabSize}");
+            throw new UsageException(
+                $"vocab_size: expected at least the {source.VocabularySize} ids of the data, found {config.VocabSize}");
         }
 
         using ReformerContext context = CommonOptions.Context(parsed);
@@ -123,7 +149,8 @@ internal static class TrainCommand
             throw new UsageException("--data: expected none with --task duplicate, which makes its own");
         }
 
-        DataDescription data = task == DataTask.Text ? DataDescription.Text(paths) : DataDescription.Duplicate(parsed.GetValue(Symbols));
+        DataDescription data =
+            task == DataTask.Text ? DataDescription.Text(paths) : DataDescription.Duplicate(parsed.GetValue(Symbols));
         TrainingOptions defaults = task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication;
         long steps = parsed.GetValue(Steps) ?? defaults.Steps;
         TrainingOptions options = defaults with
@@ -133,18 +160,24 @@ internal static class TrainCommand
             BatchSize = parsed.GetValue(Batch) ?? defaults.BatchSize,
             Length = parsed.GetValue(Length) ?? defaults.Length,
             AccumulationSteps = parsed.GetValue(Accumulate),
-            Optimizer = Enum.Parse<OptimizerKind>(parsed.GetValue(OptimizerName) ?? defaults.Optimizer.ToString(), ignoreCase: true),
+            Optimizer = Enum.Parse<OptimizerKind>(
+                parsed.GetValue(OptimizerName) ?? defaults.Optimizer.ToString(), ignoreCase: true),
             LearningRate = parsed.GetValue(Rate) ?? defaults.LearningRate,
             WarmupSteps = parsed.GetValue(Warmup) ?? Math.Min(defaults.WarmupSteps, Math.Max(1, steps / 10)),
-            Schedule = Enum.Parse<LearningRateSchedule>(parsed.GetValue(Schedule) ?? defaults.Schedule.ToString(), ignoreCase: true),
+            Schedule = Enum.Parse<LearningRateSchedule>(
+                parsed.GetValue(Schedule) ?? defaults.Schedule.ToString(), ignoreCase: true),
             WeightDecay = parsed.GetValue(Decay),
             MaxGradientNorm = parsed.GetValue(Clip),
             FullAttention = parsed.GetValue(Full),
         };
-        options = WithIntervals(parsed, options) with { CheckpointDirectory = parsed.GetValue(Out) ?? FreeDirectory(task) };
+        options = WithIntervals(parsed, options) with
+        {
+            CheckpointDirectory = parsed.GetValue(Out) ?? FreeDirectory(task),
+        };
         return task == DataTask.Text || options.Length % 2 == 0
             ? new RunDescription(data, Failure.Usage(() => Checked(options)))
-            : throw new UsageException($"--length: expected an even number with --task duplicate, found {options.Length}");
+            : throw new UsageException(
+                $"--length: expected an even number with --task duplicate, found {options.Length}");
     }
 
     private static RunDescription ResumedRun(ParseResult parsed, string checkpoint)
@@ -154,8 +187,11 @@ internal static class TrainCommand
             throw new UsageException($"{option.Name}: expected none with --resume, the run goes on as it began");
         }
 
-        RunDescription run = RunDescription.Find(parsed.GetValue(Resume)!) ?? RunDescription.Find(checkpoint)
-            ?? throw new FileNotFoundException($"{checkpoint}: expected run.json in it or in the directory above, found none");
+        RunDescription run =
+            RunDescription.Find(parsed.GetValue(Resume)!)
+            ?? RunDescription.Find(checkpoint)
+            ?? throw new FileNotFoundException(
+                $"{checkpoint}: expected run.json in it or in the directory above, found none");
         if (parsed.GetValue(Data) is { Length: > 0 } moved)
         {
             run = run with { Data = run.Data with { Paths = [.. moved.Select(Path.GetFullPath)] } };
@@ -206,14 +242,18 @@ internal static class TrainCommand
             config = config with { NumHashes = rounds };
         }
 
-        if (run.Data.Task == DataTask.Duplicate && run.Data.Symbols >= config.VocabSize && file is null && preset is null)
+        if (run.Data.Task == DataTask.Duplicate
+            && run.Data.Symbols >= config.VocabSize
+            && file is null
+            && preset is null)
         {
             config = config with { VocabSize = run.Data.Symbols + 1 };
         }
 
         return config.PositionLimit is not long limit || run.Options.Length <= limit
             ? config
-            : throw new UsageException($"--length: expected at most the {limit} positions of the model, found {run.Options.Length}");
+            : throw new UsageException(
+                $"--length: expected at most the {limit} positions of the model, found {run.Options.Length}");
     }
 
     private static string FreeDirectory(DataTask task)

@@ -10,22 +10,28 @@ internal static class VerifyCommand
 {
     private static readonly Argument<string[]> Directories = new("DIR")
     {
-        Description = "Directories of vectors, or folders above such", Arity = ArgumentArity.OneOrMore,
+        Description = "Directories of vectors, or folders above such",
+        Arity = ArgumentArity.OneOrMore,
     };
 
-    private static readonly Option<double> LimitScale = CommonOptions.Number("--limit-scale", "Factor of every limit", 1.0, 0.0, "X");
+    private static readonly Option<double> LimitScale = CommonOptions.Number(
+        "--limit-scale", "Factor of every limit", 1.0, 0.0, "X");
     private static readonly Option<string?> Write = new("--write")
     {
-        Description = "Write the computed tensors (one directory only)", HelpName = "FILE",
+        Description = "Write the computed tensors (one directory only)",
+        HelpName = "FILE",
     };
 
 
     public static Command Create()
     {
         var command = new Command(
-            "verify", "Compare with vectors of other implementations, tensor by tensor, with their recorded rotations; exit code 1 past a limit.")
+            "verify",
+            "Compare with vectors of other implementations, tensor by tensor, with their recorded rotations; exit code 1 past a limit."
+        )
         {
-            Directories, LimitScale, Write, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Directories, LimitScale, Write, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads,
+            CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;

@@ -3,14 +3,19 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli.Report;
 
-/// <summary>One attention on random numbers. Backward takes the buckets that forward found, as a training step that stores them does.</summary>
+/// <summary>
+/// One attention on random numbers. Backward takes the buckets that forward found, as a training step that stores them
+/// does.
+/// </summary>
 internal sealed class AttentionRun : IDisposable
 {
     private readonly List<Tensor> _tensors = [];
     private readonly Workspace _workspace;
     private readonly Attention _op;
 
-    public AttentionRun(ReformerContext context, AttentionOptions options, long length, long batch, long heads, long headSize, ulong seed)
+    public AttentionRun(
+        ReformerContext context, AttentionOptions options, long length, long batch, long heads, long headSize,
+        ulong seed)
     {
         bool lsh = options.Kind == AttentionKind.Lsh;
         var shape = new TensorShape(batch, length, heads, headSize);
@@ -21,8 +26,12 @@ internal sealed class AttentionRun : IDisposable
             Q = Normal(context, shape, seed),
             K = options.SharedQk ? default : Normal(context, shape, seed),
             V = Normal(context, shape, seed),
-            Rotations = lsh ? Normal(context, options.RotationsShape(RotationScope.PerHead, batch, heads, headSize), seed) : default,
-            Buckets = lsh ? Empty(context, new TensorShape(batch, heads, options.Rounds, length), DType.Int32) : default,
+            Rotations = lsh
+                ? Normal(context, options.RotationsShape(RotationScope.PerHead, batch, heads, headSize), seed)
+                : default,
+            Buckets = lsh
+                ? Empty(context, new TensorShape(batch, heads, options.Rounds, length), DType.Int32)
+                : default,
             Out = Empty(context, shape),
             Lse = Empty(context, new TensorShape(batch, heads, length)),
             GradOut = Normal(context, shape, seed),
@@ -67,7 +76,8 @@ internal sealed class AttentionRun : IDisposable
     public static AttentionOptions Lsh(AttentionPreset preset, bool causal, long length, long chunk, int rounds)
     {
         long padded = (length + chunk - 1) / chunk * chunk;
-        return AttentionOptions.Lsh(preset, causal, chunk, rounds, BucketFactors.Automatic(preset.Buckets, padded, chunk, padded));
+        return AttentionOptions.Lsh(
+            preset, causal, chunk, rounds, BucketFactors.Automatic(preset.Buckets, padded, chunk, padded));
     }
 
     private Tensor Empty(ReformerContext context, TensorShape shape, DType type = DType.Float32)

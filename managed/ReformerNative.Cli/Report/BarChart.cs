@@ -13,7 +13,8 @@ internal static class BarChart
     private const double Bar = 16;
     private const double Top = 6;
 
-    public static void Write(StringBuilder html, string id, string description, IReadOnlyList<(string Name, double Share)> bars)
+    public static void Write(
+        StringBuilder html, string id, string description, IReadOnlyList<(string Name, double Share)> bars)
     {
         double largest = bars.Max(bar => bar.Share);
         double step = 0.25 * Math.Max(1, Math.Ceiling(largest)); // four or fewer
@@ -25,14 +26,24 @@ internal static class BarChart
         for (double tick = 0; tick <= most; tick += step)
         {
             html.Append(Output.Text($"""<path class="grid" d="M{X(tick):F1} {Top}V{bottom}"/>"""));
-            html.Append(Output.Text($"""<text class="mid" x="{X(tick):F1}" y="{bottom + 18}">{100 * tick:F0} %</text>"""));
+            html.Append(
+                Output.Text($"""<text class="mid" x="{X(tick):F1}" y="{bottom + 18}">{100 * tick:F0} %</text>""")
+            );
         }
 
         foreach (((string name, double share), int i) in bars.Select((bar, i) => (bar, i)))
         {
             double y = Top + (Row * i) + (Row / 2);
-            html.Append(Output.Text($"""<text class="end" x="{Left - 8}" y="{y}" dy=".35em">{WebUtility.HtmlEncode(name)}</text>"""));
-            html.Append(Output.Text($"""<g class="s1"><rect x="{Left}" y="{y - (Bar / 2)}" width="{X(share) - Left:F1}" height="{Bar}"/></g>"""));
+            html.Append(
+                Output.Text(
+                    $"""<text class="end" x="{Left - 8}" y="{y}" dy=".35em">{WebUtility.HtmlEncode(name)}</text>"""
+                )
+            );
+            html.Append(
+                Output.Text(
+                    $"""<g class="s1"><rect x="{Left}" y="{y - (Bar / 2)}" width="{X(share) - Left:F1}" height="{Bar}"/></g>"""
+                )
+            );
             html.Append(Output.Text($"""<text x="{X(share) + 5:F1}" y="{y}" dy=".35em">{100 * share:F0} %</text>"""));
         }
 

@@ -68,7 +68,9 @@ internal sealed record LineChart
         foreach (double tick in ticks)
         {
             html.Append(Output.Text($"""<path class="grid" d="M{Left} {Y(tick):F1}H{Right}"/>"""));
-            html.Append(Output.Text($"""<text class="end" x="{Left - 6}" y="{Y(tick):F1}" dy=".35em">{FormatY(tick)}</text>"""));
+            html.Append(
+                Output.Text($"""<text class="end" x="{Left - 6}" y="{Y(tick):F1}" dy=".35em">{FormatY(tick)}</text>""")
+            );
         }
 
         foreach (double x in xs)
@@ -78,20 +80,26 @@ internal sealed record LineChart
         }
 
         html.Append(Output.Text($"""<path class="axis" d="M{Left} {Bottom}H{Right}"/>"""));
-        html.Append(Output.Text($"""<text class="mid" x="{(Left + Right) / 2}" y="{Height - 12}">{WebUtility.HtmlEncode(XTitle)}</text>"""));
+        html.Append(
+            Output.Text(
+                $"""<text class="mid" x="{(Left + Right) / 2}" y="{Height - 12}">{WebUtility.HtmlEncode(XTitle)}</text>"""
+            )
+        );
         foreach (Series series in Series)
         {
             html.Append(Output.Text($"""<g class="s{series.Style}">"""));
             if (series.HasLine)
             {
-                string line = string.Join('L', series.Points.Select(point => Output.Text($"{X(point.X):F1} {Y(point.Y):F1}")));
+                string line = string.Join(
+                    'L', series.Points.Select(point => Output.Text($"{X(point.X):F1} {Y(point.Y):F1}")));
                 html.Append($"""<path class="line" d="M{line}"/>""");
             }
 
             foreach ((double x, double y) in series.Points)
             {
                 html.Append(Output.Text($"""<g transform="translate({X(x):F1} {Y(y):F1})">{Marker(series.Style)}"""));
-                html.Append($"<title>{WebUtility.HtmlEncode($"{series.Name}, {FormatX(x)}: {FormatY(y)}")}</title></g>");
+                html.Append(
+                    $"<title>{WebUtility.HtmlEncode($"{series.Name}, {FormatX(x)}: {FormatY(y)}")}</title></g>");
             }
 
             html.Append("</g>");
@@ -100,17 +108,26 @@ internal sealed record LineChart
         html.AppendLine("</svg>");
     }
 
-    /// <summary>1, 2 and 5 times powers of ten around the values; powers of ten alone when there would be many.</summary>
+    /// <summary>
+    /// 1, 2 and 5 times powers of ten around the values; powers of ten alone when there would be many.
+    /// </summary>
     private static double[] LogarithmicTicks(double lowest, double highest)
     {
         const int most = 9;
         int first = (int)Math.Floor(Math.Log10(lowest));
         int last = (int)Math.Ceiling(Math.Log10(highest));
-        double[] all = [.. Enumerable.Range(first, last - first + 1).SelectMany(power => Mantissas.Select(x => x * Math.Pow(10, power)))];
+        double[] all =
+        [
+            .. Enumerable
+                .Range(first, last - first + 1)
+                .SelectMany(power => Mantissas.Select(x => x * Math.Pow(10, power))),
+        ];
         int from = Array.FindLastIndex(all, tick => tick <= lowest);
         int to = Array.FindIndex(all, tick => tick >= highest);
         double[] ticks = all[from..Math.Max(to + 1, from + 2)];
-        return ticks.Length <= most ? ticks : [.. Enumerable.Range(first, Math.Max(2, last - first + 1)).Select(power => Math.Pow(10, power))];
+        return ticks.Length <= most
+            ? ticks
+            : [.. Enumerable.Range(first, Math.Max(2, last - first + 1)).Select(power => Math.Pow(10, power))];
     }
 
     private double[] LinearTicks(double highest)

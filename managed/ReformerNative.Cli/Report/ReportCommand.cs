@@ -9,7 +9,10 @@ internal static class ReportCommand
 {
     private const string DefaultFile = "report.html";
 
-    private static readonly Option<bool> Quick = new("--quick") { Description = "Short sequences, one run each: seconds instead of minutes" };
+    private static readonly Option<bool> Quick = new("--quick")
+    {
+        Description = "Short sequences, one run each: seconds instead of minutes",
+    };
     private static readonly Option<string?> Lengths = new("--lengths")
     {
         Description = "Lengths of the charts of time; each divides --tokens [default: 1024,2048,4096,8192,16384,32768]",
@@ -19,18 +22,21 @@ internal static class ReportCommand
     private static readonly Option<int?> Tokens = CommonOptions.Maybe(
         "--tokens", "Tokens of a batch in the charts of time, whatever the length [default: the greatest length]", 1);
 
-    private static readonly Option<int?> Repeat = CommonOptions.Maybe("--repeat", "Runs, of which the median is reported [default: 3]", 1);
+    private static readonly Option<int?> Repeat = CommonOptions.Maybe(
+        "--repeat", "Runs, of which the median is reported [default: 3]", 1);
     private static readonly Option<string> Out = new("--out")
     {
-        Description = "The page", DefaultValueFactory = _ => DefaultFile, HelpName = "FILE",
+        Description = "The page",
+        DefaultValueFactory = _ => DefaultFile,
+        HelpName = "FILE",
     };
 
     public static Command Create()
     {
         var command = new Command("report", "Measure attention, steps and memory, and write one HTML page about them.")
         {
-            Quick, Lengths, Tokens, Repeat, Out,
-            CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
+            Quick, Lengths, Tokens, Repeat, Out, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Precision,
+            CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
         return command;
@@ -68,11 +74,13 @@ internal static class ReportCommand
     private static ReportPlan Plan(ParseResult parsed, ReformerContext context)
     {
         bool quick = parsed.GetValue(Quick);
-        int[] lengths = ParseLengths(parsed.GetValue(Lengths) ?? (quick ? "256,512,1024,2048" : "1024,2048,4096,8192,16384,32768"));
+        int[] lengths = ParseLengths(
+            parsed.GetValue(Lengths) ?? (quick ? "256,512,1024,2048" : "1024,2048,4096,8192,16384,32768"));
         int tokens = parsed.GetValue(Tokens) ?? lengths[^1];
         foreach (int length in lengths.Where(length => tokens % length != 0))
         {
-            throw new UsageException(Output.Text($"--lengths: expected divisors of the {tokens} tokens of a batch, found {length}"));
+            throw new UsageException(
+                Output.Text($"--lengths: expected divisors of the {tokens} tokens of a batch, found {length}"));
         }
 
         return new ReportPlan
@@ -81,7 +89,10 @@ internal static class ReportCommand
             Tokens = tokens,
             Repeat = parsed.GetValue(Repeat) ?? (quick ? 1 : 3),
             MemoryLength = quick ? 1024 : 16384,
-            MeasuredDepths = context.Device.Type != DeviceType.Cpu ? [] : quick ? [2] : [2, 12], // a GPU's memory has this process's context in it
+            MeasuredDepths =
+                context.Device.Type != DeviceType.Cpu ? []
+                : quick ? [2]
+                : [2, 12], // a GPU's memory has this process's context in it
             ShareLength = quick ? 512 : 4096,
             Seed = CommonOptions.SeedOf(parsed),
         };
@@ -93,7 +104,8 @@ internal static class ReportCommand
         var lengths = new int[words.Length];
         for (int i = 0; i < words.Length; i++)
         {
-            if (!int.TryParse(words[i], NumberStyles.None, CultureInfo.InvariantCulture, out lengths[i]) || lengths[i] < 1
+            if (!int.TryParse(words[i], NumberStyles.None, CultureInfo.InvariantCulture, out lengths[i])
+                || lengths[i] < 1
                 || (i > 0 && lengths[i] <= lengths[i - 1]))
             {
                 throw new UsageException($"--lengths: expected integers from 1 up in ascending order, found '{text}'");

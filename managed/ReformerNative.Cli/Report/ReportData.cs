@@ -2,10 +2,12 @@ using System.Text.Json.Nodes;
 
 namespace ReformerNative.Cli.Report;
 
-/// <summary>Time of one attention, and the product of 2048³ that was measured just before it (null where there is none).</summary>
+/// <summary>
+/// Time of one attention, and the product of 2048³ that was measured just before it (null where there is none).
+/// </summary>
 internal sealed record TimePoint(
-    string Series, int Length, int Batch, double ForwardSeconds, double ForwardBackwardSeconds, double FlopsForward, double FlopsBackward,
-    double? Sgemm)
+    string Series, int Length, int Batch, double ForwardSeconds, double ForwardBackwardSeconds, double FlopsForward,
+    double FlopsBackward, double? Sgemm)
 {
     public JsonObject ToJson() => new()
     {
@@ -20,12 +22,18 @@ internal sealed record TimePoint(
     };
 }
 
-/// <summary>Memory of a training step, in bytes: planned, of it what does not belong to parameters, and the peak of a real step if one ran.</summary>
+/// <summary>
+/// Memory of a training step, in bytes: planned, of it what does not belong to parameters, and the peak of a real step
+/// if one ran.
+/// </summary>
 internal sealed record MemoryPoint(int Layers, long Planned, long Activations, long? Measured)
 {
     public JsonObject ToJson() => new()
     {
-        ["layers"] = Layers, ["planned_bytes"] = Planned, ["activation_bytes"] = Activations, ["peak_bytes"] = Measured,
+        ["layers"] = Layers,
+        ["planned_bytes"] = Planned,
+        ["activation_bytes"] = Activations,
+        ["peak_bytes"] = Measured,
     };
 }
 
@@ -35,7 +43,15 @@ internal sealed record SharePoint(string Name, double Seconds, double Flops, dou
     /// <summary>FLOP/s over those of the product.</summary>
     public double Share => Flops / Seconds / 1e9 / Sgemm;
 
-    public JsonObject ToJson() => new() { ["op"] = Name, ["seconds"] = Seconds, ["flops"] = Flops, ["sgemm_gflops"] = Sgemm, ["share"] = Share };
+    public JsonObject ToJson() =>
+        new()
+        {
+            ["op"] = Name,
+            ["seconds"] = Seconds,
+            ["flops"] = Flops,
+            ["sgemm_gflops"] = Sgemm,
+            ["share"] = Share,
+        };
 }
 
 /// <summary>All that a report shows.</summary>

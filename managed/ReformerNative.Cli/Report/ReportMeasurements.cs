@@ -31,7 +31,10 @@ internal sealed record ReportPlan
     public required ulong Seed { get; init; }
 }
 
-/// <summary>Measures everything, saying what it does. A product of 2048³ goes before each measurement, because the ceiling moves.</summary>
+/// <summary>
+/// Measures everything, saying what it does. A product of 2048³ goes before each measurement, because the ceiling
+/// moves.
+/// </summary>
 internal sealed class ReportMeasurements(ReformerContext context, ReportPlan plan, ProgressLine progress)
 {
     private const int Heads = 8;
@@ -49,8 +52,8 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
 
     private static readonly string[] ShareNames =
     [
-        "linear, forward", "linear, backward", "feed-forward, forward", "feed-forward, backward", "head and loss", "dense attention",
-        "LSH attention", "training step",
+        "linear, forward", "linear, backward", "feed-forward, forward", "feed-forward, backward", "head and loss",
+        "dense attention", "LSH attention", "training step",
     ];
 
     private int _done;
@@ -101,10 +104,18 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
             {
                 Say($"{SeriesName(rounds)}, {length} tokens, {batch} in a batch");
                 double? sgemm = Measure.Sgemm(context);
-                using var run = new AttentionRun(context, Options(rounds, length), length, batch, Heads, HeadSize, seed: 0);
+                using var run = new AttentionRun(
+                    context, Options(rounds, length), length, batch, Heads, HeadSize, seed: 0);
                 (double forward, double both) = run.Time(context, plan.Repeat);
-                points.Add(new TimePoint(SeriesName(rounds), length, batch, forward, both, run.FlopsForward, run.FlopsBackward, sgemm));
-                progress.Keep(Output.Text($"{length,7} tokens   {SeriesName(rounds),-13} forward {forward:F4} s   forward + backward {both:F4} s"));
+                points.Add(
+                    new TimePoint(
+                        SeriesName(rounds), length, batch, forward, both, run.FlopsForward, run.FlopsBackward, sgemm)
+                );
+                progress.Keep(
+                    Output.Text(
+                        $"{length,7} tokens   {SeriesName(rounds),-13} forward {forward:F4} s   forward + backward {both:F4} s"
+                    )
+                );
             }
         }
 
@@ -117,8 +128,11 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
         foreach (int layers in Depths)
         {
             var options = new TrainingOptions { Length = plan.MemoryLength };
-            PlannedMemory planned = PlannedMemory.Make(context, () => MemoryPlan.ForTraining(Config(layers, plan.MemoryLength), context, options));
-            long activations = planned.Plan.Entries.Where(entry => !OfParameters.Contains(entry.Name)).Sum(entry => entry.Bytes);
+            PlannedMemory planned = PlannedMemory.Make(
+                context, () => MemoryPlan.ForTraining(Config(layers, plan.MemoryLength), context, options));
+            long activations = planned
+                .Plan.Entries.Where(entry => !OfParameters.Contains(entry.Name))
+                .Sum(entry => entry.Bytes);
             long? measured = null;
             if (plan.MeasuredDepths.Contains(layers))
             {
@@ -178,7 +192,16 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
         TensorView w1 = Normal(FeedForwardWidth, Width);
         TensorView w2 = Normal(Width, FeedForwardWidth);
         TensorView b1 = Normal(FeedForwardWidth);
-        var feedForward = new FeedForward { Activation = Activation.GeluTanh, X = x, W1 = w1, B1 = b1, W2 = w2, B2 = row, Y = y };
+        var feedForward = new FeedForward
+        {
+            Activation = Activation.GeluTanh,
+            X = x,
+            W1 = w1,
+            B1 = b1,
+            W2 = w2,
+            B2 = row,
+            Y = y,
+        };
         FeedForward feedForwardBackward = feedForward with
         {
             GradY = y,
@@ -209,7 +232,8 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
 
         void AddAttention(int rounds)
         {
-            using var run = new AttentionRun(context, Options(rounds, plan.ShareLength), plan.ShareLength, 1, Heads, HeadSize, seed: 0);
+            using var run = new AttentionRun(
+                context, Options(rounds, plan.ShareLength), plan.ShareLength, 1, Heads, HeadSize, seed: 0);
             Add(run.FlopsForward + run.FlopsBackward, () => run.Time(context, plan.Repeat).Both);
         }
 
@@ -219,7 +243,11 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
         ReformerConfig config = Config(Layers, plan.ShareLength);
         var options = new TrainingOptions
         {
-            Seed = plan.Seed, Length = plan.ShareLength, LearningRate = 1e-4, WarmupSteps = 0, Schedule = LearningRateSchedule.Constant,
+            Seed = plan.Seed,
+            Length = plan.ShareLength,
+            LearningRate = 1e-4,
+            WarmupSteps = 0,
+            Schedule = LearningRateSchedule.Constant,
         };
         using ReformerModel model = ReformerModel.Create(config, context, plan.Seed);
         using var trainer = new Trainer(model, new RandomTokens(Vocabulary), options);
@@ -237,12 +265,14 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
             arguments = [typeof(Program).Assembly.Location, .. arguments];
         }
 
-        using Process process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true })!;
+        using Process process = Process.Start(
+            new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true })!;
         string output = process.StandardOutput.ReadToEnd();
         process.WaitForExit();
         return process.ExitCode == 0
             ? JsonNode.Parse(output)!["peak_bytes"]!.GetValue<long>()
-            : throw new InvalidOperationException($"reformer {string.Join(' ', arguments)} failed with exit code {process.ExitCode}");
+            : throw new InvalidOperationException(
+                $"reformer {string.Join(' ', arguments)} failed with exit code {process.ExitCode}");
     }
 
     private string[] StepArguments(int layers) =>
@@ -250,10 +280,28 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
 
     /// <summary>The options of <c>bench step</c> that describe the model.</summary>
     private static string[] Sizes(int layers, int length) =>
-    [
-        "--layers", $"{layers}", "--width", $"{Width}", "--feed-forward", $"{FeedForwardWidth}", "--heads", $"{Heads}", "--head-size", $"{HeadSize}",
-        "--length", $"{length}", "--chunk", $"{Chunk}", "--rounds", $"{ModelRounds}", "--vocabulary", $"{Vocabulary}", "--pattern", "lsh,local",
-    ];
+        [
+            "--layers",
+            $"{layers}",
+            "--width",
+            $"{Width}",
+            "--feed-forward",
+            $"{FeedForwardWidth}",
+            "--heads",
+            $"{Heads}",
+            "--head-size",
+            $"{HeadSize}",
+            "--length",
+            $"{length}",
+            "--chunk",
+            $"{Chunk}",
+            "--rounds",
+            $"{ModelRounds}",
+            "--vocabulary",
+            $"{Vocabulary}",
+            "--pattern",
+            "lsh,local",
+        ];
 
     private static ReformerConfig Config(int layers, int length)
     {
@@ -274,7 +322,9 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
         {
             string kind = rounds == 0 ? "--dense" : $"--chunk {Chunk} --rounds {rounds}";
             int length = plan.Lengths[^1];
-            commands.Add($"reformer bench attention --length {length} --batch {plan.Tokens / length} {sizes} {kind} --causal --repeat {plan.Repeat}");
+            commands.Add(
+                $"reformer bench attention --length {length} --batch {plan.Tokens / length} {sizes} {kind} --causal --repeat {plan.Repeat}"
+            );
         }
 
         commands.AddRange(plan.MeasuredDepths.Select(layers => $"reformer {string.Join(' ', StepArguments(layers))}"));
@@ -293,7 +343,10 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
             ("precision", CommonOptions.NameOf(context.Precision)),
             ("memory", Output.Bytes(device.GetProperty("memory_bytes").GetDouble())),
             ("SIMD", build.GetProperty("simd").GetString()!),
-            ("BLAS", $"{blas.GetProperty("name").GetString()} {blas.GetProperty("version").GetString()}, {blas.GetProperty("kernel").GetString()}"),
+            (
+                "BLAS",
+                $"{blas.GetProperty("name").GetString()} {blas.GetProperty("version").GetString()}, {blas.GetProperty("kernel").GetString()}"
+            ),
             ("compiler", $"{build.GetProperty("compiler").GetString()}, {build.GetProperty("build").GetString()}"),
             ("runtime", System.Runtime.InteropServices.RuntimeInformation.FrameworkDescription),
             ("system", System.Runtime.InteropServices.RuntimeInformation.OSDescription),

@@ -49,9 +49,13 @@ internal static class ReportPage
         html.AppendLine("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>");
         html.AppendLine("""<meta name="viewport" content="width=device-width, initial-scale=1"/>""");
         html.AppendLine("""<link rel="icon" href="data:,"/>"""); // else a browser asks the server for one
-        html.AppendLine($"<title>ReformerNative {Encode(data.Version)}: measurements</title>\n<style>\n{Style}\n</style>\n</head>\n<body>\n<main>");
+        html.AppendLine(
+            $"<title>ReformerNative {Encode(data.Version)}: measurements</title>\n<style>\n{Style}\n</style>\n</head>\n<body>\n<main>"
+        );
         html.AppendLine("<h1>ReformerNative: measurements</h1>");
-        html.AppendLine($"""<p class="quiet">Version {Encode(data.Version)}, {data.Measured:u}, {Encode(data.Machine[0].Value)}</p>""");
+        html.AppendLine(
+            $"""<p class="quiet">Version {Encode(data.Version)}, {data.Measured:u}, {Encode(data.Machine[0].Value)}</p>"""
+        );
         Time(html, data);
         Memory(html, data);
         if (data.Shares.Count > 0)
@@ -61,7 +65,9 @@ internal static class ReportPage
 
         html.AppendLine("<h2>Machine</h2>");
         Table(html, "machine", "Machine", ["", ""], data.Machine.Select(item => (string[])[item.Name, item.Value]));
-        html.AppendLine("<h2>Commands</h2>\n<p>This page is the output of the first; the others measure one line's last point, or one depth.</p>");
+        html.AppendLine(
+            "<h2>Commands</h2>\n<p>This page is the output of the first; the others measure one line's last point, or one depth.</p>"
+        );
         html.AppendLine("<ul class=\"commands\">");
         foreach (string command in data.Commands)
         {
@@ -76,33 +82,67 @@ internal static class ReportPage
     private static void Time(StringBuilder html, ReportData data)
     {
         html.AppendLine("<h2>Time against length</h2>");
-        html.AppendLine(Output.Text($"""
-            <p>Causal attention of 8 heads of 64 over {data.Tokens:N0} tokens in all, as in figure 5 of the Reformer paper: longer sequences are
-            fewer in a batch, so that dense attention costs in proportion to the length and LSH attention about the same throughout. Chunks of 64,
-            hashing and sorting included.</p>
-            """));
+        html.AppendLine(
+            Output.Text(
+                $"""
+                <p>Causal attention of 8 heads of 64 over {data.Tokens:N0} tokens in all, as in figure 5 of the Reformer paper: longer sequences are
+                fewer in a batch, so that dense attention costs in proportion to the length and LSH attention about the same throughout. Chunks of 64,
+                hashing and sorting included.</p>
+                """
+            )
+        );
         Crossover(html, data);
-        foreach ((string name, string id, Func<TimePoint, double> seconds) in new (string, string, Func<TimePoint, double>)[]
-        {
-            ("Forward", "forward", point => point.ForwardSeconds), ("Forward and backward", "both", point => point.ForwardBackwardSeconds),
-        })
+        foreach (
+            (string name, string id, Func<TimePoint, double> seconds) in new (string, string, Func<TimePoint, double>)[]
+            {
+                ("Forward", "forward", point => point.ForwardSeconds),
+                ("Forward and backward", "both", point => point.ForwardBackwardSeconds),
+            }
+        )
         {
             string title = $"{name}: time of a batch";
             var chart = new LineChart
             {
                 Id = id,
-                Description = Output.Text($"{title} of {data.Tokens:N0} tokens against the length of its sequences. The table has the values."),
+                Description = Output.Text(
+                    $"{title} of {data.Tokens:N0} tokens against the length of its sequences. The table has the values."
+                ),
                 XTitle = "tokens of a sequence",
                 IsLogarithmic = true,
                 FormatX = Count,
                 FormatY = Seconds,
                 NiceStep = step => step,
-                Series = [.. SeriesNames.Select((series, i) => new Series(
-                    series, i, [.. data.Times.Where(point => point.Series == series).Select(point => ((double)point.Length, seconds(point)))]))],
+                Series =
+                [
+                    .. SeriesNames.Select(
+                        (series, i) =>
+                            new Series(
+                                series,
+                                i,
+                                [
+                                    .. data
+                                        .Times.Where(point => point.Series == series)
+                                        .Select(point => ((double)point.Length, seconds(point))),
+                                ]
+                            )
+                    ),
+                ],
             };
             Figure(html, title, chart);
-            Table(html, "", title, ["length / batch", .. SeriesNames], data.Times.GroupBy(point => point.Length).Select(group =>
-                (string[])[$"{Count(group.Key)} / {group.First().Batch}", .. group.Select(point => Seconds(seconds(point)))]));
+            Table(
+                html,
+                "",
+                title,
+                ["length / batch", .. SeriesNames],
+                data.Times.GroupBy(point => point.Length)
+                    .Select(group =>
+                        (string[])
+                            [
+                                $"{Count(group.Key)} / {group.First().Batch}",
+                                .. group.Select(point => Seconds(seconds(point))),
+                            ]
+                    )
+            );
         }
     }
 
@@ -110,21 +150,27 @@ internal static class ReportPage
     private static void Crossover(StringBuilder html, ReportData data)
     {
         Dictionary<int, double> Of(string series) =>
-            data.Times.Where(point => point.Series == series).ToDictionary(point => point.Length, point => point.ForwardBackwardSeconds);
+            data
+                .Times.Where(point => point.Series == series)
+                .ToDictionary(point => point.Length, point => point.ForwardBackwardSeconds);
         Dictionary<int, double> dense = Of(SeriesNames[0]);
         Dictionary<int, double> lsh = Of(ReportMeasurements.SeriesName(4));
         int[] faster = [.. dense.Keys.OrderDescending().TakeWhile(length => lsh[length] < dense[length])];
-        html.AppendLine(faster.Length == 0
-            ? "<p>At none of the measured lengths LSH attention with 4 rounds is faster than dense attention, forward and backward.</p>"
-            : $"<p>LSH attention with 4 rounds is faster than dense attention, forward and backward, from {Count(faster[^1])} tokens on.</p>");
+        html.AppendLine(
+            faster.Length == 0
+                ? "<p>At none of the measured lengths LSH attention with 4 rounds is faster than dense attention, forward and backward.</p>"
+                : $"<p>LSH attention with 4 rounds is faster than dense attention, forward and backward, from {Count(faster[^1])} tokens on.</p>"
+        );
     }
 
     private static void Memory(StringBuilder html, ReportData data)
     {
         const string title = "Memory of a training step";
         html.AppendLine("<h2>Memory against depth</h2>");
-        html.AppendLine($"""
-            <p>A training step at {Count(data.MemoryLength)} tokens, width 512, LSH and local layers in turn. Planned is what
+        html.AppendLine(
+            $"""
+            <p>A training step at {Count(
+                data.MemoryLength)} tokens, width 512, LSH and local layers in turn. Planned is what
             <code>reformer plan</code> says beforehand; of it, activations, their gradients and scratch do not depend on the depth, because reversible
             layers recover their inputs. The rest are parameters, gradients and the optimizer's state, and the process itself. Measured is the peak
             resident memory of a real step.</p>
@@ -132,30 +178,50 @@ internal static class ReportPage
         List<Series> series =
         [
             new("planned", 1, [.. data.Memory.Select(point => ((double)point.Layers, (double)point.Planned))]),
-            new("of it activations and scratch", 2, [.. data.Memory.Select(point => ((double)point.Layers, (double)point.Activations))]),
+            new(
+                "of it activations and scratch", 2,
+                [.. data.Memory.Select(point => ((double)point.Layers, (double)point.Activations))]),
         ];
         MemoryPoint[] measured = [.. data.Memory.Where(point => point.Measured is not null)];
         if (measured.Length > 0)
         {
-            series.Add(new("measured", 0, [.. measured.Select(point => ((double)point.Layers, (double)point.Measured!.Value))], HasLine: false));
+            series.Add(
+                new(
+                    "measured", 0, [.. measured.Select(point => ((double)point.Layers, (double)point.Measured!.Value))],
+                    HasLine: false)
+            );
         }
 
-        Figure(html, title, new LineChart
-        {
-            Id = "memory",
-            Description = $"{title} against its number of layers, planned and measured. The table has the values.",
-            XTitle = "layers",
-            IsLogarithmic = false,
-            FormatX = Count,
-            FormatY = bytes => bytes == 0 ? "0" : Output.Bytes(bytes),
-            NiceStep = step => Math.Pow(2, Math.Ceiling(Math.Log2(step))),
-            Series = series,
-        });
-        Table(html, "", title, ["layers", "planned", "activations and scratch", "measured"], data.Memory.Select(point => (string[])
-        [
-            Count(point.Layers), Output.Bytes(point.Planned), Output.Bytes(point.Activations),
-            point.Measured is long bytes ? Output.Bytes(bytes) : "not measured",
-        ]));
+        Figure(
+            html,
+            title,
+            new LineChart
+            {
+                Id = "memory",
+                Description = $"{title} against its number of layers, planned and measured. The table has the values.",
+                XTitle = "layers",
+                IsLogarithmic = false,
+                FormatX = Count,
+                FormatY = bytes => bytes == 0 ? "0" : Output.Bytes(bytes),
+                NiceStep = step => Math.Pow(2, Math.Ceiling(Math.Log2(step))),
+                Series = series,
+            }
+        );
+        Table(
+            html,
+            "",
+            title,
+            ["layers", "planned", "activations and scratch", "measured"],
+            data.Memory.Select(point =>
+                (string[])
+                    [
+                        Count(point.Layers),
+                        Output.Bytes(point.Planned),
+                        Output.Bytes(point.Activations),
+                        point.Measured is long bytes ? Output.Bytes(bytes) : "not measured",
+                    ]
+            )
+        );
     }
 
     private static void Shares(StringBuilder html, ReportData data)
@@ -172,11 +238,22 @@ internal static class ReportPage
         (string Name, double Share)[] bars = [.. data.Shares.Select(point => (point.Name, point.Share))];
         BarChart.Write(html, "share", $"{title} that each op reaches. The table has the values.", bars);
         html.AppendLine("</figure>");
-        Table(html, "", title, ["op", "time", "GFLOP/s", "of the product", "product, GFLOP/s"], data.Shares.Select(point => (string[])
-        [
-            point.Name, Seconds(point.Seconds), Output.Text($"{point.Flops / point.Seconds / 1e9:F1}"),
-            Output.Text($"{100 * point.Share:F1} %"), Output.Text($"{point.Sgemm:F1}"),
-        ]));
+        Table(
+            html,
+            "",
+            title,
+            ["op", "time", "GFLOP/s", "of the product", "product, GFLOP/s"],
+            data.Shares.Select(point =>
+                (string[])
+                    [
+                        point.Name,
+                        Seconds(point.Seconds),
+                        Output.Text($"{point.Flops / point.Seconds / 1e9:F1}"),
+                        Output.Text($"{100 * point.Share:F1} %"),
+                        Output.Text($"{point.Sgemm:F1}"),
+                    ]
+            )
+        );
     }
 
     private static void Figure(StringBuilder html, string title, LineChart chart)
@@ -196,16 +273,22 @@ internal static class ReportPage
     /// <summary>A table that scrolls by itself where the page is narrow; the first column names the rows.</summary>
     private static void Table(StringBuilder html, string style, string name, string[] heads, IEnumerable<string[]> rows)
     {
-        html.AppendLine($"""<div class="scroll" role="region" tabindex="0" aria-label="{Encode(name)}, table"><table class="{style}">""");
+        html.AppendLine(
+            $"""<div class="scroll" role="region" tabindex="0" aria-label="{Encode(name)}, table"><table class="{style}">"""
+        );
         if (heads.Any(head => head.Length > 0))
         {
-            html.AppendLine($"<thead><tr>{string.Concat(heads.Select(head => $"<th scope=\"col\">{Encode(head)}</th>"))}</tr></thead>");
+            html.AppendLine(
+                $"<thead><tr>{string.Concat(heads.Select(head => $"<th scope=\"col\">{Encode(head)}</th>"))}</tr></thead>"
+            );
         }
 
         html.AppendLine("<tbody>");
         foreach (string[] row in rows)
         {
-            html.AppendLine($"<tr><th scope=\"row\">{Encode(row[0])}</th>{string.Concat(row[1..].Select(cell => $"<td>{Encode(cell)}</td>"))}</tr>");
+            html.AppendLine(
+                $"<tr><th scope=\"row\">{Encode(row[0])}</th>{string.Concat(row[1..].Select(cell => $"<td>{Encode(cell)}</td>"))}</tr>"
+            );
         }
 
         html.AppendLine("</tbody></table></div>");

@@ -7,16 +7,19 @@ namespace ReformerNative.Cli.Verification;
 /// <param name="Floats">Its values; empty when they are integers.</param>
 /// <param name="Integers">Its values; empty when they are floats.</param>
 /// <param name="TokenAxis">
-/// The axis of tokens, along which the file's tensor may go on with padding that this library does not have; -1 when there is none.
+/// The axis of tokens, along which the file's tensor may go on with padding that this library does not have; -1 when
+/// there is none.
 /// </param>
 /// <param name="Mask">
 /// [B, T], 0 for positions that take no part in the comparison, B being the first axis; null when all take part.
 /// </param>
 internal sealed record ComputedTensor(
-    IReadOnlyList<long> Shape, ReadOnlyMemory<float> Floats, ReadOnlyMemory<int> Integers, int TokenAxis = -1, byte[]? Mask = null)
+    IReadOnlyList<long> Shape, ReadOnlyMemory<float> Floats, ReadOnlyMemory<int> Integers, int TokenAxis = -1,
+    byte[]? Mask = null)
 {
-    public static ComputedTensor Of(ReadOnlyMemory<float> values, IReadOnlyList<long> shape, int tokenAxis = -1, byte[]? mask = null) =>
-        new(shape, values, default, tokenAxis, mask);
+    public static ComputedTensor Of(
+        ReadOnlyMemory<float> values, IReadOnlyList<long> shape, int tokenAxis = -1,
+        byte[]? mask = null) => new(shape, values, default, tokenAxis, mask);
 
     public static ComputedTensor Of(ReadOnlyMemory<int> values, IReadOnlyList<long> shape, int tokenAxis = -1) =>
         new(shape, default, values, tokenAxis);
@@ -26,8 +29,8 @@ internal sealed record ComputedTensor(
         : SafetensorsItem.FromIntegers(name, Shape, Integers);
 
     /// <summary>
-    /// Largest difference from a tensor of a file, relative to the file's largest magnitude over the positions compared. Null when the shapes
-    /// do not fit; infinite when the file's tensor is zero and this one is not.
+    /// Largest difference from a tensor of a file, relative to the file's largest magnitude over the positions
+    /// compared. Null when the shapes do not fit; infinite when the file's tensor is zero and this one is not.
     /// </summary>
     public double? RelativeDifference(SafetensorsReader file, SafetensorsEntry entry)
     {
@@ -43,8 +46,8 @@ internal sealed record ComputedTensor(
     }
 
     /// <summary>
-    /// Distance from a tensor of a file over the file's norm, over the positions compared; of integers the share that differs. Null when the shapes
-    /// do not fit.
+    /// Distance from a tensor of a file over the file's norm, over the positions compared; of integers the share that
+    /// differs. Null when the shapes do not fit.
     /// </summary>
     public double? RelativeDistance(SafetensorsReader file, SafetensorsEntry entry)
     {
@@ -59,7 +62,8 @@ internal sealed record ComputedTensor(
         return !fits ? null : Integers.IsEmpty ? Math.Sqrt(squared) : squared;
     }
 
-    public static long Product(IEnumerable<long> lengths) => lengths.Aggregate(1L, (product, length) => checked(product * length));
+    public static long Product(IEnumerable<long> lengths) =>
+        lengths.Aggregate(1L, (product, length) => checked(product * length));
 
     /// <summary>Hands over each pair of values that takes part; false when the shapes do not fit.</summary>
     private bool Compare(SafetensorsReader file, SafetensorsEntry entry, Action<double, double> take)

@@ -11,7 +11,8 @@ internal static class ModelCase
     /// <summary>What the file gives and the model takes as it is.</summary>
     public static readonly string[] Inputs = ["input_ids", "attention_mask", "labels"];
 
-    public static Dictionary<string, ComputedTensor> Compute(string directory, SafetensorsReader io, ReformerContext context)
+    public static Dictionary<string, ComputedTensor> Compute(
+        string directory, SafetensorsReader io, ReformerContext context)
     {
         using ReformerModel model = ReformerModel.Load(directory, context);
         TokenBatch batch = ReadBatch(io);
@@ -30,13 +31,16 @@ internal static class ModelCase
         byte[]? mask = batch.HasMask ? batch.Mask.ToArray() : null;
         long b = batch.BatchSize;
         long t = batch.Length;
-        void Rows(string name, float[] values, long width) => computed.Add(name, ComputedTensor.Of(values, [b, t, width], tokenAxis: 1, mask));
+        void Rows(string name, float[] values, long width) =>
+            computed.Add(name, ComputedTensor.Of(values, [b, t, width], tokenAxis: 1, mask));
 
         Rows("embeddings", trace.Embeddings, config.HiddenSize);
         for (int layer = 0; layer < layers; layer++)
         {
             LayerTrace found = trace.Layers[layer];
-            Rows($"layers.{layer}.self_attention", found.AttentionResult, config.NumAttentionHeads * config.AttentionHeadSize);
+            Rows(
+                $"layers.{layer}.self_attention", found.AttentionResult,
+                config.NumAttentionHeads * config.AttentionHeadSize);
             Rows($"layers.{layer}.attn_output", found.Stream1, config.HiddenSize);
             Rows($"layers.{layer}.hidden_states", found.Stream2, config.HiddenSize);
             if (found is { Buckets: { } buckets, Rotations: { } used })
@@ -67,9 +71,11 @@ internal static class ModelCase
                 string name = "grad." + parameter.Name;
 
                 // The file may have axes of length 1 that the parameter does not.
-                IReadOnlyList<long> shape = io.TryGet(name, out SafetensorsEntry? entry) && entry!.ElementCount == parameter.Gradient.ElementCount
-                    ? entry.Shape
-                    : [parameter.Gradient.ElementCount];
+                IReadOnlyList<long> shape =
+                    io.TryGet(name, out SafetensorsEntry? entry)
+                    && entry!.ElementCount == parameter.Gradient.ElementCount
+                        ? entry.Shape
+                        : [parameter.Gradient.ElementCount];
                 computed.Add(name, ComputedTensor.Of(parameter.Gradient.ToArray<float>(), shape));
             }
         }
@@ -77,10 +83,12 @@ internal static class ModelCase
         return computed;
     }
 
-    /// <summary>Buckets without and with the offset of each round, and the rotations that were used, whole and by factor.</summary>
+    /// <summary>
+    /// Buckets without and with the offset of each round, and the rotations that were used, whole and by factor.
+    /// </summary>
     private static void AddHashes(
-        Dictionary<string, ComputedTensor> computed, SafetensorsReader io, int layer, ReformerConfig config, int[] buckets, float[] rotations,
-        long b, long t)
+        Dictionary<string, ComputedTensor> computed, SafetensorsReader io, int layer, ReformerConfig config,
+        int[] buckets, float[] rotations, long b, long t)
     {
         long heads = config.NumAttentionHeads;
         long rounds = config.NumHashes;
@@ -114,7 +122,8 @@ internal static class ModelCase
         IReadOnlyList<long> shape = io.Get("input_ids").Shape;
         if (shape.Count != 2 || shape[0] < 1 || shape[1] < 1 || shape[0] > int.MaxValue / shape[1])
         {
-            throw new ReformerFormatException(io.Path, $"'input_ids': expected the shape [B, L], found [{string.Join(", ", shape)}]");
+            throw new ReformerFormatException(
+                io.Path, $"'input_ids': expected the shape [B, L], found [{string.Join(", ", shape)}]");
         }
 
         var batch = new TokenBatch((int)shape[0], (int)shape[1]);
@@ -137,7 +146,8 @@ internal static class ModelCase
             else
             {
                 throw new ReformerFormatException(
-                    io.Path, $"'labels': expected {batch.TokenCount} or {batch.BatchSize} elements, found {labels.Length}");
+                    io.Path,
+                    $"'labels': expected {batch.TokenCount} or {batch.BatchSize} elements, found {labels.Length}");
             }
         }
 
@@ -145,7 +155,8 @@ internal static class ModelCase
         {
             if (mask!.ElementCount != batch.TokenCount)
             {
-                throw new ReformerFormatException(io.Path, $"'attention_mask': expected {batch.TokenCount} elements, found {mask.ElementCount}");
+                throw new ReformerFormatException(
+                    io.Path, $"'attention_mask': expected {batch.TokenCount} elements, found {mask.ElementCount}");
             }
 
             int[] values = io.ReadIntegers("attention_mask");

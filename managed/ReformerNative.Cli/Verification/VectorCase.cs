@@ -8,7 +8,8 @@ namespace ReformerNative.Cli.Verification;
 /// <summary>One compared tensor.</summary>
 /// <param name="Name">Its name in the file, without the prefix of the float64 truth.</param>
 /// <param name="Relative">
-/// Largest difference over largest magnitude, or distance over norm where products round their inputs; null when nothing could be compared.
+/// Largest difference over largest magnitude, or distance over norm where products round their inputs; null when
+/// nothing could be compared.
 /// </param>
 /// <param name="Limit">The largest that passes.</param>
 internal readonly record struct TensorVerdict(string Name, double? Relative, double Limit)
@@ -23,7 +24,9 @@ internal sealed record CaseVerdict(string Case, IReadOnlyList<TensorVerdict> Ten
     public bool Passed => Error is null && Tensors.Count > 0 && Tensors.All(tensor => tensor.Passed);
 }
 
-/// <summary>A directory of vectors: runs it with the recorded rotations and compares every result that its io.safetensors holds.</summary>
+/// <summary>
+/// A directory of vectors: runs it with the recorded rotations and compares every result that its io.safetensors holds.
+/// </summary>
 internal static class VectorCase
 {
     public const string IoName = "io.safetensors";
@@ -31,7 +34,10 @@ internal static class VectorCase
     private const string Truth = "f64.";
     private const string CaseName = "case.json";
 
-    /// <summary>Limits against float64 truth, and against float32 results, which can have an effect of their own (tests/vectors/README.md).</summary>
+    /// <summary>
+    /// Limits against float64 truth, and against float32 results, which can have an effect of their own
+    /// (tests/vectors/README.md).
+    /// </summary>
     private const double Exact = 0;
     private const double EmbeddingsAndLoss = 1e-6;
     private const double Activations = 1e-5;
@@ -41,12 +47,14 @@ internal static class VectorCase
     private const double GradientsOfFloat32 = 5e-2;
 
     /// <summary>
-    /// Limits of distances where products round their inputs to so many bits, and of the share of hashes that differ. A hash differs where two
-    /// rotations of a query are about equal, and its token then sees other tokens; a ReLU at about 0 opens or closes. So a few differences are large,
-    /// and the largest one says nothing.
+    /// Limits of distances where products round their inputs to so many bits, and of the share of hashes that differ. A
+    /// hash differs where two rotations of a query are about equal, and its token then sees other tokens; a ReLU at
+    /// about 0 opens or closes. So a few differences are large, and the largest one says nothing.
     /// </summary>
-    private static readonly (double Share, double Loss, double Activations, double Gradients) TenBits = (5e-3, 5e-4, 0.1, 0.3);
-    private static readonly (double Share, double Loss, double Activations, double Gradients) SevenBits = (2e-2, 3e-3, 0.2, 0.4);
+    private static readonly (double Share, double Loss, double Activations, double Gradients) TenBits = (
+        5e-3, 5e-4, 0.1, 0.3);
+    private static readonly (double Share, double Loss, double Activations, double Gradients) SevenBits = (
+        2e-2, 3e-3, 0.2, 0.4);
 
     /// <summary>Runs and compares.</summary>
     /// <param name="directory">The directory.</param>
@@ -74,10 +82,12 @@ internal static class VectorCase
 
             bool truth = io.TryGet(Truth + entry.Name, out SafetensorsEntry? exact);
             ComputedTensor? found = computed.GetValueOrDefault(entry.Name);
-            double? relative = precision == Precision.Float32
-                ? found?.RelativeDifference(io, exact ?? entry)
-                : found?.RelativeDistance(io, exact ?? entry);
-            double limit = precision == Precision.Float32 ? Limit(entry.Name, truth) : CoarseLimit(entry.Name, precision);
+            double? relative =
+                precision == Precision.Float32
+                    ? found?.RelativeDifference(io, exact ?? entry)
+                    : found?.RelativeDistance(io, exact ?? entry);
+            double limit =
+                precision == Precision.Float32 ? Limit(entry.Name, truth) : CoarseLimit(entry.Name, precision);
             verdicts.Add(new TensorVerdict(entry.Name, relative, limit * limitScale));
         }
 
@@ -99,16 +109,25 @@ internal static class VectorCase
 
         if (!Directory.Exists(path))
         {
-            throw new DirectoryNotFoundException($"{path}: expected a directory with {IoName}, found {(File.Exists(path) ? "a file" : "nothing")}");
+            throw new DirectoryNotFoundException(
+                $"{path}: expected a directory with {IoName}, found {(File.Exists(path) ? "a file" : "nothing")}");
         }
 
-        string[] found = [.. Directory.EnumerateFiles(path, IoName, SearchOption.AllDirectories).Select(file => Path.GetDirectoryName(file)!)
-            .Order(StringComparer.Ordinal)];
-        return found.Length > 0 ? found : throw new FileNotFoundException($"{path}: expected {IoName} in it or below, found none");
+        string[] found =
+        [
+            .. Directory
+                .EnumerateFiles(path, IoName, SearchOption.AllDirectories)
+                .Select(file => Path.GetDirectoryName(file)!)
+                .Order(StringComparer.Ordinal),
+        ];
+        return found.Length > 0
+            ? found
+            : throw new FileNotFoundException($"{path}: expected {IoName} in it or below, found none");
     }
 
     /// <summary>A description's string; null when it is something else.</summary>
-    private static string? Text(JsonNode? node) => node?.GetValueKind() == JsonValueKind.String ? node.GetValue<string>() : null;
+    private static string? Text(JsonNode? node) =>
+        node?.GetValueKind() == JsonValueKind.String ? node.GetValue<string>() : null;
 
     private static JsonObject Describe(string directory)
     {
@@ -131,7 +150,8 @@ internal static class VectorCase
 
     private static double CoarseLimit(string name, Precision precision)
     {
-        (double share, double loss, double activations, double gradients) = precision == Precision.BFloat16 ? SevenBits : TenBits;
+        (double share, double loss, double activations, double gradients) =
+            precision == Precision.BFloat16 ? SevenBits : TenBits;
         return name switch
         {
             _ when name.StartsWith("rotations", StringComparison.Ordinal) => Exact,
@@ -143,12 +163,14 @@ internal static class VectorCase
         };
     }
 
-    private static double Limit(string name, bool truth) => name switch
-    {
-        _ when name.StartsWith("rotations", StringComparison.Ordinal) || name.StartsWith("buckets", StringComparison.Ordinal) => Exact,
-        "embeddings" => EmbeddingsAndLoss,
-        "loss" => truth ? EmbeddingsAndLoss : LossOfFloat32,
-        _ when name.StartsWith("grad", StringComparison.Ordinal) => truth ? Gradients : GradientsOfFloat32,
-        _ => truth ? Activations : ActivationsOfFloat32,
-    };
+    private static double Limit(string name, bool truth) =>
+        name switch
+        {
+            _ when name.StartsWith("rotations", StringComparison.Ordinal)
+                    || name.StartsWith("buckets", StringComparison.Ordinal) => Exact,
+            "embeddings" => EmbeddingsAndLoss,
+            "loss" => truth ? EmbeddingsAndLoss : LossOfFloat32,
+            _ when name.StartsWith("grad", StringComparison.Ordinal) => truth ? Gradients : GradientsOfFloat32,
+            _ => truth ? Activations : ActivationsOfFloat32,
+        };
 }

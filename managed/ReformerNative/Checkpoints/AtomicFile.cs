@@ -1,6 +1,8 @@
 namespace ReformerNative.Checkpoints;
 
-/// <summary>Replaces a file in one step, so that a kill at any moment leaves the old content or the new one, never a part.</summary>
+/// <summary>
+/// Replaces a file in one step, so that a kill at any moment leaves the old content or the new one, never a part.
+/// </summary>
 internal static class AtomicFile
 {
     public static void Write(string path, Action<Stream> write)
@@ -24,5 +26,6 @@ internal static class AtomicFile
         }
     }
 
-    public static void WriteText(string path, string text) => Write(path, stream => stream.Write(System.Text.Encoding.UTF8.GetBytes(text)));
+    public static void WriteText(string path, string text) =>
+        Write(path, stream => stream.Write(System.Text.Encoding.UTF8.GetBytes(text)));
 }

@@ -4,8 +4,9 @@ using System.Text.RegularExpressions;
 namespace ReformerNative.Checkpoints;
 
 /// <summary>
-/// Checkpoints of a run: one directory <c>step-00000100</c> for each below the run's directory. A checkpoint is written into a directory
-/// beside, forced to the disk and then renamed, so at any moment only whole ones have such names. One process at a time writes to a run.
+/// Checkpoints of a run: one directory <c>step-00000100</c> for each below the run's directory. A checkpoint is written
+/// into a directory beside, forced to the disk and then renamed, so at any moment only whole ones have such names. One
+/// process at a time writes to a run.
 /// </summary>
 public static partial class CheckpointStore
 {
@@ -31,7 +32,9 @@ public static partial class CheckpointStore
             .Select(item => (item.Path, item.Step))];
     }
 
-    /// <summary>Finds the checkpoint that a path means: itself if it has a <c>config.json</c>, else the newest of a run.</summary>
+    /// <summary>
+    /// Finds the checkpoint that a path means: itself if it has a <c>config.json</c>, else the newest of a run.
+    /// </summary>
     /// <param name="path">A checkpoint or a run's directory.</param>
     /// <returns>The directory of the checkpoint.</returns>
     /// <exception cref="DirectoryNotFoundException">There is no checkpoint there.</exception>
@@ -89,7 +92,8 @@ public static partial class CheckpointStore
         foreach (string path in Directory.EnumerateDirectories(directory))
         {
             string name = Path.GetFileName(path);
-            if (name.StartsWith(WritingPrefix, StringComparison.Ordinal) || name.StartsWith(RemovingPrefix, StringComparison.Ordinal))
+            if (name.StartsWith(WritingPrefix, StringComparison.Ordinal)
+                || name.StartsWith(RemovingPrefix, StringComparison.Ordinal))
             {
                 Directory.Delete(path, recursive: true);
             }
@@ -108,7 +112,8 @@ public static partial class CheckpointStore
         return name;
     }
 
-    private static long Number(Group group) => group.Success ? long.Parse(group.ValueSpan, CultureInfo.InvariantCulture) : 0;
+    private static long Number(Group group) =>
+        group.Success ? long.Parse(group.ValueSpan, CultureInfo.InvariantCulture) : 0;
 
     [GeneratedRegex(@"^step-(\d{8,18})(?:\.(\d{1,9}))?$", RegexOptions.CultureInvariant)]
     private static partial Regex CheckpointName();

@@ -1,7 +1,10 @@
 namespace ReformerNative.Checkpoints;
 
-/// <summary>A file does not hold what it should. The message names the file, what was expected and what was found.</summary>
-[System.Diagnostics.CodeAnalysis.SuppressMessage("Design", "CA1032", Justification = "The message always names a file.")]
+/// <summary>
+/// A file does not hold what it should. The message names the file, what was expected and what was found.
+/// </summary>
+[System.Diagnostics.CodeAnalysis.SuppressMessage(
+    "Design", "CA1032", Justification = "The message always names a file.")]
 public sealed class ReformerFormatException : FormatException
 {
     /// <summary>Creates the exception for a file.</summary>

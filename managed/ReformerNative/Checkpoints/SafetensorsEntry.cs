@@ -83,7 +83,10 @@ internal static class SafetensorsFormat
 
     public const string MetadataName = "__metadata__";
 
-    private static readonly string[] TypeNames = ["BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64"];
+    private static readonly string[] TypeNames =
+    [
+        "BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64",
+    ];
 
     public static string NameOf(SafetensorsType type) => TypeNames[(int)type];
 

@@ -7,9 +7,9 @@ using Microsoft.Win32.SafeHandles;
 namespace ReformerNative.Checkpoints;
 
 /// <summary>
-/// Reads a safetensors file: 8 bytes header length, a JSON header, the raw data. Opening reads and checks the whole header against the
-/// file's real size; tensors are then read one by one at their place, so no more memory is used than the caller asks for.
-/// Dispose closes the file. Not for use by several threads at once.
+/// Reads a safetensors file: 8 bytes header length, a JSON header, the raw data. Opening reads and checks the whole
+/// header against the file's real size; tensors are then read one by one at their place, so no more memory is used than
+/// the caller asks for. Dispose closes the file. Not for use by several threads at once.
 /// </summary>
 public sealed class SafetensorsReader : IDisposable
 {
@@ -42,7 +42,8 @@ public sealed class SafetensorsReader : IDisposable
     /// <returns>A reader that the caller disposes.</returns>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="ReformerFormatException">
-    /// The file is truncated, its header is not valid, or names, types, shapes and offsets contradict each other or the file's size.
+    /// The file is truncated, its header is not valid, or names, types, shapes and offsets contradict each other or the
+    /// file's size.
     /// </exception>
     public static SafetensorsReader Open(string path)
     {
@@ -53,7 +54,8 @@ public sealed class SafetensorsReader : IDisposable
             throw new FileNotFoundException($"{path}: expected a safetensors file, found {found}", path);
         }
 
-        SafeFileHandle file = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read, FileOptions.RandomAccess);
+        SafeFileHandle file = File.OpenHandle(
+            path, FileMode.Open, FileAccess.Read, FileShare.Read, FileOptions.RandomAccess);
         try
         {
             return OpenChecked(path, file);
@@ -90,7 +92,8 @@ public sealed class SafetensorsReader : IDisposable
         ArgumentOutOfRangeException.ThrowIfNegative(byteOffset);
         if (byteOffset > entry.ByteCount - destination.Length)
         {
-            throw new ArgumentOutOfRangeException(nameof(byteOffset), byteOffset, $"reads past the {entry.ByteCount} bytes of '{entry.Name}'");
+            throw new ArgumentOutOfRangeException(
+                nameof(byteOffset), byteOffset, $"reads past the {entry.ByteCount} bytes of '{entry.Name}'");
         }
 
         ReadExactly(Path, _file, entry.Offset + byteOffset, destination);
@@ -100,11 +103,13 @@ public sealed class SafetensorsReader : IDisposable
     /// <param name="entry">A tensor of this file.</param>
     /// <param name="firstElement">First element, counted within the tensor.</param>
     /// <param name="destination">Filled whole.</param>
-    /// <exception cref="ReformerFormatException">The type is not a floating-point type, or the file ends early.</exception>
+    /// <exception cref="ReformerFormatException">The type is not a floating-point type, or the file ends
+    /// early.</exception>
     public void ReadFloats(SafetensorsEntry entry, long firstElement, Span<float> destination)
     {
         ArgumentNullException.ThrowIfNull(entry);
-        if (entry.Type is not (SafetensorsType.F32 or SafetensorsType.F16 or SafetensorsType.BF16 or SafetensorsType.F64))
+        if (entry.Type
+            is not (SafetensorsType.F32 or SafetensorsType.F16 or SafetensorsType.BF16 or SafetensorsType.F64))
         {
             throw Bad($"'{entry.Name}': expected F32, F16, BF16 or F64, found {SafetensorsFormat.NameOf(entry.Type)}");
         }
@@ -116,19 +121,28 @@ public sealed class SafetensorsReader : IDisposable
             return;
         }
 
-        Convert(entry, firstElement, destination, size, static (type, bytes) => type switch
-        {
-            SafetensorsType.F16 => (float)BinaryPrimitives.ReadHalfLittleEndian(bytes),
-            SafetensorsType.BF16 => BitConverter.Int32BitsToSingle(BinaryPrimitives.ReadUInt16LittleEndian(bytes) << 16),
-            SafetensorsType.F64 => (float)BinaryPrimitives.ReadDoubleLittleEndian(bytes),
-            _ => BinaryPrimitives.ReadSingleLittleEndian(bytes),
-        });
+        Convert(
+            entry,
+            firstElement,
+            destination,
+            size,
+            static (type, bytes) =>
+                type switch
+                {
+                    SafetensorsType.F16 => (float)BinaryPrimitives.ReadHalfLittleEndian(bytes),
+                    SafetensorsType.BF16 => BitConverter.Int32BitsToSingle(
+                        BinaryPrimitives.ReadUInt16LittleEndian(bytes) << 16),
+                    SafetensorsType.F64 => (float)BinaryPrimitives.ReadDoubleLittleEndian(bytes),
+                    _ => BinaryPrimitives.ReadSingleLittleEndian(bytes),
+                }
+        );
     }
 
     /// <summary>Reads a whole floating-point tensor as float32.</summary>
     /// <param name="name">Its name.</param>
     /// <returns>The elements, row-major.</returns>
-    /// <exception cref="ReformerFormatException">No such tensor, not a floating-point type, or too large for an array.</exception>
+    /// <exception cref="ReformerFormatException">No such tensor, not a floating-point type, or too large for an
+    /// array.</exception>
     public float[] ReadFloats(string name)
     {
         SafetensorsEntry entry = Get(name);
@@ -140,14 +154,17 @@ public sealed class SafetensorsReader : IDisposable
     /// <summary>Reads a whole integer tensor (I64, I32, I16, I8, U8 or BOOL) as int32.</summary>
     /// <param name="name">Its name.</param>
     /// <returns>The elements, row-major.</returns>
-    /// <exception cref="ReformerFormatException">No such tensor, not such a type, or a value that int32 cannot hold.</exception>
+    /// <exception cref="ReformerFormatException">No such tensor, not such a type, or a value that int32 cannot
+    /// hold.</exception>
     public int[] ReadIntegers(string name)
     {
         SafetensorsEntry entry = Get(name);
         if (entry.Type is not (SafetensorsType.I64 or SafetensorsType.I32 or SafetensorsType.I16 or SafetensorsType.I8
             or SafetensorsType.U8 or SafetensorsType.Bool))
         {
-            throw Bad($"'{entry.Name}': expected I64, I32, I16, I8, U8 or BOOL, found {SafetensorsFormat.NameOf(entry.Type)}");
+            throw Bad(
+                $"'{entry.Name}': expected I64, I32, I16, I8, U8 or BOOL, found {SafetensorsFormat.NameOf(entry.Type)}"
+            );
         }
 
         var values = new int[ArrayLength(entry)];
@@ -164,7 +181,8 @@ public sealed class SafetensorsReader : IDisposable
         }
         catch (OverflowException error)
         {
-            throw new ReformerFormatException(Path, $"'{name}': expected values that a 32-bit integer holds, found a larger one", error);
+            throw new ReformerFormatException(
+                Path, $"'{name}': expected values that a 32-bit integer holds, found a larger one", error);
         }
 
         return values;
@@ -178,7 +196,8 @@ public sealed class SafetensorsReader : IDisposable
         long fileBytes = RandomAccess.GetLength(file);
         if (fileBytes < 8)
         {
-            throw new ReformerFormatException(path, $"expected a safetensors file of at least 8 bytes, found {fileBytes}");
+            throw new ReformerFormatException(
+                path, $"expected a safetensors file of at least 8 bytes, found {fileBytes}");
         }
 
         Span<byte> prefix = stackalloc byte[8];
@@ -187,7 +206,8 @@ public sealed class SafetensorsReader : IDisposable
         long limit = Math.Min(fileBytes - 8, SafetensorsFormat.MaximumHeaderBytes);
         if (headerBytes > (ulong)limit)
         {
-            throw new ReformerFormatException(path, $"expected a header of at most {limit} bytes, found the length {headerBytes}");
+            throw new ReformerFormatException(
+                path, $"expected a header of at most {limit} bytes, found the length {headerBytes}");
         }
 
         byte[] header = new byte[(int)headerBytes];
@@ -201,7 +221,8 @@ public sealed class SafetensorsReader : IDisposable
         }
         catch (JsonException error)
         {
-            throw new ReformerFormatException(path, $"expected a JSON header, found an error in it: {error.Message}", error);
+            throw new ReformerFormatException(
+                path, $"expected a JSON header, found an error in it: {error.Message}", error);
         }
         catch (InvalidOperationException error)
         {
@@ -239,7 +260,8 @@ public sealed class SafetensorsReader : IDisposable
             }
         }
 
-        entries.Sort(static (a, b) => a.Offset != b.Offset ? a.Offset.CompareTo(b.Offset) : a.ByteCount.CompareTo(b.ByteCount));
+        entries.Sort(
+            static (a, b) => a.Offset != b.Offset ? a.Offset.CompareTo(b.Offset) : a.ByteCount.CompareTo(b.ByteCount));
         long expected = dataStart;
         foreach (SafetensorsEntry entry in entries)
         {
@@ -247,7 +269,9 @@ public sealed class SafetensorsReader : IDisposable
             {
                 string how = entry.Offset < expected ? "overlaps the tensor before it" : "leaves a hole before it";
                 throw new ReformerFormatException(
-                    path, $"'{entry.Name}': expected its data to begin at {expected - dataStart}, found {entry.Offset - dataStart}, which {how}");
+                    path,
+                    $"'{entry.Name}': expected its data to begin at {expected - dataStart}, found {entry.Offset - dataStart}, which {how}"
+                );
             }
 
             expected += entry.ByteCount;
@@ -255,7 +279,8 @@ public sealed class SafetensorsReader : IDisposable
 
         if (expected != fileBytes)
         {
-            throw new ReformerFormatException(path, $"expected {expected} bytes by the header, found a file of {fileBytes}");
+            throw new ReformerFormatException(
+                path, $"expected {expected} bytes by the header, found a file of {fileBytes}");
         }
 
         return entries;
@@ -265,14 +290,16 @@ public sealed class SafetensorsReader : IDisposable
     {
         if (value.ValueKind != JsonValueKind.Object)
         {
-            throw new ReformerFormatException(path, $"__metadata__: expected an object of strings, found {value.ValueKind}");
+            throw new ReformerFormatException(
+                path, $"__metadata__: expected an object of strings, found {value.ValueKind}");
         }
 
         foreach (JsonProperty item in value.EnumerateObject())
         {
             if (item.Value.ValueKind != JsonValueKind.String)
             {
-                throw new ReformerFormatException(path, $"__metadata__.{item.Name}: expected a string, found {item.Value.ValueKind}");
+                throw new ReformerFormatException(
+                    path, $"__metadata__.{item.Name}: expected a string, found {item.Value.ValueKind}");
             }
 
             metadata[item.Name] = item.Value.GetString()!;
@@ -301,13 +328,18 @@ public sealed class SafetensorsReader : IDisposable
         }
 
         long[] Sizes(JsonElement array, string name) =>
-            [.. array.EnumerateArray().Select(item => ParseSize(item) ?? throw Wrong($"expected {name} to hold integers from 0 up"))];
+            [
+                .. array
+                    .EnumerateArray()
+                    .Select(item => ParseSize(item) ?? throw Wrong($"expected {name} to hold integers from 0 up")),
+            ];
 
         long[] shape = Sizes(shapeValue, "shape");
         long[] range = Sizes(offsets, "data_offsets");
         if (range.Length != 2 || range[1] < range[0])
         {
-            throw Wrong($"expected data_offsets [begin, end] with begin <= end, found {SafetensorsFormat.Describe(range)}");
+            throw Wrong(
+                $"expected data_offsets [begin, end] with begin <= end, found {SafetensorsFormat.Describe(range)}");
         }
 
         // A zero anywhere makes the tensor empty, whatever the other lengths multiply to.
@@ -319,13 +351,20 @@ public sealed class SafetensorsReader : IDisposable
 
         if (bytes != (UInt128)(range[1] - range[0]))
         {
-            string found = bytes > (UInt128)long.MaxValue ? "more than 2^63" : bytes.ToString(System.Globalization.CultureInfo.InvariantCulture);
-            throw Wrong($"expected {range[1] - range[0]} bytes by its offsets, found {found} by its shape {SafetensorsFormat.Describe(shape)}");
+            string found =
+                bytes > (UInt128)long.MaxValue
+                    ? "more than 2^63"
+                    : bytes.ToString(System.Globalization.CultureInfo.InvariantCulture);
+            throw Wrong(
+                $"expected {range[1] - range[0]} bytes by its offsets, found {found} by its shape {SafetensorsFormat.Describe(shape)}"
+            );
         }
 
         if (range[1] > fileBytes - dataStart)
         {
-            throw Wrong($"expected its data to end within the file's {fileBytes - dataStart} bytes of data, found the end {range[1]}");
+            throw Wrong(
+                $"expected its data to end within the file's {fileBytes - dataStart} bytes of data, found the end {range[1]}"
+            );
         }
 
         return new SafetensorsEntry(property.Name, type, shape, dataStart + range[0], range[1] - range[0]);
@@ -341,7 +380,8 @@ public sealed class SafetensorsReader : IDisposable
             int count = RandomAccess.Read(file, destination[..Math.Min(destination.Length, 1 << 30)], offset);
             if (count == 0)
             {
-                throw new ReformerFormatException(path, $"expected {destination.Length} more bytes at {offset}, found the end of the file");
+                throw new ReformerFormatException(
+                    path, $"expected {destination.Length} more bytes at {offset}, found the end of the file");
             }
 
             offset += count;
@@ -351,7 +391,8 @@ public sealed class SafetensorsReader : IDisposable
 
     private delegate T ElementReader<T>(SafetensorsType type, ReadOnlySpan<byte> bytes);
 
-    private void Convert<T>(SafetensorsEntry entry, long firstElement, Span<T> destination, int size, ElementReader<T> read)
+    private void Convert<T>(
+        SafetensorsEntry entry, long firstElement, Span<T> destination, int size, ElementReader<T> read)
     {
         byte[] buffer = ArrayPool<byte>.Shared.Rent(ChunkBytes);
         try

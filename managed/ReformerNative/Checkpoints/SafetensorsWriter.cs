@@ -15,7 +15,8 @@ public delegate void SafetensorsSource(long byteOffset, Span<byte> destination);
 /// <param name="Type">Element type.</param>
 /// <param name="Shape">Lengths of the axes; empty for a scalar.</param>
 /// <param name="Source">Gives its little-endian, row-major bytes, in pieces in ascending order.</param>
-public sealed record SafetensorsItem(string Name, SafetensorsType Type, IReadOnlyList<long> Shape, SafetensorsSource Source)
+public sealed record SafetensorsItem(
+    string Name, SafetensorsType Type, IReadOnlyList<long> Shape, SafetensorsSource Source)
 {
     /// <summary>A float32 tensor held in memory.</summary>
     /// <param name="name">Name, unique in the file.</param>
@@ -23,8 +24,16 @@ public sealed record SafetensorsItem(string Name, SafetensorsType Type, IReadOnl
     /// <param name="values">The elements, row-major; they are read while the file is written.</param>
     /// <returns>The item.</returns>
     public static SafetensorsItem FromFloats(string name, IReadOnlyList<long> shape, ReadOnlyMemory<float> values) =>
-        new(name, SafetensorsType.F32, shape, (offset, destination) =>
-            System.Runtime.InteropServices.MemoryMarshal.AsBytes(values.Span).Slice(checked((int)offset), destination.Length).CopyTo(destination));
+        new(
+            name,
+            SafetensorsType.F32,
+            shape,
+            (offset, destination) =>
+                System
+                    .Runtime.InteropServices.MemoryMarshal.AsBytes(values.Span)
+                    .Slice(checked((int)offset), destination.Length)
+                    .CopyTo(destination)
+        );
 
     /// <summary>An int32 tensor held in memory.</summary>
     /// <param name="name">Name, unique in the file.</param>
@@ -32,13 +41,21 @@ public sealed record SafetensorsItem(string Name, SafetensorsType Type, IReadOnl
     /// <param name="values">The elements, row-major; they are read while the file is written.</param>
     /// <returns>The item.</returns>
     public static SafetensorsItem FromIntegers(string name, IReadOnlyList<long> shape, ReadOnlyMemory<int> values) =>
-        new(name, SafetensorsType.I32, shape, (offset, destination) =>
-            System.Runtime.InteropServices.MemoryMarshal.AsBytes(values.Span).Slice(checked((int)offset), destination.Length).CopyTo(destination));
+        new(
+            name,
+            SafetensorsType.I32,
+            shape,
+            (offset, destination) =>
+                System
+                    .Runtime.InteropServices.MemoryMarshal.AsBytes(values.Span)
+                    .Slice(checked((int)offset), destination.Length)
+                    .CopyTo(destination)
+        );
 }
 
 /// <summary>
-/// Writes safetensors files. The data is streamed; the file is written beside its place, forced to the disk and renamed, so that at any
-/// moment the place holds either the old file or the new one.
+/// Writes safetensors files. The data is streamed; the file is written beside its place, forced to the disk and
+/// renamed, so that at any moment the place holds either the old file or the new one.
 /// </summary>
 public static class SafetensorsWriter
 {
@@ -49,7 +66,8 @@ public static class SafetensorsWriter
     /// <param name="items">The tensors, in the order their data is to have.</param>
     /// <param name="metadata">Free-form strings for the header; null for none.</param>
     /// <exception cref="ArgumentException">A name is used twice or is reserved, or a length is negative.</exception>
-    public static void Write(string path, IReadOnlyList<SafetensorsItem> items, IReadOnlyDictionary<string, string>? metadata = null)
+    public static void Write(
+        string path, IReadOnlyList<SafetensorsItem> items, IReadOnlyDictionary<string, string>? metadata = null)
     {
         ArgumentNullException.ThrowIfNull(items);
         byte[] header = BuildHeader(items, metadata);
@@ -81,16 +99,21 @@ public static class SafetensorsWriter
         });
     }
 
-    private static byte[] BuildHeader(IReadOnlyList<SafetensorsItem> items, IReadOnlyDictionary<string, string>? metadata)
+    private static byte[] BuildHeader(
+        IReadOnlyList<SafetensorsItem> items, IReadOnlyDictionary<string, string>? metadata)
     {
         var buffer = new ArrayBufferWriter<byte>();
-        using (var json = new Utf8JsonWriter(buffer, new JsonWriterOptions { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping }))
+        using (
+            var json = new Utf8JsonWriter(
+                buffer, new JsonWriterOptions { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping })
+        )
         {
             json.WriteStartObject();
             if (metadata is not null)
             {
                 json.WriteStartObject(SafetensorsFormat.MetadataName);
-                foreach (KeyValuePair<string, string> pair in metadata.OrderBy(pair => pair.Key, StringComparer.Ordinal))
+                foreach (
+                    KeyValuePair<string, string> pair in metadata.OrderBy(pair => pair.Key, StringComparer.Ordinal))
                 {
                     json.WriteString(pair.Key, pair.Value);
                 }
@@ -105,7 +128,9 @@ public static class SafetensorsWriter
                 if (item.Name == SafetensorsFormat.MetadataName || !names.Add(item.Name))
                 {
                     throw new ArgumentException(
-                        $"expected unique tensor names other than {SafetensorsFormat.MetadataName}, found '{item.Name}'", nameof(items));
+                        $"expected unique tensor names other than {SafetensorsFormat.MetadataName}, found '{item.Name}'",
+                        nameof(items)
+                    );
                 }
 
                 long end = checked(offset + ByteCount(item));

@@ -1,7 +1,8 @@
 namespace ReformerNative.Data;
 
 /// <summary>
-/// The byte vocabulary of the published character model: id = byte + 2; id 0 is padding, id 1 the end of a text. 258 ids in all.
+/// The byte vocabulary of the published character model: id = byte + 2; id 0 is padding, id 1 the end of a text. 258
+/// ids in all.
 /// </summary>
 public static class ByteVocabulary
 {

@@ -1,8 +1,8 @@
 namespace ReformerNative.Data;
 
 /// <summary>
-/// Random integers that are a pure function of (seed, step, layer, site, index): Philox4x32-10 (Salmon et al. 2011) with the run's seed as
-/// key. It has no state, so a resumed run draws what an uninterrupted one would have drawn.
+/// Random integers that are a pure function of (seed, step, layer, site, index): Philox4x32-10 (Salmon et al. 2011)
+/// with the run's seed as key. It has no state, so a resumed run draws what an uninterrupted one would have drawn.
 /// </summary>
 internal static class CounterRandom
 {
@@ -18,7 +18,8 @@ internal static class CounterRandom
         {
             ulong product0 = 0xD2511F53UL * c0;
             ulong product1 = 0xCD9E8D57UL * c2;
-            (c0, c1, c2, c3) = ((uint)(product1 >> 32) ^ c1 ^ k0, (uint)product1, (uint)(product0 >> 32) ^ c3 ^ k1, (uint)product0);
+            (c0, c1, c2, c3) = (
+                (uint)(product1 >> 32) ^ c1 ^ k0, (uint)product1, (uint)(product0 >> 32) ^ c3 ^ k1, (uint)product0);
             k0 += 0x9E3779B9;
             k1 += 0xBB67AE85;
         }
@@ -26,7 +27,10 @@ internal static class CounterRandom
         return (c0, c1, c2, c3);
     }
 
-    /// <summary>A 64-bit word for element <paramref name="index"/> of stream (<paramref name="stream"/>, <paramref name="step"/>).</summary>
+    /// <summary>
+    /// A 64-bit word for element <paramref name="index"/> of stream (<paramref name="stream"/>,
+    /// <paramref name="step"/>).
+    /// </summary>
     public static ulong Word(ulong seed, uint stream, ulong step, uint index)
     {
         // Counter: element, step (two words), stream and site; the key is the seed.

@@ -1,9 +1,9 @@
 namespace ReformerNative.Data;
 
 /// <summary>
-/// The duplication task of the Reformer paper (its section 5): a sequence 0 w 0 w, w of symbols 1 .. symbols drawn uniformly. The labels
-/// are the second w, all other positions are ignored, so loss and accuracy speak of what can be known. Both splits are endless and
-/// differ in their random stream.
+/// The duplication task of the Reformer paper (its section 5): a sequence 0 w 0 w, w of symbols 1 .. symbols drawn
+/// uniformly. The labels are the second w, all other positions are ignored, so loss and accuracy speak of what can be
+/// known. Both splits are endless and differ in their random stream.
 /// </summary>
 public sealed class DuplicationTask : IBatchSource
 {
@@ -30,7 +30,9 @@ public sealed class DuplicationTask : IBatchSource
         ArgumentOutOfRangeException.ThrowIfNegative(index);
         if (batch.Length < 4 || batch.Length % 2 != 0)
         {
-            throw new ArgumentException($"length: expected an even number from 4 up for the duplication task, found {batch.Length}", nameof(batch));
+            throw new ArgumentException(
+                $"length: expected an even number from 4 up for the duplication task, found {batch.Length}",
+                nameof(batch));
         }
 
         int half = batch.Length / 2;
@@ -41,7 +43,10 @@ public sealed class DuplicationTask : IBatchSource
             ids[0] = 0;
             for (int i = 1; i < half; i++)
             {
-                ids[i] = 1 + (int)CounterRandom.Below(_symbols, seed, (uint)split, (ulong)index, checked((uint)((b * half) + i)));
+                ids[i] =
+                    1
+                    + (int)
+                        CounterRandom.Below(_symbols, seed, (uint)split, (ulong)index, checked((uint)((b * half) + i)));
             }
 
             ids[..half].CopyTo(ids[half..]);

@@ -5,9 +5,9 @@ using System.Text;
 namespace ReformerNative.Data;
 
 /// <summary>
-/// Byte-level text of files and folders, memory-mapped. The last part of every file is held out; what remains of all files, in the
-/// order of their paths, is one long stream with an end-of-text id between files. A training example is a stretch of it that begins
-/// anywhere. Dispose closes the files, which must not be changed while they are open.
+/// Byte-level text of files and folders, memory-mapped. The last part of every file is held out; what remains of all
+/// files, in the order of their paths, is one long stream with an end-of-text id between files. A training example is a
+/// stretch of it that begins anywhere. Dispose closes the files, which must not be changed while they are open.
 /// </summary>
 public sealed class TextFiles : IBatchSource, IDisposable
 {
@@ -58,7 +58,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
     public long ByteCount { get; }
 
     /// <summary>Opens files and folders.</summary>
-    /// <param name="paths">Files, and folders of which all files that match the pattern are taken, with those of the folders in them.</param>
+    /// <param name="paths">Files, and folders of which all files that match the pattern are taken, with those of the
+    /// folders in them.</param>
     /// <param name="pattern">File name pattern for folders, with * and ?.</param>
     /// <param name="heldOutFraction">Part of every file that is held out, 0 &lt;= f &lt; 1.</param>
     /// <returns>The text, which the caller disposes.</returns>
@@ -68,7 +69,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
         ArgumentNullException.ThrowIfNull(paths);
         if (!(heldOutFraction >= 0 && heldOutFraction < 1))
         {
-            throw new ArgumentOutOfRangeException(nameof(heldOutFraction), heldOutFraction, "expected 0 <= held-out fraction < 1");
+            throw new ArgumentOutOfRangeException(
+                nameof(heldOutFraction), heldOutFraction, "expected 0 <= held-out fraction < 1");
         }
 
         var files = new List<(string Path, long Bytes)>();
@@ -94,7 +96,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
         files.RemoveAll(file => file.Bytes == 0);
         return files.Count > 0
             ? new TextFiles(files, heldOutFraction)
-            : throw new FileNotFoundException($"expected text in {string.Join(", ", paths)} (files matching {pattern}), found none");
+            : throw new FileNotFoundException(
+                $"expected text in {string.Join(", ", paths)} (files matching {pattern}), found none");
     }
 
     /// <summary>Ids that a split has in all: its bytes and the ends of text between files.</summary>
@@ -111,7 +114,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
         if (starts < 1)
         {
             throw new ArgumentException(
-                $"length: expected at most the {TokenCount(split)} ids of the {split} text, found {batch.Length}", nameof(batch));
+                $"length: expected at most the {TokenCount(split)} ids of the {split} text, found {batch.Length}",
+                nameof(batch));
         }
 
         for (int b = 0; b < batch.BatchSize; b++)
@@ -139,7 +143,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
             long within = start - stream.Starts[piece];
             while (within < p.Bytes && !ids.IsEmpty)
             {
-                Span<byte> bytes = _scratch.AsSpan(0, (int)Math.Min(Math.Min(p.Bytes - within, ids.Length), _scratch.Length));
+                Span<byte> bytes = _scratch.AsSpan(
+                    0, (int)Math.Min(Math.Min(p.Bytes - within, ids.Length), _scratch.Length));
                 p.File.Read(p.Offset + within, bytes);
                 ByteVocabulary.Encode(bytes, ids);
                 within += bytes.Length;
@@ -201,7 +206,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
 
         public MappedFile(string path, long bytes)
         {
-            _file = MemoryMappedFile.CreateFromFile(path, FileMode.Open, mapName: null, capacity: 0, MemoryMappedFileAccess.Read);
+            _file = MemoryMappedFile.CreateFromFile(
+                path, FileMode.Open, mapName: null, capacity: 0, MemoryMappedFileAccess.Read);
             try
             {
                 _view = _file.CreateViewAccessor(0, bytes, MemoryMappedFileAccess.Read);

@@ -1,8 +1,8 @@
 namespace ReformerNative.Data;
 
 /// <summary>
-/// Token ids with their labels, B examples of T tokens each, in host memory. One object is filled again and again: its arrays grow when a
-/// larger shape is asked for and never shrink.
+/// Token ids with their labels, B examples of T tokens each, in host memory. One object is filled again and again: its
+/// arrays grow when a larger shape is asked for and never shrink.
 /// </summary>
 public sealed class TokenBatch
 {
@@ -31,8 +31,9 @@ public sealed class TokenBatch
     public Span<int> Ids => _ids.AsSpan(0, TokenCount);
 
     /// <summary>
-    /// Labels [B, T] in the usual convention: the label of a position is the id at that position (a causal model compares its output at t
-    /// with the label at t+1 by itself), or <see cref="IgnoredLabel"/>. A sequence classifier reads the first label of each example.
+    /// Labels [B, T] in the usual convention: the label of a position is the id at that position (a causal model
+    /// compares its output at t with the label at t+1 by itself), or <see cref="IgnoredLabel"/>. A sequence classifier
+    /// reads the first label of each example.
     /// </summary>
     public Span<int> Labels => _labels.AsSpan(0, TokenCount);
 

@@ -36,7 +36,10 @@ internal sealed class StreamHandle : SafeHandle
     }
 }
 
-/// <summary>A handle that holds its context open until it is released itself, in whatever order the two are disposed or finalized.</summary>
+/// <summary>
+/// A handle that holds its context open until it is released itself, in whatever order the two are disposed or
+/// finalized.
+/// </summary>
 internal abstract class ContextChildHandle : SafeHandle
 {
     private ContextHandle? context;

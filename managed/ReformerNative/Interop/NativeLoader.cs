@@ -4,26 +4,34 @@ using System.Text;
 
 namespace ReformerNative.Interop;
 
-/// <summary>Finds and loads the native library, once per process. Every public way in calls <see cref="EnsureLoaded"/>.</summary>
+/// <summary>
+/// Finds and loads the native library, once per process. Every public way in calls <see cref="EnsureLoaded"/>.
+/// </summary>
 internal static class NativeLoader
 {
     /// <summary>The name that the imports use.</summary>
     internal const string LibraryName = "reformer_native";
 
-    /// <summary>Environment variable that names the library file or its folder. When it is set nothing else is tried.</summary>
+    /// <summary>
+    /// Environment variable that names the library file or its folder. When it is set nothing else is tried.
+    /// </summary>
     internal const string PathVariable = "RFN_NATIVE_PATH";
 
     private static readonly Lock Gate = new();
     private static nint library;
     private static bool resolverSet;
 
-    // The runtime's own identifier may name a distribution (debian.12-x64); packages name the system and the architecture.
+    // The runtime's own identifier may name a distribution (debian.12-x64); packages name the system and the
+    // architecture.
     private static string PortableRid =>
         (OperatingSystem.IsWindows() ? "win-" : OperatingSystem.IsMacOS() ? "osx-" : "linux-")
         + (RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? "arm64" : "x64");
 
-    /// <summary>Loads the library and compares its ABI version with the one these bindings were generated from.</summary>
-    /// <exception cref="DllNotFoundException">No candidate could be loaded; the message lists each with the system's reason.</exception>
+    /// <summary>
+    /// Loads the library and compares its ABI version with the one these bindings were generated from.
+    /// </summary>
+    /// <exception cref="DllNotFoundException">No candidate could be loaded; the message lists each with the system's
+    /// reason.</exception>
     /// <exception cref="NotSupportedException">The library has another ABI version.</exception>
     internal static void EnsureLoaded()
     {
@@ -36,7 +44,9 @@ internal static class NativeLoader
         {
             if (library == 0)
             {
-                nint loaded = Load(Candidates(Environment.GetEnvironmentVariable(PathVariable), AppContext.BaseDirectory), out string path);
+                nint loaded = Load(
+                    Candidates(Environment.GetEnvironmentVariable(PathVariable), AppContext.BaseDirectory),
+                    out string path);
                 CheckVersion(Version(loaded), path);
                 if (!resolverSet)
                 {
@@ -49,7 +59,9 @@ internal static class NativeLoader
         }
     }
 
-    /// <summary>Where the library may be, in the order of search. The last entry is a bare name: the system's own search.</summary>
+    /// <summary>
+    /// Where the library may be, in the order of search. The last entry is a bare name: the system's own search.
+    /// </summary>
     internal static IReadOnlyList<string> Candidates(string? configured, string baseDirectory)
     {
         string file = OperatingSystem.IsWindows() ? "reformer_native.dll"
@@ -84,7 +96,8 @@ internal static class NativeLoader
             }
             catch (Exception error) when (error is DllNotFoundException or BadImageFormatException)
             {
-                string reason = Path.IsPathRooted(candidate) && !File.Exists(candidate) ? "no such file" : FirstLine(error.Message);
+                string reason =
+                    Path.IsPathRooted(candidate) && !File.Exists(candidate) ? "no such file" : FirstLine(error.Message);
                 tried.Append("\n  ").Append(candidate).Append(": ").Append(reason);
             }
         }
@@ -94,7 +107,9 @@ internal static class NativeLoader
             + $"Set {PathVariable} to the library or its folder to name another place.");
     }
 
-    /// <summary>Refuses a library whose ABI these bindings do not fit: another major version, or an older minor one.</summary>
+    /// <summary>
+    /// Refuses a library whose ABI these bindings do not fit: another major version, or an older minor one.
+    /// </summary>
     internal static void CheckVersion(uint version, string path)
     {
         uint major = version >> 16;
@@ -111,7 +126,8 @@ internal static class NativeLoader
     private static unsafe uint Version(nint handle) =>
         ((delegate* unmanaged<uint>)NativeLibrary.GetExport(handle, nameof(NativeMethods.rfn_abi_version)))();
 
-    private static nint Resolve(string name, Assembly assembly, DllImportSearchPath? searchPath) => name == LibraryName ? library : 0;
+    private static nint Resolve(string name, Assembly assembly, DllImportSearchPath? searchPath) =>
+        name == LibraryName ? library : 0;
 
     private static string FirstLine(string text) => text.Split('\n', 2)[0].Trim();
 }

@@ -10,7 +10,8 @@ namespace ReformerNative.Interop;
 /// <summary>The functions of the header.</summary>
 internal static unsafe partial class NativeMethods
 {
-    /// <summary>(RFN_ABI_MAJOR &lt;&lt; 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own minor.</summary>
+    /// <summary>(RFN_ABI_MAJOR &lt;&lt; 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own
+    /// minor.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial uint rfn_abi_version();
 
@@ -42,7 +43,8 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_device_describe(int device_type, int device_index, byte* text, long capacity);
 
-    /// <summary>threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on failure.</summary>
+    /// <summary>threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on
+    /// failure.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_create(int device_type, int device_index, int threads, out ContextHandle @out);
 
@@ -52,7 +54,8 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_threads(ContextHandle context, int* threads);
 
-    /// <summary>For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device lacks it.</summary>
+    /// <summary>For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device
+    /// lacks it.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_set_precision(ContextHandle context, int precision);
 
@@ -66,8 +69,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_create(ContextHandle context, out StreamHandle @out);
 
-    /// <summary>Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying the rfn_stream leaves
-    /// it alone. A stream that is being captured records the ops of this library into its graph. CPU: RFN_UNSUPPORTED.</summary>
+    /// <summary>Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying
+    /// the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its graph. CPU:
+    /// RFN_UNSUPPORTED.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_wrap(ContextHandle context, nint native_stream, out StreamHandle @out);
 
@@ -147,7 +151,8 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_attention_backward(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
-    /// <summary>The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward: RFN_PASS_BACKWARD).</summary>
+    /// <summary>The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward:
+    /// RFN_PASS_BACKWARD).</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_lsh_hash(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
@@ -166,7 +171,8 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_lsh_attend_backward(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
-    /// <summary>The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by HUGGING_FACE alone.</summary>
+    /// <summary>The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by
+    /// HUGGING_FACE alone.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_lsh_automatic_buckets(int rule, long length, long chunk_length, long max_positions, int* factors, int* factor_count);
 

@@ -4,14 +4,17 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Interop;
 
-/// <summary>The one way from an op to the native library. An op arrives by reference together with its native form, and these methods are
-/// not inlined, so the tensors that the op names stay reachable while native code works on their memory.</summary>
+/// <summary>
+/// The one way from an op to the native library. An op arrives by reference together with its native form, and these
+/// methods are not inlined, so the tensors that the op names stay reachable while native code works on their memory.
+/// </summary>
 internal static unsafe class OpCall
 {
     /// <summary>Bytes of scratch that a pass needs; shapes are enough.</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     internal static long Size<TNative>(
-        ReformerContext context, in TNative native, Pass pass, delegate*<ContextHandle, in TNative, int, long*, int> size)
+        ReformerContext context, in TNative native, Pass pass,
+        delegate*<ContextHandle, in TNative, int, long*, int> size)
         where TNative : unmanaged
     {
         long bytes = 0;
@@ -19,8 +22,10 @@ internal static unsafe class OpCall
         return bytes;
     }
 
-    /// <summary>Runs a pass, and grows the workspace before when it needs more. In a steady state it does not, so the need is asked for only after
-    /// a refusal, which comes before any work: one call of the library instead of two.</summary>
+    /// <summary>
+    /// Runs a pass, and grows the workspace before when it needs more. In a steady state it does not, so the need is
+    /// asked for only after a refusal, which comes before any work: one call of the library instead of two.
+    /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     internal static void Run<TOp, TNative>(
         in TOp op,
@@ -46,7 +51,8 @@ internal static unsafe class OpCall
 
     /// <summary>Runs an op that needs no scratch.</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    internal static void Run<TOp, TNative>(in TOp op, ReformerContext context, in TNative native, delegate*<StreamHandle, in TNative, int> run)
+    internal static void Run<TOp, TNative>(
+        in TOp op, ReformerContext context, in TNative native, delegate*<StreamHandle, in TNative, int> run)
         where TNative : unmanaged
     {
         NativeError.ThrowIfFailed(run(context.Stream, in native));

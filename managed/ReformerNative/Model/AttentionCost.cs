@@ -3,12 +3,15 @@ using ReformerNative.Ops;
 namespace ReformerNative.Model;
 
 /// <summary>
-/// What attention costs, from its shapes alone, and so the form of layers of kind <see cref="AttentionKind.Auto"/>: dense below the crossover
-/// length, LSH from it on. Nothing is timed while a model runs, so a checkpoint means the same on every machine.
+/// What attention costs, from its shapes alone, and so the form of layers of kind <see cref="AttentionKind.Auto"/>:
+/// dense below the crossover length, LSH from it on. Nothing is timed while a model runs, so a checkpoint means the
+/// same on every machine.
 /// </summary>
 public static class AttentionCost
 {
-    /// <summary>Multiply-adds for each pair of query and key and each channel of a head: the score and the share of the output.</summary>
+    /// <summary>
+    /// Multiply-adds for each pair of query and key and each channel of a head: the score and the share of the output.
+    /// </summary>
     private const double OfPair = 2;
 
     /// <summary>No crossover is looked for beyond this length.</summary>
@@ -18,18 +21,21 @@ public static class AttentionCost
     /// <param name="options">What attends to what.</param>
     /// <param name="length">T, tokens of an example.</param>
     /// <returns>T² or T(T+1)/2 (dense), T times the window (local), and that times the rounds (LSH).</returns>
-    public static double Pairs(AttentionOptions options, long length) => options.Kind switch
-    {
-        AttentionKind.Full => options.Causal ? 0.5 * length * (length + 1) : (double)length * length,
-        AttentionKind.Local => (double)length * Window(options),
-        AttentionKind.Lsh => (double)options.Rounds * length * Window(options),
-        _ => throw new ArgumentException($"kind: expected {nameof(AttentionKind.Lsh)}, Local or Full, found {options.Kind}", nameof(options)),
-    };
+    public static double Pairs(AttentionOptions options, long length) =>
+        options.Kind switch
+        {
+            AttentionKind.Full => options.Causal ? 0.5 * length * (length + 1) : (double)length * length,
+            AttentionKind.Local => (double)length * Window(options),
+            AttentionKind.Lsh => (double)options.Rounds * length * Window(options),
+            _ => throw new ArgumentException(
+                $"kind: expected {nameof(AttentionKind.Lsh)}, Local or Full, found {options.Kind}", nameof(options)),
+        };
 
     /// <summary>
-    /// The cost of one head's forward pass over one example, in multiply-adds of a dense product for each channel of the head: scores and
-    /// weighted sums, and of LSH the products with the random rotations. Projections are the same in every form; sorting, masks and softmax are
-    /// not counted: what LSH attention loses to gathering its rows it gains about as much by leaving out what a causal mask hides of its chunks.
+    /// The cost of one head's forward pass over one example, in multiply-adds of a dense product for each channel of
+    /// the head: scores and weighted sums, and of LSH the products with the random rotations. Projections are the same
+    /// in every form; sorting, masks and softmax are not counted: what LSH attention loses to gathering its rows it
+    /// gains about as much by leaving out what a causal mask hides of its chunks.
     /// </summary>
     /// <param name="options">What attends to what.</param>
     /// <param name="length">T, tokens of an example.</param>
@@ -39,9 +45,10 @@ public static class AttentionCost
         : OfPair * Pairs(options, length);
 
     /// <summary>
-    /// The length from which a configuration's LSH attention costs no more than dense attention: the first such multiple of two chunks
-    /// (some rules for buckets take no odd number of chunks). Buckets count as its rule chooses them for each length, even if it names their
-    /// number, so that the crossover stays where it is when a model chooses them.
+    /// The length from which a configuration's LSH attention costs no more than dense attention: the first such
+    /// multiple of two chunks (some rules for buckets take no odd number of chunks). Buckets count as its rule chooses
+    /// them for each length, even if it names their number, so that the crossover stays where it is when a model
+    /// chooses them.
     /// </summary>
     /// <param name="config">The configuration; its kinds of layers do not matter.</param>
     /// <returns>The length; null when LSH costs more at every length up to 2^24.</returns>
@@ -54,7 +61,8 @@ public static class AttentionCost
         long chunk = config.LshAttnChunkLength;
         for (long length = 2 * chunk; length <= LongestLength; length += 2 * chunk)
         {
-            BucketFactors factors = BucketFactors.Automatic(preset.Buckets, length, chunk, config.MaxPositionEmbeddings);
+            BucketFactors factors = BucketFactors.Automatic(
+                preset.Buckets, length, chunk, config.MaxPositionEmbeddings);
             AttentionOptions lsh = AttentionOptions.Lsh(preset, config.IsDecoder, chunk, config.NumHashes, factors);
             if (Forward(lsh, length) <= Forward(dense, length))
             {
@@ -65,17 +73,22 @@ public static class AttentionCost
         return null;
     }
 
-    /// <summary>The form that a layer takes at a length: of <see cref="AttentionKind.Auto"/> one of the others, which stay as they are.</summary>
+    /// <summary>
+    /// The form that a layer takes at a length: of <see cref="AttentionKind.Auto"/> one of the others, which stay as
+    /// they are.
+    /// </summary>
     /// <param name="config">The configuration.</param>
     /// <param name="kind">The layer's kind.</param>
     /// <param name="length">T, tokens of an example.</param>
     /// <returns>Lsh, Local or Full. A layer that was Auto has the parameters of Lsh in either form.</returns>
-    public static AttentionKind Resolve(ReformerConfig config, AttentionKind kind, long length) => kind != AttentionKind.Auto ? kind
+    public static AttentionKind Resolve(ReformerConfig config, AttentionKind kind, long length) =>
+        kind != AttentionKind.Auto ? kind
         : length >= (Crossover(config) ?? long.MaxValue) ? AttentionKind.Lsh
         : AttentionKind.Full;
 
     /// <summary>Slots that a query sees in one round.</summary>
-    private static double Window(AttentionOptions options) => options.Kind == AttentionKind.Lsh && options.Window == AttentionWindow.Strict
-        ? (double)options.ChunksBefore * options.ChunkLength
-        : (options.ChunksBefore + 1.0 + options.ChunksAfter) * options.ChunkLength;
+    private static double Window(AttentionOptions options) =>
+        options.Kind == AttentionKind.Lsh && options.Window == AttentionWindow.Strict
+            ? (double)options.ChunksBefore * options.ChunkLength
+            : (options.ChunksBefore + 1.0 + options.ChunksAfter) * options.ChunkLength;
 }

@@ -6,7 +6,10 @@ using ReformerNative.Ops;
 
 namespace ReformerNative.Model;
 
-/// <summary>The JSON object a configuration was read from and the configuration as it was then: keys that did not change stay as written.</summary>
+/// <summary>
+/// The JSON object a configuration was read from and the configuration as it was then: keys that did not change stay as
+/// written.
+/// </summary>
 internal sealed record ConfigOrigin(JsonObject Json, ReformerConfig Parsed);
 
 /// <summary>Reads and writes <c>config.json</c>: one table entry for each key.</summary>
@@ -15,7 +18,13 @@ internal static class ConfigFile
     private const long MaximumBytes = 16 << 20;
 
     private static readonly string[] Layers = ["lsh", "local", "full", "auto"];
-    private static readonly AttentionKind[] Kinds = [AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Full, AttentionKind.Auto];
+    private static readonly AttentionKind[] Kinds =
+    [
+        AttentionKind.Lsh,
+        AttentionKind.Local,
+        AttentionKind.Full,
+        AttentionKind.Auto,
+    ];
     private static readonly string[] Residuals = ["float", "exact"];
     private static readonly string[] Combines = ["concatenate", "mean"];
     private static readonly string[] Presets = [.. AttentionPreset.All.Select(preset => preset.Name)];
@@ -23,25 +32,43 @@ internal static class ConfigFile
     private static readonly string[] Duplicates = ["none", "log_count"];
     private static readonly string[] KeyNorms = ["none", "rms", "l2"];
     private static readonly string[] Scopes = ["layer", "head", "example"];
-    private static readonly string[] Architectures = ["ReformerModelWithLMHead", "ReformerForMaskedLM", "ReformerForSequenceClassification"];
+    private static readonly string[] Architectures =
+    [
+        "ReformerModelWithLMHead",
+        "ReformerForMaskedLM",
+        "ReformerForSequenceClassification",
+    ];
 
-    /// <summary>What a file without our own keys means: that of Hugging Face, whose residual is plain addition.</summary>
+    /// <summary>
+    /// What a file without our own keys means: that of Hugging Face, whose residual is plain addition.
+    /// </summary>
     private static readonly ReformerConfig Absent = new() { Residual = ResidualMode.Float };
 
     private static readonly Key[] Keys =
     [
-        new("architectures", c => new JsonArray(Architectures[(int)c.Task]), (c, v) => c with { Task = Architecture(v, c) }),
+        new(
+            "architectures", c => new JsonArray(Architectures[(int)c.Task]),
+            (c, v) => c with { Task = Architecture(v, c) }),
         new("attention_head_size", c => c.AttentionHeadSize, (c, v) => c with { AttentionHeadSize = v.Int() }),
         new("attn_layers", c => Array(c.AttnLayers, kind => Layers[System.Array.IndexOf(Kinds, kind)]),
             (c, v) => c with { AttnLayers = v.List(item => Kinds[item.OneOf(Layers)]) }),
         new("axial_norm_std", c => c.AxialNormStd, (c, v) => c with { AxialNormStd = v.Double() }),
-        new("axial_pos_embds", c => c.Positions == PositionEncoding.Axial,
+        new(
+            "axial_pos_embds", c => c.Positions == PositionEncoding.Axial,
             (c, v) => c with { Positions = v.Bool() ? PositionEncoding.Axial : PositionEncoding.Learned }),
-        new("axial_pos_embds_dim", c => Array(c.AxialPosEmbdsDim, n => n), (c, v) => c with { AxialPosEmbdsDim = v.List(item => item.Int()) }),
-        new("axial_pos_shape", c => Array(c.AxialPosShape, n => n), (c, v) => c with { AxialPosShape = v.List(item => item.Int()) }),
-        new("chunk_size_feed_forward", c => c.ChunkSizeFeedForward, (c, v) => c with { ChunkSizeFeedForward = v.Int() }),
+        new(
+            "axial_pos_embds_dim", c => Array(c.AxialPosEmbdsDim, n => n),
+            (c, v) => c with { AxialPosEmbdsDim = v.List(item => item.Int()) }),
+        new(
+            "axial_pos_shape", c => Array(c.AxialPosShape, n => n),
+            (c, v) => c with { AxialPosShape = v.List(item => item.Int()) }),
+        new(
+            "chunk_size_feed_forward", c => c.ChunkSizeFeedForward,
+            (c, v) => c with { ChunkSizeFeedForward = v.Int() }),
         new("chunk_size_lm_head", c => c.ChunkSizeLmHead, (c, v) => c with { ChunkSizeLmHead = v.Int() }),
-        new("classifier_dropout", c => c.ClassifierDropout, (c, v) => c with { ClassifierDropout = v.IsNull ? null : v.Double() }),
+        new(
+            "classifier_dropout", c => c.ClassifierDropout,
+            (c, v) => c with { ClassifierDropout = v.IsNull ? null : v.Double() }),
         new("eos_token_id", c => c.EosTokenId, (c, v) => c with { EosTokenId = v.IsNull ? null : v.Int() }),
         new("feed_forward_size", c => c.FeedForwardSize, (c, v) => c with { FeedForwardSize = v.Int() }),
         new("hash_seed", c => c.HashSeed, (c, v) => c with { HashSeed = v.IsNull ? null : v.Int() }),
@@ -51,20 +78,30 @@ internal static class ConfigFile
         new("initializer_range", c => c.InitializerRange, (c, v) => c with { InitializerRange = v.Double() }),
         new("is_decoder", c => c.IsDecoder, (c, v) => c with { IsDecoder = v.Bool() }),
         new("layer_norm_eps", c => c.LayerNormEps, (c, v) => c with { LayerNormEps = v.Double() }),
-        new("local_attention_probs_dropout_prob", c => c.LocalAttentionProbsDropoutProb,
+        new(
+            "local_attention_probs_dropout_prob", c => c.LocalAttentionProbsDropoutProb,
             (c, v) => c with { LocalAttentionProbsDropoutProb = v.Double() }),
-        new("local_attn_chunk_length", c => c.LocalAttnChunkLength, (c, v) => c with { LocalAttnChunkLength = v.Int() }),
+        new(
+            "local_attn_chunk_length", c => c.LocalAttnChunkLength,
+            (c, v) => c with { LocalAttnChunkLength = v.Int() }),
         new("local_num_chunks_after", c => c.LocalNumChunksAfter, (c, v) => c with { LocalNumChunksAfter = v.Int() }),
-        new("local_num_chunks_before", c => c.LocalNumChunksBefore, (c, v) => c with { LocalNumChunksBefore = v.Int() }),
-        new("lsh_attention_probs_dropout_prob", c => c.LshAttentionProbsDropoutProb,
+        new(
+            "local_num_chunks_before", c => c.LocalNumChunksBefore,
+            (c, v) => c with { LocalNumChunksBefore = v.Int() }),
+        new(
+            "lsh_attention_probs_dropout_prob", c => c.LshAttentionProbsDropoutProb,
             (c, v) => c with { LshAttentionProbsDropoutProb = v.Double() }),
         new("lsh_attn_chunk_length", c => c.LshAttnChunkLength, (c, v) => c with { LshAttnChunkLength = v.Int() }),
         new("lsh_num_chunks_after", c => c.LshNumChunksAfter, (c, v) => c with { LshNumChunksAfter = v.Int() }),
         new("lsh_num_chunks_before", c => c.LshNumChunksBefore, (c, v) => c with { LshNumChunksBefore = v.Int() }),
-        new("max_position_embeddings", c => c.MaxPositionEmbeddings, (c, v) => c with { MaxPositionEmbeddings = v.Int() }),
+        new(
+            "max_position_embeddings", c => c.MaxPositionEmbeddings,
+            (c, v) => c with { MaxPositionEmbeddings = v.Int() }),
         new("model_type", _ => "reformer", (c, v) => v.OneOf(["reformer"]) == 0 ? c : c),
         new("num_attention_heads", c => c.NumAttentionHeads, (c, v) => c with { NumAttentionHeads = v.Int() }),
-        new("num_buckets", c => Buckets(c.NumBuckets), (c, v) => c with { NumBuckets = v.IsNull ? null : v.ListOrOne(item => item.Int()) }),
+        new(
+            "num_buckets", c => Buckets(c.NumBuckets),
+            (c, v) => c with { NumBuckets = v.IsNull ? null : v.ListOrOne(item => item.Int()) }),
         new("num_hashes", c => c.NumHashes, (c, v) => c with { NumHashes = v.Int() }),
         new("num_hidden_layers", c => c.AttnLayers.Count, (c, v) => LayerCount(c, v)),
         new("pad_token_id", c => c.PadTokenId, (c, v) => c with { PadTokenId = v.IsNull ? null : v.Int() }),
@@ -73,24 +110,51 @@ internal static class ConfigFile
 
         // Additions: written only where they say something else than their absence does.
         new("num_labels", c => c.NumLabels, (c, v) => c with { NumLabels = v.Int() }, Addition: true),
-        new("position_embeddings", c => c.Positions == PositionEncoding.None ? "none" : null,
-            (c, v) => c with { Positions = v.IsNull ? c.Positions : v.OneOf(["none"]) == 0 ? PositionEncoding.None : c.Positions }, Addition: true),
-        new("residual", c => Residuals[(int)c.Residual], (c, v) => c with { Residual = (ResidualMode)v.OneOf(Residuals) }, Addition: true),
-        new("residual_grid_exponent", c => c.ResidualGridExponent, (c, v) => c with { ResidualGridExponent = v.Int() }, Addition: true),
-        new("final_combine", c => Combines[(int)c.FinalCombine],
+        new(
+            "position_embeddings",
+            c => c.Positions == PositionEncoding.None ? "none" : null,
+            (c, v) =>
+                c with
+                {
+                    Positions =
+                        v.IsNull ? c.Positions
+                        : v.OneOf(["none"]) == 0 ? PositionEncoding.None
+                        : c.Positions,
+                },
+            Addition: true
+        ),
+        new(
+            "residual", c => Residuals[(int)c.Residual],
+            (c, v) => c with { Residual = (ResidualMode)v.OneOf(Residuals) }, Addition: true),
+        new(
+            "residual_grid_exponent", c => c.ResidualGridExponent, (c, v) => c with { ResidualGridExponent = v.Int() },
+            Addition: true),
+        new(
+            "final_combine", c => Combines[(int)c.FinalCombine],
             (c, v) => c with { FinalCombine = (StreamCombination)v.OneOf(Combines) }, Addition: true),
         new("label_smoothing", c => c.LabelSmoothing, (c, v) => c with { LabelSmoothing = v.Double() }, Addition: true),
-        new("lsh_preset", c => c.LshPreset.Name, (c, v) => c with { LshPreset = AttentionPreset.All[v.OneOf(Presets)] }, Addition: true),
-        new("lsh_window", c => Name(Windows, (int?)c.LshWindow),
+        new(
+            "lsh_preset", c => c.LshPreset.Name, (c, v) => c with { LshPreset = AttentionPreset.All[v.OneOf(Presets)] },
+            Addition: true),
+        new(
+            "lsh_window", c => Name(Windows, (int?)c.LshWindow),
             (c, v) => c with { LshWindow = v.IsNull ? null : (AttentionWindow)v.OneOf(Windows) }, Addition: true),
-        new("lsh_duplicates", c => Name(Duplicates, (int?)c.LshDuplicates),
-            (c, v) => c with { LshDuplicates = v.IsNull ? null : (DuplicateCorrection)v.OneOf(Duplicates) }, Addition: true),
-        new("lsh_key_norm", c => Name(KeyNorms, (int?)c.LshKeyNorm),
+        new(
+            "lsh_duplicates", c => Name(Duplicates, (int?)c.LshDuplicates),
+            (c, v) => c with { LshDuplicates = v.IsNull ? null : (DuplicateCorrection)v.OneOf(Duplicates) },
+            Addition: true),
+        new(
+            "lsh_key_norm", c => Name(KeyNorms, (int?)c.LshKeyNorm),
             (c, v) => c with { LshKeyNorm = v.IsNull ? null : (KeyNorm)v.OneOf(KeyNorms) }, Addition: true),
-        new("lsh_logit_scale", c => c.LshLogitScale, (c, v) => c with { LshLogitScale = v.IsNull ? null : v.Double() }, Addition: true),
+        new(
+            "lsh_logit_scale", c => c.LshLogitScale, (c, v) => c with { LshLogitScale = v.IsNull ? null : v.Double() },
+            Addition: true),
         new("lsh_wrap", c => c.LshWrap, (c, v) => c with { LshWrap = v.IsNull ? null : v.Bool() }, Addition: true),
-        new("lsh_repeat_chunks", c => c.LshRepeatChunks, (c, v) => c with { LshRepeatChunks = v.IsNull ? null : v.Bool() }, Addition: true),
-        new("lsh_rotation_scope", c => Name(Scopes, (int?)c.LshRotationScope),
+        new(
+            "lsh_repeat_chunks", c => c.LshRepeatChunks,
+            (c, v) => c with { LshRepeatChunks = v.IsNull ? null : v.Bool() }, Addition: true),
+        new(
+            "lsh_rotation_scope", c => Name(Scopes, (int?)c.LshRotationScope),
             (c, v) => c with { LshRotationScope = v.IsNull ? null : (RotationScope)v.OneOf(Scopes) }, Addition: true),
         new("local_wrap", c => c.LocalWrap, (c, v) => c with { LocalWrap = v.Bool() }, Addition: true),
     ];
@@ -107,7 +171,8 @@ internal static class ConfigFile
 
         return file.Length <= MaximumBytes
             ? Parse(File.ReadAllText(path), path)
-            : throw new ReformerFormatException(path, $"expected a configuration of at most {MaximumBytes} bytes, found {file.Length}");
+            : throw new ReformerFormatException(
+                path, $"expected a configuration of at most {MaximumBytes} bytes, found {file.Length}");
     }
 
     public static ReformerConfig Parse(string json, string name)
@@ -133,7 +198,10 @@ internal static class ConfigFile
         // Without a known architecture the direction decides; a map of labels counts them.
         if (!source.ContainsKey("architectures") || source["architectures"] is null)
         {
-            config = config with { Task = config.IsDecoder ? ReformerTask.CausalLanguageModel : ReformerTask.MaskedLanguageModel };
+            config = config with
+            {
+                Task = config.IsDecoder ? ReformerTask.CausalLanguageModel : ReformerTask.MaskedLanguageModel,
+            };
         }
 
         if (source["id2label"] is JsonObject labels && !source.ContainsKey("num_labels") && labels.Count > 0)
@@ -167,7 +235,12 @@ internal static class ConfigFile
             target.Remove("label2id");
         }
 
-        var options = new JsonSerializerOptions { WriteIndented = true, NewLine = "\n", Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+        var options = new JsonSerializerOptions
+        {
+            WriteIndented = true,
+            NewLine = "\n",
+            Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
+        };
         return target.ToJsonString(options) + "\n";
     }
 
@@ -186,11 +259,14 @@ internal static class ConfigFile
     }
 
     private static ReformerTask Architecture(ConfigValue value, ReformerConfig config) =>
-        value.IsNull ? config.Task : (ReformerTask)value.List(item => item.OneOf(Architectures)).DefaultIfEmpty((int)config.Task).First();
+        value.IsNull
+            ? config.Task
+            : (ReformerTask)value.List(item => item.OneOf(Architectures)).DefaultIfEmpty((int)config.Task).First();
 
-    private static ReformerConfig LayerCount(ReformerConfig config, ConfigValue value) => value.Int() == config.AttnLayers.Count
-        ? config
-        : throw new ConfigValueException($"the length of attn_layers ({config.AttnLayers.Count})", value.Int());
+    private static ReformerConfig LayerCount(ReformerConfig config, ConfigValue value) =>
+        value.Int() == config.AttnLayers.Count
+            ? config
+            : throw new ConfigValueException($"the length of attn_layers ({config.AttnLayers.Count})", value.Int());
 
     private static JsonNode? Buckets(IReadOnlyList<int>? factors) => factors switch
     {
@@ -204,19 +280,24 @@ internal static class ConfigFile
     private static string? Name(string[] names, int? index) => index is int i ? names[i] : null;
 
     private sealed record Key(
-        string Name, Func<ReformerConfig, JsonNode?> Write, Func<ReformerConfig, ConfigValue, ReformerConfig> Read, bool Addition = false);
+        string Name, Func<ReformerConfig, JsonNode?> Write, Func<ReformerConfig, ConfigValue, ReformerConfig> Read,
+        bool Addition = false);
 
     private readonly struct ConfigValue(JsonNode? node)
     {
         public bool IsNull => node is null;
 
-        public int Int() => node is JsonValue value && value.GetValueKind() == JsonValueKind.Number && value.TryGetValue(out int number)
-            ? number
-            : throw new ConfigValueException("a 32-bit integer", Found);
+        public int Int() =>
+            node is JsonValue value && value.GetValueKind() == JsonValueKind.Number && value.TryGetValue(out int number)
+                ? number
+                : throw new ConfigValueException("a 32-bit integer", Found);
 
-        public double Double() => node is JsonValue value && value.GetValueKind() == JsonValueKind.Number && value.TryGetValue(out double number)
-            ? number
-            : throw new ConfigValueException("a number", Found);
+        public double Double() =>
+            node is JsonValue value
+            && value.GetValueKind() == JsonValueKind.Number
+            && value.TryGetValue(out double number)
+                ? number
+                : throw new ConfigValueException("a number", Found);
 
         public bool Bool() => node?.GetValueKind() switch
         {
@@ -232,7 +313,10 @@ internal static class ConfigFile
         public int OneOf(string[] names)
         {
             string expected = names.Length == 1 ? names[0] : $"one of {string.Join(", ", names)}";
-            int index = node?.GetValueKind() == JsonValueKind.String ? System.Array.IndexOf(names, node.GetValue<string>()) : -1;
+            int index =
+                node?.GetValueKind() == JsonValueKind.String
+                    ? System.Array.IndexOf(names, node.GetValue<string>())
+                    : -1;
             return index >= 0 ? index : throw new ConfigValueException(expected, Found);
         }
 
@@ -240,7 +324,8 @@ internal static class ConfigFile
             ? [.. array.Select(element => item(new ConfigValue(element)))]
             : throw new ConfigValueException("a list", Found);
 
-        public IReadOnlyList<T> ListOrOne<T>(Func<ConfigValue, T> item) => node is JsonArray ? List(item) : [item(this)];
+        public IReadOnlyList<T> ListOrOne<T>(Func<ConfigValue, T> item) =>
+            node is JsonArray ? List(item) : [item(this)];
 
         private string Found
         {

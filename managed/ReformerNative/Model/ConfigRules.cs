@@ -5,7 +5,8 @@ namespace ReformerNative.Model;
 /// <summary>The rules of a valid configuration, one place for each.</summary>
 internal static class ConfigRules
 {
-    public static readonly IReadOnlyDictionary<string, Activation> Activations = new Dictionary<string, Activation>(StringComparer.Ordinal)
+    public static readonly IReadOnlyDictionary<string, Activation> Activations = new Dictionary<string, Activation>(
+        StringComparer.Ordinal)
     {
         ["relu"] = Activation.Relu,
         ["gelu"] = Activation.GeluErf,
@@ -27,9 +28,11 @@ internal static class ConfigRules
             }
         }
 
-        void AtLeast(string key, long found, long least) => Rule(found >= least, key, $"an integer from {least} up", found);
+        void AtLeast(string key, long found, long least) =>
+            Rule(found >= least, key, $"an integer from {least} up", found);
         void Probability(string key, double found) => Rule(found >= 0 && found < 1, key, "0 <= p < 1", found);
-        void Finite(string key, double found) => Rule(double.IsFinite(found) && found >= 0, key, "a finite number from 0 up", found);
+        void Finite(string key, double found) =>
+            Rule(double.IsFinite(found) && found >= 0, key, "a finite number from 0 up", found);
 
         AtLeast("vocab_size", c.VocabSize, 1);
         AtLeast("hidden_size", c.HiddenSize, 1);
@@ -55,10 +58,16 @@ internal static class ConfigRules
         Finite("axial_norm_std", c.AxialNormStd);
         Finite("initializer_range", c.InitializerRange);
         Finite("lsh_logit_scale", c.LshLogitScale ?? 0);
-        Rule(double.IsFinite(c.LayerNormEps) && c.LayerNormEps > 0, "layer_norm_eps", "a finite number above 0", c.LayerNormEps);
-        Rule(Activations.ContainsKey(c.HiddenAct), "hidden_act", $"one of {string.Join(", ", Activations.Keys)}", c.HiddenAct);
+        Rule(
+            double.IsFinite(c.LayerNormEps) && c.LayerNormEps > 0, "layer_norm_eps", "a finite number above 0",
+            c.LayerNormEps);
+        Rule(
+            Activations.ContainsKey(c.HiddenAct), "hidden_act", $"one of {string.Join(", ", Activations.Keys)}",
+            c.HiddenAct);
         Rule(!c.TieWordEmbeddings, "tie_word_embeddings", "false (the output layer is wider than the embedding)", true);
-        Rule(c.ResidualGridExponent is >= -24 and <= -4, "residual_grid_exponent", "an integer of -24 .. -4", c.ResidualGridExponent);
+        Rule(
+            c.ResidualGridExponent is >= -24 and <= -4, "residual_grid_exponent", "an integer of -24 .. -4",
+            c.ResidualGridExponent);
         Rule(c.AttnLayers.Count > 0, "attn_layers", "at least one layer", "none");
         CheckBuckets(c, Rule);
         CheckPositions(c, Rule);
@@ -75,9 +84,11 @@ internal static class ConfigRules
 
         string found = $"[{string.Join(", ", factors)}]";
         rule(
-            factors.Count is >= 1 and <= 8 && factors.All(factor => factor >= 2 && factor % 2 == 0),
-            "num_buckets", "null, an even number from 2 up, or 1 to 8 of them", found);
-        rule(factors.Aggregate(1.0, (product, factor) => product * factor) < int.MaxValue, "num_buckets", "a product below 2^31", found);
+            factors.Count is >= 1 and <= 8 && factors.All(factor => factor >= 2 && factor % 2 == 0), "num_buckets",
+            "null, an even number from 2 up, or 1 to 8 of them", found);
+        rule(
+            factors.Aggregate(1.0, (product, factor) => product * factor) < int.MaxValue, "num_buckets",
+            "a product below 2^31", found);
     }
 
     private static void CheckPositions(ReformerConfig c, Action<bool, string, string, object?> rule)
@@ -89,12 +100,16 @@ internal static class ConfigRules
 
         string shape = $"[{string.Join(", ", c.AxialPosShape)}]";
         string widths = $"[{string.Join(", ", c.AxialPosEmbdsDim)}]";
-        rule(c.AxialPosShape.Count is >= 1 and <= 4 && c.AxialPosShape.All(n => n >= 1), "axial_pos_shape", "1 to 4 integers from 1 up", shape);
+        rule(
+            c.AxialPosShape.Count is >= 1 and <= 4 && c.AxialPosShape.All(n => n >= 1), "axial_pos_shape",
+            "1 to 4 integers from 1 up", shape);
         rule(
             c.AxialPosEmbdsDim.Count == c.AxialPosShape.Count && c.AxialPosEmbdsDim.All(n => n >= 1),
-            "axial_pos_embds_dim", $"as many integers from 1 up as axial_pos_shape has ({c.AxialPosShape.Count})", widths);
+            "axial_pos_embds_dim", $"as many integers from 1 up as axial_pos_shape has ({c.AxialPosShape.Count})",
+            widths);
         rule(
-            c.AxialPosEmbdsDim.Sum(n => (long)n) == c.HiddenSize, "axial_pos_embds_dim", $"a sum of hidden_size ({c.HiddenSize})", widths);
+            c.AxialPosEmbdsDim.Sum(n => (long)n) == c.HiddenSize, "axial_pos_embds_dim",
+            $"a sum of hidden_size ({c.HiddenSize})", widths);
     }
 
     private static void CheckDirection(ReformerConfig c, Action<bool, string, string, object?> rule)
@@ -103,8 +118,12 @@ internal static class ConfigRules
         bool local = c.AttnLayers.Contains(AttentionKind.Local);
         if (c.IsDecoder)
         {
-            rule(!lsh || c.LshNumChunksAfter == 0, "lsh_num_chunks_after", "0, because is_decoder is true", c.LshNumChunksAfter);
-            rule(!local || c.LocalNumChunksAfter == 0, "local_num_chunks_after", "0, because is_decoder is true", c.LocalNumChunksAfter);
+            rule(
+                !lsh || c.LshNumChunksAfter == 0, "lsh_num_chunks_after", "0, because is_decoder is true",
+                c.LshNumChunksAfter);
+            rule(
+                !local || c.LocalNumChunksAfter == 0, "local_num_chunks_after", "0, because is_decoder is true",
+                c.LocalNumChunksAfter);
         }
 
         if (lsh && c.Lsh.Window == AttentionWindow.Strict)
@@ -113,7 +132,11 @@ internal static class ConfigRules
             rule(!c.Lsh.Wrap, "lsh_wrap", "false, because the LSH window is strict", c.Lsh.Wrap);
         }
 
-        rule(c.Task != ReformerTask.CausalLanguageModel || c.IsDecoder, "is_decoder", "true for a causal language model", c.IsDecoder);
-        rule(c.Task != ReformerTask.MaskedLanguageModel || !c.IsDecoder, "is_decoder", "false for a masked language model", c.IsDecoder);
+        rule(
+            c.Task != ReformerTask.CausalLanguageModel || c.IsDecoder, "is_decoder", "true for a causal language model",
+            c.IsDecoder);
+        rule(
+            c.Task != ReformerTask.MaskedLanguageModel || !c.IsDecoder, "is_decoder",
+            "false for a masked language model", c.IsDecoder);
     }
 }

@@ -9,11 +9,14 @@ namespace ReformerNative.Model;
 public enum CacheUse
 {
     /// <summary>
-    /// Where that changes nothing but the rounding of sums: on the CPU, while all layers are <see cref="AttentionOptions.IsPrefixCausal"/>.
+    /// Where that changes nothing but the rounding of sums: on the CPU, while all layers are
+    /// <see cref="AttentionOptions.IsPrefixCausal"/>.
     /// </summary>
     Auto,
 
-    /// <summary>Always. Layers whose attention is not so are continued by the nearest rule that is: LSH by the strict window.</summary>
+    /// <summary>
+    /// Always. Layers whose attention is not so are continued by the nearest rule that is: LSH by the strict window.
+    /// </summary>
     On,
 
     /// <summary>Never: a forward pass over all tokens for every new one.</summary>
@@ -32,7 +35,9 @@ public sealed record GenerationOptions
     /// <summary>Draw among so many likeliest tokens, 0 for all.</summary>
     public int TopK { get; init; }
 
-    /// <summary>Then among the fewest likeliest tokens whose probabilities sum to this, 0 &lt; p &lt;= 1; 1 for all.</summary>
+    /// <summary>
+    /// Then among the fewest likeliest tokens whose probabilities sum to this, 0 &lt; p &lt;= 1; 1 for all.
+    /// </summary>
     public float TopP { get; init; } = 1;
 
     /// <summary>Seed of the draws and of the rotations, which stay the same throughout.</summary>
@@ -52,9 +57,10 @@ public sealed record GenerationOptions
 }
 
 /// <summary>
-/// Continues sequences with a causal language model. With a cache (<see cref="GenerationOptions.Cache"/>) a prompt is one forward pass and each
-/// further token costs the reading of the weights, whatever its position; without one, or once the sequence is longer than the model may
-/// see, each token is a forward pass. The caller disposes it; the model stays.
+/// Continues sequences with a causal language model. With a cache (<see cref="GenerationOptions.Cache"/>) a prompt is
+/// one forward pass and each further token costs the reading of the weights, whatever its position; without one, or
+/// once the sequence is longer than the model may see, each token is a forward pass. The caller disposes it; the model
+/// stays.
 /// </summary>
 public sealed class Generator : IDisposable
 {
@@ -83,7 +89,8 @@ public sealed class Generator : IDisposable
     /// <returns>The new ids, as they are drawn.</returns>
     /// <exception cref="ArgumentException">The prompt is empty or an option is impossible.</exception>
     /// <exception cref="NotSupportedException">A cache is asked for on a GPU.</exception>
-    public IEnumerable<int> Generate(IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation = default)
+    public IEnumerable<int> Generate(
+        IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(prompt);
         ArgumentNullException.ThrowIfNull(options);
@@ -95,7 +102,8 @@ public sealed class Generator : IDisposable
 
         if (options.Cache == CacheUse.On && _model.Context.Device.Type != DeviceType.Cpu)
         {
-            throw new NotSupportedException($"cache: expected the CPU, which alone has cached generation, found {_model.Context.Device}");
+            throw new NotSupportedException(
+                $"cache: expected the CPU, which alone has cached generation, found {_model.Context.Device}");
         }
 
         return prompt.Count > 0
@@ -106,7 +114,8 @@ public sealed class Generator : IDisposable
     /// <inheritdoc/>
     public void Dispose() => _id.Dispose();
 
-    private IEnumerable<int> Continue(IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation)
+    private IEnumerable<int> Continue(
+        IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation)
     {
         List<int> ids = [.. prompt];
         int window = (int)Math.Min(_model.Config.PositionLimit ?? int.MaxValue, options.Context ?? int.MaxValue);
@@ -158,6 +167,9 @@ public sealed class Generator : IDisposable
         _id.CopyTo(id);
 
         // A GPU's way to refuse a row; the CPU's op throws by itself.
-        return id[0] >= 0 ? id[0] : throw new ArgumentException("logits: expected finite values, found NaN or infinity, or none that is finite");
+        return id[0] >= 0
+            ? id[0]
+            : throw new ArgumentException(
+                "logits: expected finite values, found NaN or infinity, or none that is finite");
     }
 }

@@ -17,13 +17,20 @@ internal static class ModelFile
 
     private const int ChunkElements = 1 << 18;
 
-    /// <summary>Constants that Hugging Face's attention layers store beside the parameters; their mask values.</summary>
+    /// <summary>
+    /// Constants that Hugging Face's attention layers store beside the parameters; their mask values.
+    /// </summary>
     private static readonly (string Name, float Value)[] Constants =
     [
-        ("self_mask_value_float16", -1e3f), ("self_mask_value_float32", -1e5f), ("mask_value_float16", -1e4f), ("mask_value_float32", -1e9f),
+        ("self_mask_value_float16", -1e3f),
+        ("self_mask_value_float32", -1e5f),
+        ("mask_value_float16", -1e4f),
+        ("mask_value_float32", -1e9f),
     ];
 
-    /// <summary>Checks names, shapes and types against a configuration, before any memory is allocated for them.</summary>
+    /// <summary>
+    /// Checks names, shapes and types against a configuration, before any memory is allocated for them.
+    /// </summary>
     public static void Check(SafetensorsReader file, ReformerConfig config)
     {
         var layout = new ParameterLayout(config);
@@ -42,19 +49,25 @@ internal static class ModelFile
                     $"'{spec.Name}': expected the shape {SafetensorsFormat.Describe(spec.FileShape)} by the configuration, "
                     + $"found {SafetensorsFormat.Describe(entry.Shape)}");
             }
-            else if (entry.Type is not (SafetensorsType.F32 or SafetensorsType.F16 or SafetensorsType.BF16 or SafetensorsType.F64))
+            else if (entry.Type
+                is not (SafetensorsType.F32 or SafetensorsType.F16 or SafetensorsType.BF16 or SafetensorsType.F64))
             {
-                problems.Add($"'{spec.Name}': expected F32, F16, BF16 or F64, found {SafetensorsFormat.NameOf(entry.Type)}");
+                problems.Add(
+                    $"'{spec.Name}': expected F32, F16, BF16 or F64, found {SafetensorsFormat.NameOf(entry.Type)}");
             }
         }
 
-        problems.AddRange(file.Entries
-            .Where(entry => !known.Contains(entry.Name) && !IsConstant(entry.Name))
-            .Select(entry => $"expected no tensor '{entry.Name}' by the configuration, found one"));
-        if (problems.Count == 0 && file.TryGet(HeadBias, out SafetensorsEntry? bias) && file.TryGet(HeadBiasAlias, out SafetensorsEntry? alias)
+        problems.AddRange(
+            file.Entries.Where(entry => !known.Contains(entry.Name) && !IsConstant(entry.Name))
+                .Select(entry => $"expected no tensor '{entry.Name}' by the configuration, found one")
+        );
+        if (problems.Count == 0
+            && file.TryGet(HeadBias, out SafetensorsEntry? bias)
+            && file.TryGet(HeadBiasAlias, out SafetensorsEntry? alias)
             && !SameValues(file, bias, alias))
         {
-            problems.Add($"'{HeadBiasAlias}': expected the values of '{HeadBias}', whose second name it is, found others");
+            problems.Add(
+                $"'{HeadBiasAlias}': expected the values of '{HeadBias}', whose second name it is, found others");
         }
 
         if (problems.Count > 0)
@@ -88,7 +101,10 @@ internal static class ModelFile
                 if (!float.IsFinite(values[i]))
                 {
                     throw new ReformerFormatException(
-                        file.Path, FormattableString.Invariant($"'{entry.Name}': expected finite values, found {values[i]} at element {start + i}"));
+                        file.Path,
+                        FormattableString.Invariant(
+                            $"'{entry.Name}': expected finite values, found {values[i]} at element {start + i}")
+                    );
                 }
             }
 
@@ -129,8 +145,10 @@ internal static class ModelFile
         });
 
     private static bool TryFind(
-        SafetensorsReader file, string name, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafetensorsEntry? entry) =>
-        file.TryGet(name, out entry) || (name == HeadBias && file.TryGet(HeadBiasAlias, out entry));
+        SafetensorsReader file,
+        string name,
+        [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafetensorsEntry? entry
+    ) => file.TryGet(name, out entry) || (name == HeadBias && file.TryGet(HeadBiasAlias, out entry));
 
     private static bool SameValues(SafetensorsReader file, SafetensorsEntry left, SafetensorsEntry right)
     {
@@ -156,13 +174,21 @@ internal static class ModelFile
         return true;
     }
 
-    private static bool IsConstant(string name) => Constants.Any(constant => name.EndsWith("." + constant.Name, StringComparison.Ordinal));
+    private static bool IsConstant(string name) =>
+        Constants.Any(constant => name.EndsWith("." + constant.Name, StringComparison.Ordinal));
 
     private static IEnumerable<SafetensorsItem> ConstantsOf(AttentionKind kind, string queryName)
     {
         // "…self_attention.query.weight" names its module.
         string module = queryName[..queryName.IndexOf(".query", StringComparison.Ordinal)];
-        int skipped = kind switch { AttentionKind.Lsh or AttentionKind.Auto => 0, AttentionKind.Local => 2, _ => Constants.Length };
-        return Constants.Skip(skipped).Select(constant => SafetensorsItem.FromFloats($"{module}.{constant.Name}", [], new[] { constant.Value }));
+        int skipped = kind switch
+        {
+            AttentionKind.Lsh or AttentionKind.Auto => 0,
+            AttentionKind.Local => 2,
+            _ => Constants.Length,
+        };
+        return Constants
+            .Skip(skipped)
+            .Select(constant => SafetensorsItem.FromFloats($"{module}.{constant.Name}", [], new[] { constant.Value }));
     }
 }

@@ -4,8 +4,8 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Model;
 
 /// <summary>
-/// Values and gradients of all parameters, each in one allocation, and the views that ops take. Without a context there is no memory:
-/// the views have shapes only, which is what a memory plan needs.
+/// Values and gradients of all parameters, each in one allocation, and the views that ops take. Without a context there
+/// is no memory: the views have shapes only, which is what a memory plan needs.
 /// </summary>
 internal sealed class ModelParameters : IDisposable
 {
@@ -110,7 +110,9 @@ internal sealed class ModelParameters : IDisposable
     }
 
     private PositionTables Tables(TensorView[] views) =>
-        Layout.Positions.Length == 0 ? default : new PositionTables([.. Layout.Positions.Select(index => views[index])]);
+        Layout.Positions.Length == 0
+            ? default
+            : new PositionTables([.. Layout.Positions.Select(index => views[index])]);
 
     private static BlockParameters Block(TensorView[] views, LayerIndices layer) => new()
     {

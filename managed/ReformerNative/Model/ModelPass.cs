@@ -4,23 +4,26 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Model;
 
 /// <summary>What fixes the buffers of a pass.</summary>
-internal readonly record struct PassShape(int Batch, int Length, int Rounds, bool FullAttention, bool Backward, bool Inspect);
+internal readonly record struct PassShape(
+    int Batch, int Length, int Rounds, bool FullAttention, bool Backward, bool Inspect);
 
 /// <summary>What one layer keeps of its forward pass; the rest is absent.</summary>
 internal readonly record struct KeptTensors(
-    TensorView Stream1, TensorView Stream2, TensorView Query, TensorView Key, TensorView Value, TensorView LogSumExp, TensorView Hidden,
-    TensorView Result, TensorView Buckets);
+    TensorView Stream1, TensorView Stream2, TensorView Query, TensorView Key, TensorView Value, TensorView LogSumExp,
+    TensorView Hidden, TensorView Result, TensorView Buckets);
 
 /// <summary>Gives a pass its buffers, or only their shapes.</summary>
 internal delegate TensorView PassAllocator(string name, TensorShape shape, DType type);
 
 /// <summary>
-/// The buffers of a pass of one shape, and the ops of the model on them. A memory plan and a run go through the same code; the plan's
-/// buffers have shapes only.
+/// The buffers of a pass of one shape, and the ops of the model on them. A memory plan and a run go through the same
+/// code; the plan's buffers have shapes only.
 /// </summary>
 internal sealed class ModelPass
 {
-    /// <summary>Rows that final norm and head handle at a time, so that nothing of size [B·T, 2E] or [B·T, V] exists.</summary>
+    /// <summary>
+    /// Rows that final norm and head handle at a time, so that nothing of size [B·T, 2E] or [B·T, V] exists.
+    /// </summary>
     public const int HeadRows = 4096;
 
     private readonly ReformerConfig _config;
@@ -42,7 +45,8 @@ internal sealed class ModelPass
     /// <param name="keep">With gradients: what each layer keeps; null for nothing.</param>
     /// <param name="allocate">Gives the buffers.</param>
     public ModelPass(
-        ReformerConfig config, ModelParameters parameters, PassShape shape, IReadOnlyList<KeepActivations>? keep, PassAllocator allocate)
+        ReformerConfig config, ModelParameters parameters, PassShape shape, IReadOnlyList<KeepActivations>? keep,
+        PassAllocator allocate)
     {
         _config = config;
         _parameters = parameters;
@@ -91,12 +95,15 @@ internal sealed class ModelPass
         if (classifier)
         {
             Pooled = allocate("head", new TensorShape(b, e), DType.Float32);
-            HiddenGradient = shape.Backward ? allocate("head", new TensorShape(b, config.FinalWidth), DType.Float32) : default;
+            HiddenGradient = shape.Backward
+                ? allocate("head", new TensorShape(b, config.FinalWidth), DType.Float32)
+                : default;
         }
 
         if (shape.Inspect)
         {
-            AttentionResult = allocate("inspection", new TensorShape(b, t, heads * config.AttentionHeadSize), DType.Float32);
+            AttentionResult = allocate(
+                "inspection", new TensorShape(b, t, heads * config.AttentionHeadSize), DType.Float32);
         }
 
         Logits = allocate("head", new TensorShape(shape.Inspect ? headRows : b, HeadOutputs), DType.Float32);
@@ -143,14 +150,16 @@ internal sealed class ModelPass
 
     public long HeadOutputs => _parameters.Layout.Specs[_parameters.Layout.HeadWeight].Shape[0];
 
-    /// <summary>The masked positions imagined behind the sequence count as padding, as padding in the input does.</summary>
+    /// <summary>
+    /// The masked positions imagined behind the sequence count as padding, as padding in the input does.
+    /// </summary>
     public bool IsPadded => _padded > _shape.Length;
 
     private int FirstHashed => Enumerable.Range(0, _config.AttnLayers.Count).First(IsHashed);
 
     /// <summary>
-    /// The length a sequence is thought to be padded to: a multiple of all chunk lengths in use, unless it is no longer than the
-    /// smallest of them.
+    /// The length a sequence is thought to be padded to: a multiple of all chunk lengths in use, unless it is no longer
+    /// than the smallest of them.
     /// </summary>
     public static long PaddedLength(ReformerConfig config, long length, bool fullAttention)
     {
@@ -174,7 +183,9 @@ internal sealed class ModelPass
         return length > smallest ? checked((length + common - 1) / common * common) : length;
     }
 
-    /// <summary>Whether a layer hashes at this length: one no longer than its chunk attends to the whole sequence.</summary>
+    /// <summary>
+    /// Whether a layer hashes at this length: one no longer than its chunk attends to the whole sequence.
+    /// </summary>
     public bool IsHashed(int layer) =>
         _kinds[layer] == AttentionKind.Lsh && !_shape.FullAttention && _padded > _config.LshAttnChunkLength;
 
@@ -212,7 +223,8 @@ internal sealed class ModelPass
             : shared ? (float)_config.LshAttentionProbsDropoutProb : (float)_config.LocalAttentionProbsDropoutProb;
         if (IsHashed(layer))
         {
-            return AttentionOptions.Lsh(_lsh, _config.IsDecoder, _config.LshAttnChunkLength, _shape.Rounds, _factors) with
+            return AttentionOptions.Lsh(
+                _lsh, _config.IsDecoder, _config.LshAttnChunkLength, _shape.Rounds, _factors) with
             {
                 PadBucket = masked || IsPadded,
                 PaddedLength = _padded,
@@ -224,7 +236,8 @@ internal sealed class ModelPass
         if (_kinds[layer] == AttentionKind.Local && _padded > _config.LocalAttnChunkLength)
         {
             return AttentionOptions.Local(
-                _config.IsDecoder, _config.LocalAttnChunkLength, _config.LocalNumChunksBefore, _config.LocalNumChunksAfter, _config.LocalWrap) with
+                _config.IsDecoder, _config.LocalAttnChunkLength, _config.LocalNumChunksBefore,
+                _config.LocalNumChunksAfter, _config.LocalWrap) with
             {
                 PaddedLength = _padded,
                 Dropout = probability,
@@ -261,7 +274,8 @@ internal sealed class ModelPass
     /// <param name="layer">Its index.</param>
     /// <param name="options">Those of the pass.</param>
     /// <param name="masked">Whether some token is padding.</param>
-    /// <param name="keep">Whether the layer keeps what this pass has buffers for; only a pass with gradients needs that.</param>
+    /// <param name="keep">Whether the layer keeps what this pass has buffers for; only a pass with gradients needs
+    /// that.</param>
     public ReversibleBlock Block(int layer, in RunOptions options, bool masked, bool keep)
     {
         KeptTensors kept = keep ? _kept[layer] : default;
@@ -304,7 +318,10 @@ internal sealed class ModelPass
         Gradients = _shape.Backward ? _parameters.BlockGradients[layer] : null,
     };
 
-    /// <summary>Final norm of rows of the streams into the first rows of <see cref="Hidden"/> (from <paramref name="hiddenRow"/> on).</summary>
+    /// <summary>
+    /// Final norm of rows of the streams into the first rows of <see cref="Hidden"/> (from <paramref name="hiddenRow"/>
+    /// on).
+    /// </summary>
     public FinalNorm FinalNorm(long firstRow, long rows, long hiddenRow, in RunOptions options)
     {
         long e = _config.HiddenSize;
@@ -336,8 +353,8 @@ internal sealed class ModelPass
     }
 
     /// <summary>
-    /// Loss of the first rows of the head's input; its gradient takes the input's place. Without a scale there are no gradients, and the
-    /// target is not smoothed.
+    /// Loss of the first rows of the head's input; its gradient takes the input's place. Without a scale there are no
+    /// gradients, and the target is not smoothed.
     /// </summary>
     public HeadLoss HeadLoss(long firstRow, long rows, int chunk, long normalizer, float? lossScale)
     {
@@ -361,7 +378,9 @@ internal sealed class ModelPass
         };
     }
 
-    /// <summary>The classifier's hidden layer: <see cref="Hidden"/> to <see cref="Pooled"/>, and the gradients back.</summary>
+    /// <summary>
+    /// The classifier's hidden layer: <see cref="Hidden"/> to <see cref="Pooled"/>, and the gradients back.
+    /// </summary>
     public Linear Pool()
     {
         ParameterLayout layout = _parameters.Layout;
@@ -460,7 +479,8 @@ internal sealed class ModelPass
     }
 
     /// <summary>
-    /// Float residuals: each hashed layer keeps its hashes for the backward pass; without one they share a buffer. Exact residuals hash again.
+    /// Float residuals: each hashed layer keeps its hashes for the backward pass; without one they share a buffer.
+    /// Exact residuals hash again.
     /// </summary>
     private TensorView[] AllocateBuckets(TensorShape shape, PassAllocator allocate)
     {

@@ -1,7 +1,10 @@
 namespace ReformerNative.Model;
 
-/// <summary>Everything a pass computed, in managed memory: for comparing a model with another implementation, not for training.</summary>
-[System.Diagnostics.CodeAnalysis.SuppressMessage("Performance", "CA1819", Justification = "Raw results, made for the caller.")]
+/// <summary>
+/// Everything a pass computed, in managed memory: for comparing a model with another implementation, not for training.
+/// </summary>
+[System.Diagnostics.CodeAnalysis.SuppressMessage(
+    "Performance", "CA1819", Justification = "Raw results, made for the caller.")]
 public sealed class ModelTrace
 {
     internal ModelTrace(int layers) => Layers = new LayerTrace[layers];
@@ -33,5 +36,7 @@ public sealed class ModelTrace
 /// <param name="Stream2">Stream 2 after the layer [B, T, E].</param>
 /// <param name="Buckets">Hash buckets [B, H, R, T] without round offset; null when the layer did not hash.</param>
 /// <param name="Rotations">The rotations [S, D, R, columns] used; null when the layer did not hash.</param>
-[System.Diagnostics.CodeAnalysis.SuppressMessage("Performance", "CA1819", Justification = "Raw results, made for the caller.")]
-public sealed record LayerTrace(float[] AttentionResult, float[] Stream1, float[] Stream2, int[]? Buckets, float[]? Rotations);
+[System.Diagnostics.CodeAnalysis.SuppressMessage(
+    "Performance", "CA1819", Justification = "Raw results, made for the caller.")]
+public sealed record LayerTrace(
+    float[] AttentionResult, float[] Stream1, float[] Stream2, int[]? Buckets, float[]? Rotations);

@@ -20,9 +20,13 @@ public sealed class Parameter
     /// <summary>Its shape in a checkpoint.</summary>
     public IReadOnlyList<long> Shape => _owner.Layout.Specs[_index].FileShape;
 
-    /// <summary>Float32 values, in the shape that ops see (an axial table is [s, e]). Valid until the model is disposed.</summary>
+    /// <summary>
+    /// Float32 values, in the shape that ops see (an axial table is [s, e]). Valid until the model is disposed.
+    /// </summary>
     public TensorView Value => _owner.Values[_index];
 
-    /// <summary>Float32 gradient of the same shape as <see cref="Value"/>; absent until the model first computes gradients.</summary>
+    /// <summary>
+    /// Float32 gradient of the same shape as <see cref="Value"/>; absent until the model first computes gradients.
+    /// </summary>
     public TensorView Gradient => _owner.Gradients[_index];
 }

@@ -9,7 +9,8 @@ namespace ReformerNative.Model;
 /// <param name="Shape">The shape that ops see; as many elements.</param>
 /// <param name="Mean">Mean of its initial values.</param>
 /// <param name="StandardDeviation">Standard deviation of its initial values.</param>
-internal sealed record ParameterSpec(string Name, long[] FileShape, TensorShape Shape, double Mean, double StandardDeviation);
+internal sealed record ParameterSpec(
+    string Name, long[] FileShape, TensorShape Shape, double Mean, double StandardDeviation);
 
 /// <summary>Indices of a layer's parameters in the list; -1 where it has none.</summary>
 internal readonly record struct LayerIndices(
@@ -17,8 +18,8 @@ internal readonly record struct LayerIndices(
     int FeedForwardNormWeight, int FeedForwardNormBias, int W1, int B1, int W2, int B2);
 
 /// <summary>
-/// The parameters that a configuration asks for, in the order of a Hugging Face state dictionary, and where each of them is.
-/// Linear weights are [out, in].
+/// The parameters that a configuration asks for, in the order of a Hugging Face state dictionary, and where each of
+/// them is. Linear weights are [out, in].
 /// </summary>
 internal sealed class ParameterLayout
 {
@@ -102,7 +103,12 @@ internal sealed class ParameterLayout
         switch (config.Positions)
         {
             case PositionEncoding.Learned:
-                return [Add($"{prefix}.embedding.weight", [config.MaxPositionEmbeddings, config.HiddenSize], config.InitializerRange)];
+                return
+                [
+                    Add(
+                        $"{prefix}.embedding.weight", [config.MaxPositionEmbeddings, config.HiddenSize],
+                        config.InitializerRange),
+                ];
 
             case PositionEncoding.Axial:
                 int axes = config.AxialPosShape.Count;

@@ -6,7 +6,9 @@ namespace ReformerNative.Model;
 /// <summary>What a model's head computes.</summary>
 public enum ReformerTask
 {
-    /// <summary>Next-token language model (<c>ReformerModelWithLMHead</c>); needs <see cref="ReformerConfig.IsDecoder"/>.</summary>
+    /// <summary>
+    /// Next-token language model (<c>ReformerModelWithLMHead</c>); needs <see cref="ReformerConfig.IsDecoder"/>.
+    /// </summary>
     CausalLanguageModel,
 
     /// <summary>Language model of masked positions (<c>ReformerForMaskedLM</c>); bidirectional.</summary>
@@ -17,9 +19,10 @@ public enum ReformerTask
 }
 
 /// <summary>
-/// Everything that fixes a model's mathematics. Names, meanings and defaults are those of Hugging Face's Reformer configuration
-/// (a <c>config.json</c> of theirs loads, and saves with all its keys); the properties after <see cref="VocabSize"/> are additions that
-/// such a file need not have. Immutable: change it with a <c>with</c> expression.
+/// Everything that fixes a model's mathematics. Names, meanings and defaults are those of Hugging Face's Reformer
+/// configuration (a <c>config.json</c> of theirs loads, and saves with all its keys); the properties after
+/// <see cref="VocabSize"/> are additions that such a file need not have. Immutable: change it with a <c>with</c>
+/// expression.
 /// </summary>
 public sealed record ReformerConfig
 {
@@ -27,34 +30,50 @@ public sealed record ReformerConfig
     public int AttentionHeadSize { get; init; } = 64;
 
     /// <summary>
-    /// Kind of attention of each layer, first to last (<c>attn_layers</c>: lsh, local; and full and auto, additions). Auto is full attention
-    /// with the shared and normalised keys of LSH below the crossover length (<see cref="AttentionCost"/>) and LSH from it on; its parameters are
-    /// those of LSH, so lengths may change between training, evaluation and generation.
+    /// Kind of attention of each layer, first to last (<c>attn_layers</c>: lsh, local; and full and auto, additions).
+    /// Auto is full attention with the shared and normalised keys of LSH below the crossover length
+    /// (<see cref="AttentionCost"/>) and LSH from it on; its parameters are those of LSH, so lengths may change between
+    /// training, evaluation and generation.
     /// </summary>
     public IReadOnlyList<AttentionKind> AttnLayers { get; init; } =
     [
-        AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh,
+        AttentionKind.Local,
+        AttentionKind.Lsh,
+        AttentionKind.Local,
+        AttentionKind.Lsh,
+        AttentionKind.Local,
+        AttentionKind.Lsh,
     ];
 
     /// <summary>Standard deviation that axial position tables start with (<c>axial_norm_std</c>).</summary>
     public double AxialNormStd { get; init; } = 1.0;
 
-    /// <summary>Kind of position embedding (<c>axial_pos_embds</c>: true axial, false learned; none is an addition).</summary>
+    /// <summary>
+    /// Kind of position embedding (<c>axial_pos_embds</c>: true axial, false learned; none is an addition).
+    /// </summary>
     public PositionEncoding Positions { get; init; } = PositionEncoding.Axial;
 
-    /// <summary>Axial tables: number of rows s_i of each; their product limits the length (<c>axial_pos_shape</c>).</summary>
+    /// <summary>
+    /// Axial tables: number of rows s_i of each; their product limits the length (<c>axial_pos_shape</c>).
+    /// </summary>
     public IReadOnlyList<int> AxialPosShape { get; init; } = [64, 64];
 
     /// <summary>Axial tables: width e_i of each; their sum is the hidden size (<c>axial_pos_embds_dim</c>).</summary>
     public IReadOnlyList<int> AxialPosEmbdsDim { get; init; } = [64, 192];
 
-    /// <summary>Rows that the feed-forward handles at a time, 0 = automatic; changes no result (<c>chunk_size_feed_forward</c>).</summary>
+    /// <summary>
+    /// Rows that the feed-forward handles at a time, 0 = automatic; changes no result (<c>chunk_size_feed_forward</c>).
+    /// </summary>
     public int ChunkSizeFeedForward { get; init; }
 
-    /// <summary>Rows of logits that exist at a time, 0 = automatic; changes no result (<c>chunk_size_lm_head</c>).</summary>
+    /// <summary>
+    /// Rows of logits that exist at a time, 0 = automatic; changes no result (<c>chunk_size_lm_head</c>).
+    /// </summary>
     public int ChunkSizeLmHead { get; init; }
 
-    /// <summary>Dropout inside the classification head; kept, but the head applies none (<c>classifier_dropout</c>).</summary>
+    /// <summary>
+    /// Dropout inside the classification head; kept, but the head applies none (<c>classifier_dropout</c>).
+    /// </summary>
     public double? ClassifierDropout { get; init; }
 
     /// <summary>Id that ends a text (<c>eos_token_id</c>).</summary>
@@ -63,13 +82,21 @@ public sealed record ReformerConfig
     /// <summary>F, width of the feed-forward (<c>feed_forward_size</c>).</summary>
     public int FeedForwardSize { get; init; } = 512;
 
-    /// <summary>When set, the rotations come from this seed and are the same at every step (<c>hash_seed</c>).</summary>
+    /// <summary>
+    /// When set, the rotations come from this seed and are the same at every step (<c>hash_seed</c>).
+    /// </summary>
     public int? HashSeed { get; init; }
 
-    /// <summary>Activation of the feed-forward: relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish (<c>hidden_act</c>).</summary>
+    /// <summary>
+    /// Activation of the feed-forward: relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish
+    /// (<c>hidden_act</c>).
+    /// </summary>
     public string HiddenAct { get; init; } = "relu";
 
-    /// <summary>Dropout of embeddings, attention outputs, feed-forward and final norm, 0 &lt;= p &lt; 1 (<c>hidden_dropout_prob</c>).</summary>
+    /// <summary>
+    /// Dropout of embeddings, attention outputs, feed-forward and final norm, 0 &lt;= p &lt; 1
+    /// (<c>hidden_dropout_prob</c>).
+    /// </summary>
     public double HiddenDropoutProb { get; init; } = 0.05;
 
     /// <summary>E, width of each residual stream (<c>hidden_size</c>).</summary>
@@ -87,10 +114,14 @@ public sealed record ReformerConfig
     /// <summary>Local layers: chunks ahead of its own that a query sees (<c>local_num_chunks_before</c>).</summary>
     public int LocalNumChunksBefore { get; init; } = 1;
 
-    /// <summary>Local layers: chunks after its own that a query sees; 0 for a decoder (<c>local_num_chunks_after</c>).</summary>
+    /// <summary>
+    /// Local layers: chunks after its own that a query sees; 0 for a decoder (<c>local_num_chunks_after</c>).
+    /// </summary>
     public int LocalNumChunksAfter { get; init; }
 
-    /// <summary>Local and full layers: dropout of the attention probabilities (<c>local_attention_probs_dropout_prob</c>).</summary>
+    /// <summary>
+    /// Local and full layers: dropout of the attention probabilities (<c>local_attention_probs_dropout_prob</c>).
+    /// </summary>
     public double LocalAttentionProbsDropoutProb { get; init; } = 0.05;
 
     /// <summary>Local layers: chunk length C (<c>local_attn_chunk_length</c>).</summary>
@@ -105,25 +136,31 @@ public sealed record ReformerConfig
     /// <summary>LSH layers: chunks ahead of its own that a query sees (<c>lsh_num_chunks_before</c>).</summary>
     public int LshNumChunksBefore { get; init; } = 1;
 
-    /// <summary>LSH layers: chunks after its own that a query sees; 0 for a decoder (<c>lsh_num_chunks_after</c>).</summary>
+    /// <summary>
+    /// LSH layers: chunks after its own that a query sees; 0 for a decoder (<c>lsh_num_chunks_after</c>).
+    /// </summary>
     public int LshNumChunksAfter { get; init; }
 
-    /// <summary>Rows of a learned position table, and a measure of the automatic bucket rule (<c>max_position_embeddings</c>).</summary>
+    /// <summary>
+    /// Rows of a learned position table, and a measure of the automatic bucket rule (<c>max_position_embeddings</c>).
+    /// </summary>
     public int MaxPositionEmbeddings { get; init; } = 4096;
 
     /// <summary>H, attention heads (<c>num_attention_heads</c>).</summary>
     public int NumAttentionHeads { get; init; } = 12;
 
     /// <summary>
-    /// Even factors whose product is the number of hash buckets, the first the least significant digit; null lets the model choose
-    /// at its first use and then keep the choice (<c>num_buckets</c>: null, an integer or a list).
+    /// Even factors whose product is the number of hash buckets, the first the least significant digit; null lets the
+    /// model choose at its first use and then keep the choice (<c>num_buckets</c>: null, an integer or a list).
     /// </summary>
     public IReadOnlyList<int>? NumBuckets { get; init; }
 
     /// <summary>R, hash rounds (<c>num_hashes</c>).</summary>
     public int NumHashes { get; init; } = 1;
 
-    /// <summary>Classes of a sequence classifier (<c>num_labels</c>, or the number of entries of <c>id2label</c>).</summary>
+    /// <summary>
+    /// Classes of a sequence classifier (<c>num_labels</c>, or the number of entries of <c>id2label</c>).
+    /// </summary>
     public int NumLabels { get; init; } = 2;
 
     /// <summary>Id that stands for padding (<c>pad_token_id</c>).</summary>
@@ -132,31 +169,43 @@ public sealed record ReformerConfig
     /// <summary>What the head computes (<c>architectures</c>).</summary>
     public ReformerTask Task { get; init; }
 
-    /// <summary>Whether input and output embeddings are one tensor; must be false, their widths differ (<c>tie_word_embeddings</c>).</summary>
+    /// <summary>
+    /// Whether input and output embeddings are one tensor; must be false, their widths differ
+    /// (<c>tie_word_embeddings</c>).
+    /// </summary>
     public bool TieWordEmbeddings { get; init; }
 
     /// <summary>V, number of ids (<c>vocab_size</c>).</summary>
     public int VocabSize { get; init; } = 320;
 
     /// <summary>
-    /// How residual streams are added (<c>residual</c>: exact or float). Exact rounds each sub-layer's output to a grid so that the backward
-    /// pass recovers the same bits; float is plain addition, and stores hashes. A file without the key means float.
+    /// How residual streams are added (<c>residual</c>: exact or float). Exact rounds each sub-layer's output to a grid
+    /// so that the backward pass recovers the same bits; float is plain addition, and stores hashes. A file without the
+    /// key means float.
     /// </summary>
     public ResidualMode Residual { get; init; } = ResidualMode.Exact;
 
     /// <summary>
-    /// Exact residual: streams are multiples of 2^this, and stay exact up to 2^(24 + this) (<c>residual_grid_exponent</c>, -24 .. -4).
+    /// Exact residual: streams are multiples of 2^this, and stay exact up to 2^(24 + this)
+    /// (<c>residual_grid_exponent</c>, -24 .. -4).
     /// </summary>
     public int ResidualGridExponent { get; init; } = -16;
 
     /// <summary>How the two streams become one at the end (<c>final_combine</c>: concatenate or mean).</summary>
     public StreamCombination FinalCombine { get; init; } = StreamCombination.Concatenate;
 
-    /// <summary>Part of the training target that is spread over all ids, 0 &lt;= s &lt; 1 (<c>label_smoothing</c>).</summary>
+    /// <summary>
+    /// Part of the training target that is spread over all ids, 0 &lt;= s &lt; 1 (<c>label_smoothing</c>).
+    /// </summary>
     public double LabelSmoothing { get; init; }
 
-    /// <summary>Named form of LSH attention (<c>lsh_preset</c>: hf, trax, paper, lucidrains, strict). A file without the key means hf.</summary>
-    /// <remarks>Chunks before and after come from <see cref="LshNumChunksBefore"/> and <see cref="LshNumChunksAfter"/>.</remarks>
+    /// <summary>
+    /// Named form of LSH attention (<c>lsh_preset</c>: hf, trax, paper, lucidrains, strict). A file without the key
+    /// means hf.
+    /// </summary>
+    /// <remarks>
+    /// Chunks before and after come from <see cref="LshNumChunksBefore"/> and <see cref="LshNumChunksAfter"/>.
+    /// </remarks>
     public AttentionPreset LshPreset { get; init; } = AttentionPreset.HuggingFace;
 
     /// <summary>Overrides the preset's window (<c>lsh_window</c>: slots, same_bucket, strict).</summary>
@@ -180,10 +229,14 @@ public sealed record ReformerConfig
     /// <summary>Overrides what shares a rotation (<c>lsh_rotation_scope</c>: layer, head, example).</summary>
     public RotationScope? LshRotationScope { get; init; }
 
-    /// <summary>Whether the first chunk of a local layer sees the last one; true as in the published models (<c>local_wrap</c>).</summary>
+    /// <summary>
+    /// Whether the first chunk of a local layer sees the last one; true as in the published models (<c>local_wrap</c>).
+    /// </summary>
     public bool LocalWrap { get; init; } = true;
 
-    /// <summary>The JSON object that this was read from, and what it said; null for a configuration made in code.</summary>
+    /// <summary>
+    /// The JSON object that this was read from, and what it said; null for a configuration made in code.
+    /// </summary>
     internal ConfigOrigin? Origin { get; init; }
 
     /// <summary>The LSH form that results from the preset and the overrides.</summary>
@@ -224,7 +277,9 @@ public sealed record ReformerConfig
     /// <exception cref="ReformerFormatException">It is not valid; the message lists every problem.</exception>
     public static ReformerConfig Parse(string json, string name = "config.json") => ConfigFile.Parse(json, name);
 
-    /// <summary>The configuration as the text of a <c>config.json</c>. What was read and not changed is written as it was.</summary>
+    /// <summary>
+    /// The configuration as the text of a <c>config.json</c>. What was read and not changed is written as it was.
+    /// </summary>
     /// <returns>An indented JSON object.</returns>
     public string ToJson() => ConfigFile.Write(this);
 
@@ -256,8 +311,14 @@ public sealed record ReformerConfig
     }
 }
 
-/// <summary>A configuration breaks rules. The message lists each broken rule: the key, what was expected and what was found.</summary>
-[System.Diagnostics.CodeAnalysis.SuppressMessage("Design", "CA1032", Justification = "The message is made from the problems.")]
+/// <summary>
+/// A configuration breaks rules. The message lists each broken rule: the key, what was expected and what was found.
+/// </summary>
+[System.Diagnostics.CodeAnalysis.SuppressMessage(
+    "Design",
+    "CA1032",
+    Justification = "The message is made from the problems."
+)]
 public sealed class ReformerConfigException : Exception
 {
     /// <summary>Creates the exception.</summary>

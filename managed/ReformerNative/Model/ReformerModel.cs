@@ -9,9 +9,9 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Model;
 
 /// <summary>
-/// A Reformer: embedding, reversible blocks, final norm and a head, with its parameters and gradients in the memory of a context. Buffers
-/// belong to the shape of the last batch and are kept, so passes of one shape allocate nothing. The caller disposes the model, before the
-/// context. One thread at a time.
+/// A Reformer: embedding, reversible blocks, final norm and a head, with its parameters and gradients in the memory of
+/// a context. Buffers belong to the shape of the last batch and are kept, so passes of one shape allocate nothing. The
+/// caller disposes the model, before the context. One thread at a time.
 /// </summary>
 public sealed class ReformerModel : IDisposable
 {
@@ -58,14 +58,17 @@ public sealed class ReformerModel : IDisposable
 
     internal TensorView[] Gradients => _parameters.Gradients;
 
-    /// <summary>Makes a model with random parameters: normal with the configuration's standard deviations, norms 1, biases 0.</summary>
+    /// <summary>
+    /// Makes a model with random parameters: normal with the configuration's standard deviations, norms 1, biases 0.
+    /// </summary>
     /// <param name="config">The configuration.</param>
     /// <param name="context">Where it works.</param>
     /// <param name="seed">Seed of the parameters; equal seeds give equal bits.</param>
     /// <param name="logger">Takes messages; null for none.</param>
     /// <returns>The model, which the caller disposes.</returns>
     /// <exception cref="ReformerConfigException">The configuration breaks rules.</exception>
-    public static ReformerModel Create(ReformerConfig config, ReformerContext context, ulong seed, ILogger? logger = null)
+    public static ReformerModel Create(
+        ReformerConfig config, ReformerContext context, ulong seed, ILogger? logger = null)
     {
         ArgumentNullException.ThrowIfNull(config);
         ArgumentNullException.ThrowIfNull(context);
@@ -73,11 +76,14 @@ public sealed class ReformerModel : IDisposable
         return Make(config, context, logger, parameters => parameters.Initialize(seed));
     }
 
-    /// <summary>Loads a checkpoint: a directory with <c>config.json</c> and <c>model.safetensors</c>, ours or Hugging Face's.</summary>
+    /// <summary>
+    /// Loads a checkpoint: a directory with <c>config.json</c> and <c>model.safetensors</c>, ours or Hugging Face's.
+    /// </summary>
     /// <param name="directory">The directory.</param>
     /// <param name="context">Where the model works.</param>
     /// <param name="change">
-    /// Changes the configuration before use (the residual, the rounds, the LSH preset: not the shape of a parameter); null leaves it.
+    /// Changes the configuration before use (the residual, the rounds, the LSH preset: not the shape of a parameter);
+    /// null leaves it.
     /// </param>
     /// <param name="logger">Takes messages; null for none.</param>
     /// <returns>The model, which the caller disposes.</returns>
@@ -86,7 +92,8 @@ public sealed class ReformerModel : IDisposable
     /// A file is malformed, does not fit the configuration, or holds values that are not finite.
     /// </exception>
     public static ReformerModel Load(
-        string directory, ReformerContext context, Func<ReformerConfig, ReformerConfig>? change = null, ILogger? logger = null)
+        string directory, ReformerContext context, Func<ReformerConfig, ReformerConfig>? change = null,
+        ILogger? logger = null)
     {
         ArgumentException.ThrowIfNullOrEmpty(directory);
         ArgumentNullException.ThrowIfNull(context);
@@ -103,8 +110,8 @@ public sealed class ReformerModel : IDisposable
     }
 
     /// <summary>
-    /// Writes <c>config.json</c> and <c>model.safetensors</c>, which Hugging Face's library can load too (unless the configuration uses
-    /// additions). Each file is replaced in one step.
+    /// Writes <c>config.json</c> and <c>model.safetensors</c>, which Hugging Face's library can load too (unless the
+    /// configuration uses additions). Each file is replaced in one step.
     /// </summary>
     /// <param name="directory">The directory; it is made when it does not exist.</param>
     public void Save(string directory)
@@ -116,8 +123,8 @@ public sealed class ReformerModel : IDisposable
     }
 
     /// <summary>
-    /// Chooses the number of hash buckets by the configured rule if the configuration leaves it open and sequences of this length are hashed.
-    /// A pass does this by itself; the choice then stays with the model and is saved with it.
+    /// Chooses the number of hash buckets by the configured rule if the configuration leaves it open and sequences of
+    /// this length are hashed. A pass does this by itself; the choice then stays with the model and is saved with it.
     /// </summary>
     /// <param name="length">T, tokens of a sequence.</param>
     public void ResolveBuckets(int length)
@@ -134,7 +141,8 @@ public sealed class ReformerModel : IDisposable
     /// <param name="batch">Ids, labels and perhaps a mask.</param>
     /// <param name="options">Seed, step, rounds.</param>
     /// <returns>The loss.</returns>
-    /// <exception cref="ArgumentException">The length, an id or a label is impossible for this model, or no label takes part.</exception>
+    /// <exception cref="ArgumentException">The length, an id or a label is impossible for this model, or no label takes
+    /// part.</exception>
     /// <exception cref="ResidualRangeException">A residual stream left its exact range.</exception>
     public LossResult Evaluate(TokenBatch batch, in RunOptions options = default)
     {
@@ -147,14 +155,17 @@ public sealed class ReformerModel : IDisposable
     }
 
     /// <summary>
-    /// Computes the loss of a batch and adds the gradients of its mean to the parameters' gradients. Dropout is on if the options say so.
+    /// Computes the loss of a batch and adds the gradients of its mean to the parameters' gradients. Dropout is on if
+    /// the options say so.
     /// </summary>
     /// <param name="batch">Ids, labels and perhaps a mask.</param>
     /// <param name="options">Seed, step, rounds, dropout, what layers keep.</param>
     /// <param name="lossScale">Factor of the gradients; 1/n when n batches make one step.</param>
     /// <returns>The loss, unscaled.</returns>
-    /// <exception cref="ArgumentException">The length, an id or a label is impossible for this model, or no label takes part.</exception>
-    /// <exception cref="ResidualRangeException">A residual stream left its exact range; gradients are as they were.</exception>
+    /// <exception cref="ArgumentException">The length, an id or a label is impossible for this model, or no label takes
+    /// part.</exception>
+    /// <exception cref="ResidualRangeException">A residual stream left its exact range; gradients are as they
+    /// were.</exception>
     public LossResult ForwardBackward(TokenBatch batch, in RunOptions options, float lossScale = 1)
     {
         ModelPass pass = Prepare(batch, options, backward: true, inspect: false);
@@ -170,7 +181,8 @@ public sealed class ReformerModel : IDisposable
     public void ZeroGradients() => _parameters.ZeroGradients();
 
     /// <summary>
-    /// Compares the streams that the last <see cref="ForwardBackward"/> recovered with the embeddings it started from, which are computed again.
+    /// Compares the streams that the last <see cref="ForwardBackward"/> recovered with the embeddings it started from,
+    /// which are computed again.
     /// </summary>
     /// <returns>The largest difference, and whether there is none.</returns>
     /// <exception cref="InvalidOperationException">The last pass had no backward part.</exception>
@@ -178,7 +190,8 @@ public sealed class ReformerModel : IDisposable
     {
         if (!_recovered || _pass is not { } pass)
         {
-            throw new InvalidOperationException("expected a pass with gradients before this call, found another or none");
+            throw new InvalidOperationException(
+                "expected a pass with gradients before this call, found another or none");
         }
 
         // The gradients of the streams have been used up: their memory takes the embeddings.
@@ -187,7 +200,9 @@ public sealed class ReformerModel : IDisposable
         return Compare(pass.GradStream1, pass.Stream1).And(Compare(pass.GradStream1, pass.Stream2));
     }
 
-    /// <summary>Runs a pass and keeps everything it computes. Gradients, if asked for, are added to the parameters' as usual.</summary>
+    /// <summary>
+    /// Runs a pass and keeps everything it computes. Gradients, if asked for, are added to the parameters' as usual.
+    /// </summary>
     /// <param name="batch">Ids, labels and perhaps a mask. Without any label that counts there is no loss.</param>
     /// <param name="options">Seed, step, rounds, rotations.</param>
     /// <param name="backward">Whether to compute gradients.</param>
@@ -231,7 +246,10 @@ public sealed class ReformerModel : IDisposable
         _parameters.Dispose();
     }
 
-    /// <summary>The configuration itself if it names buckets or needs none at this length, else one with the buckets of its rule.</summary>
+    /// <summary>
+    /// The configuration itself if it names buckets or needs none at this length, else one with the buckets of its
+    /// rule.
+    /// </summary>
     internal static ReformerConfig WithBuckets(ReformerConfig config, int length)
     {
         long padded = ModelPass.PaddedLength(config, length, fullAttention: false);
@@ -241,7 +259,8 @@ public sealed class ReformerModel : IDisposable
             return config;
         }
 
-        BucketFactors factors = BucketFactors.Automatic(config.Lsh.Buckets, padded, config.LshAttnChunkLength, config.MaxPositionEmbeddings);
+        BucketFactors factors = BucketFactors.Automatic(
+            config.Lsh.Buckets, padded, config.LshAttnChunkLength, config.MaxPositionEmbeddings);
         return config with { NumBuckets = factors.ToArray() };
     }
 
@@ -249,7 +268,8 @@ public sealed class ReformerModel : IDisposable
     /// <param name="batch">Ids.</param>
     /// <param name="options">Seed, rounds.</param>
     /// <param name="run">Runs a block in another way than by its forward pass alone; null for that.</param>
-    internal TensorView NextTokenLogits(TokenBatch batch, in RunOptions options, Action<ModelPass, int, ReversibleBlock>? run = null)
+    internal TensorView NextTokenLogits(
+        TokenBatch batch, in RunOptions options, Action<ModelPass, int, ReversibleBlock>? run = null)
     {
         if (Config.Task == ReformerTask.SequenceClassification)
         {
@@ -283,12 +303,13 @@ public sealed class ReformerModel : IDisposable
         {
             (long row, long channel) = Math.DivRem(_rangeReport[3], Config.HiddenSize);
             throw new ResidualRangeException(
-                (int)_rangeReport[1] - 1, (int)_rangeReport[2], row / length, first + (row % length), channel, _rangeReport[0],
-                Config.ResidualGridExponent);
+                (int)_rangeReport[1] - 1, (int)_rangeReport[2], row / length, first + (row % length), channel,
+                _rangeReport[0], Config.ResidualGridExponent);
         }
     }
 
-    private static ReformerModel Make(ReformerConfig config, ReformerContext context, ILogger? logger, Action<ModelParameters> fill)
+    private static ReformerModel Make(
+        ReformerConfig config, ReformerContext context, ILogger? logger, Action<ModelParameters> fill)
     {
         var model = new ReformerModel(config, context, logger);
         try
@@ -307,7 +328,8 @@ public sealed class ReformerModel : IDisposable
     {
         if (count == 0)
         {
-            throw new ArgumentException($"labels: expected at least one that takes part in the loss, found only {TokenBatch.IgnoredLabel}");
+            throw new ArgumentException(
+                $"labels: expected at least one that takes part in the loss, found only {TokenBatch.IgnoredLabel}");
         }
     }
 
@@ -317,7 +339,8 @@ public sealed class ReformerModel : IDisposable
         _recovered = false;
         if (Config.PositionLimit is long limit && batch.Length > limit)
         {
-            throw new ArgumentException($"length: expected at most the {limit} positions of the model, found {batch.Length}", nameof(batch));
+            throw new ArgumentException(
+                $"length: expected at most the {limit} positions of the model, found {batch.Length}", nameof(batch));
         }
 
         int rounds = options.Rounds ?? Config.NumHashes;
@@ -334,12 +357,15 @@ public sealed class ReformerModel : IDisposable
         IReadOnlyList<KeepActivations>? keep = backward ? options.Keep : null;
         if (keep is not null && keep.Count != Config.AttnLayers.Count)
         {
-            throw new ArgumentException($"keep: expected one for each of {Config.AttnLayers.Count} layers, found {keep.Count}", nameof(options));
+            throw new ArgumentException(
+                $"keep: expected one for each of {Config.AttnLayers.Count} layers, found {keep.Count}",
+                nameof(options));
         }
 
         // Buffers with room for gradients serve evaluation too.
         var shape = new PassShape(batch.BatchSize, batch.Length, rounds, options.FullAttention, backward, inspect);
-        if (_pass is null || !(_pass.Shape == shape ? _pass.Keeps(keep) : !backward && _pass.Shape == shape with { Backward = true }))
+        if (_pass is null
+            || !(_pass.Shape == shape ? _pass.Keeps(keep) : !backward && _pass.Shape == shape with { Backward = true }))
         {
             ReleasePass();
             if (!options.FullAttention)
@@ -452,7 +478,8 @@ public sealed class ReformerModel : IDisposable
     }
 
     private void RunForward(
-        ModelPass pass, TokenBatch batch, in RunOptions options, bool keep, ModelTrace? trace, Action<ModelPass, int, ReversibleBlock>? run = null)
+        ModelPass pass, TokenBatch batch, in RunOptions options, bool keep, ModelTrace? trace,
+        Action<ModelPass, int, ReversibleBlock>? run = null)
     {
         pass.RangeReport.Zero();
         pass.Embedding(options).Forward(_workspace);
@@ -495,8 +522,10 @@ public sealed class ReformerModel : IDisposable
 
         if (options.Rotations is { } given)
         {
-            float[] rotations = given[layer]
-                ?? throw new ArgumentException($"rotations: expected some for layer {layer}, which hashes, found none", nameof(options));
+            float[] rotations =
+                given[layer]
+                ?? throw new ArgumentException(
+                    $"rotations: expected some for layer {layer}, which hashes, found none", nameof(options));
             pass.Rotations.CopyFrom<float>(rotations);
             return;
         }
@@ -512,7 +541,9 @@ public sealed class ReformerModel : IDisposable
         }.Run(Context);
     }
 
-    /// <summary>Final norm and loss, a stretch of rows at a time; with a scale, the gradients of the streams too.</summary>
+    /// <summary>
+    /// Final norm and loss, a stretch of rows at a time; with a scale, the gradients of the streams too.
+    /// </summary>
     private void RunHead(ModelPass pass, in RunOptions options, long count, float? lossScale = null)
     {
         if (Config.Task == ReformerTask.SequenceClassification)
@@ -652,7 +683,9 @@ public sealed class ReformerModel : IDisposable
             int count = (int)Math.Min(HostChunk, expected.ElementCount - start);
             expected.Part(start, new TensorShape(count)).CopyTo(a.AsSpan(0, count));
             found.Part(start, new TensorShape(count)).CopyTo(b.AsSpan(0, count));
-            identical &= MemoryMarshal.AsBytes(a.AsSpan(0, count)).SequenceEqual(MemoryMarshal.AsBytes(b.AsSpan(0, count)));
+            identical &= MemoryMarshal
+                .AsBytes(a.AsSpan(0, count))
+                .SequenceEqual(MemoryMarshal.AsBytes(b.AsSpan(0, count)));
             for (int i = 0; i < count; i++)
             {
                 double difference = Math.Abs((double)a[i] - b[i]);

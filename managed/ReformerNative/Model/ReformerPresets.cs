@@ -9,7 +9,9 @@ public static class ReformerPresets
     /// <summary>Names of all presets.</summary>
     public static IReadOnlyList<string> Names { get; } = ["enwik8", "crime-and-punishment", "text", "duplication"];
 
-    /// <summary>The published character model of 65,536 tokens (149,182,722 parameters), with the residual of its checkpoint.</summary>
+    /// <summary>
+    /// The published character model of 65,536 tokens (149,182,722 parameters), with the residual of its checkpoint.
+    /// </summary>
     public static ReformerConfig Enwik8 => new()
     {
         Residual = ResidualMode.Float,
@@ -32,7 +34,9 @@ public static class ReformerPresets
         VocabSize = ByteVocabulary.Size,
     };
 
-    /// <summary>The published subword model of 524,288 tokens (2,748,224 parameters), with the residual of its checkpoint.</summary>
+    /// <summary>
+    /// The published subword model of 524,288 tokens (2,748,224 parameters), with the residual of its checkpoint.
+    /// </summary>
     public static ReformerConfig CrimeAndPunishment => new()
     {
         Residual = ResidualMode.Float,
@@ -50,7 +54,9 @@ public static class ReformerPresets
         VocabSize = 320,
     };
 
-    /// <summary>A small byte-level model of up to 16,384 tokens, strictly causal, for a few minutes on a processor.</summary>
+    /// <summary>
+    /// A small byte-level model of up to 16,384 tokens, strictly causal, for a few minutes on a processor.
+    /// </summary>
     public static ReformerConfig Text => new()
     {
         AttentionHeadSize = 64,
@@ -72,7 +78,10 @@ public static class ReformerPresets
         VocabSize = ByteVocabulary.Size,
     };
 
-    /// <summary>The paper's model for the duplication task: one layer of width 256, 4 heads, learned positions, four hash rounds.</summary>
+    /// <summary>
+    /// The paper's model for the duplication task: one layer of width 256, 4 heads, learned positions, four hash
+    /// rounds.
+    /// </summary>
     public static ReformerConfig Duplication => new()
     {
         AttentionHeadSize = 64,
@@ -95,14 +104,16 @@ public static class ReformerPresets
     /// <param name="name">One of <see cref="Names"/>.</param>
     /// <returns>The configuration.</returns>
     /// <exception cref="ArgumentException">There is no such preset; the message lists them.</exception>
-    public static ReformerConfig FromName(string name) => name switch
-    {
-        "enwik8" => Enwik8,
-        "crime-and-punishment" => CrimeAndPunishment,
-        "text" => Text,
-        "duplication" => Duplication,
-        _ => throw new ArgumentException($"preset: expected one of {string.Join(", ", Names)}, found '{name}'", nameof(name)),
-    };
+    public static ReformerConfig FromName(string name) =>
+        name switch
+        {
+            "enwik8" => Enwik8,
+            "crime-and-punishment" => CrimeAndPunishment,
+            "text" => Text,
+            "duplication" => Duplication,
+            _ => throw new ArgumentException(
+                $"preset: expected one of {string.Join(", ", Names)}, found '{name}'", nameof(name)),
+        };
 
     private static AttentionKind[] Repeat(int times, params AttentionKind[] pattern) =>
         [.. Enumerable.Repeat(pattern, times).SelectMany(kinds => kinds)];

@@ -5,8 +5,9 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Model;
 
 /// <summary>
-/// What the layers of a model keep of one sequence, so that a further token costs the reading of the weights, whatever its position: keys
-/// and values, and of LSH layers the last positions of each bucket. A prompt goes through the ordinary forward pass once.
+/// What the layers of a model keep of one sequence, so that a further token costs the reading of the weights, whatever
+/// its position: keys and values, and of LSH layers the last positions of each bucket. A prompt goes through the
+/// ordinary forward pass once.
 /// </summary>
 internal sealed class TokenCache : IDisposable
 {
@@ -49,7 +50,8 @@ internal sealed class TokenCache : IDisposable
     }
 
     /// <summary>The outputs of the head for what follows a sequence: [1, V], valid until the next call.</summary>
-    /// <param name="ids">The sequence. Of what the last call was given, a single id further costs one token; anything else a forward pass.</param>
+    /// <param name="ids">The sequence. Of what the last call was given, a single id further costs one token; anything
+    /// else a forward pass.</param>
     public TensorView NextTokenLogits(ReadOnlySpan<int> ids)
     {
         ChooseForms(ids.Length);
@@ -75,7 +77,8 @@ internal sealed class TokenCache : IDisposable
     }
 
     /// <summary>
-    /// Layers change their form when a sequence outgrows their chunks, and with it what its first tokens see: then the cache is empty.
+    /// Layers change their form when a sequence outgrows their chunks, and with it what its first tokens see: then the
+    /// cache is empty.
     /// </summary>
     private void ChooseForms(int length)
     {
@@ -91,11 +94,18 @@ internal sealed class TokenCache : IDisposable
         _model.ResolveBuckets(length);
         ReformerConfig config = _model.Config;
         ModelPass pass = MakePass(length, fullAttention: false, (_, shape, type) => TensorView.Meta(shape, type));
-        _forms = [.. Enumerable.Range(0, _layers.Length).Select(layer => pass.Attention(layer, dropout: false, masked: false) with
-        {
-            PaddedLength = 0,
-            PadBucket = false,
-        })];
+        _forms =
+        [
+            .. Enumerable
+                .Range(0, _layers.Length)
+                .Select(layer =>
+                    pass.Attention(layer, dropout: false, masked: false) with
+                    {
+                        PaddedLength = 0,
+                        PadBucket = false,
+                    }
+                ),
+        ];
         _exact = _forms.All(form => form.IsPrefixCausal);
         _formsFrom = length;
         _formsTo = LastOfForms(config, length);
@@ -123,11 +133,20 @@ internal sealed class TokenCache : IDisposable
         return length < crossover ? (int)Math.Min(last, crossover.Value - 1) : last;
     }
 
-    private ModelPass MakePass(int length, bool fullAttention, PassAllocator allocate) => new(
-        _model.Config, _model.ModelParameters,
-        new PassShape(1, length, _options.Rounds ?? _model.Config.NumHashes, fullAttention, Backward: false, Inspect: false), keep: null, allocate);
+    private ModelPass MakePass(int length, bool fullAttention, PassAllocator allocate) =>
+        new(
+            _model.Config,
+            _model.ModelParameters,
+            new PassShape(
+                1, length, _options.Rounds ?? _model.Config.NumHashes, fullAttention, Backward: false, Inspect: false),
+            keep: null,
+            allocate
+        );
 
-    /// <summary>The whole sequence through the forward pass of the model, whose layers leave their keys, values and buckets here.</summary>
+    /// <summary>
+    /// The whole sequence through the forward pass of the model, whose layers leave their keys, values and buckets
+    /// here.
+    /// </summary>
     private TensorView Fill(ReadOnlySpan<int> ids)
     {
         ReformerConfig config = _model.Config;
@@ -136,55 +155,75 @@ internal sealed class TokenCache : IDisposable
         var kept = new TensorShape(1, length, ProjectedWidth);
         for (int layer = 0; layer < _layers.Length; layer++)
         {
-            _layers[layer].Prepare(_model, _forms[layer], Rows(layer, Math.Max(length, Math.Min(_most, (long)length + FirstCapacity))));
+            _layers[layer]
+                .Prepare(
+                    _model, _forms[layer],
+                    Rows(layer, Math.Max(length, Math.Min(_most, (long)length + FirstCapacity))));
         }
 
         bool ring = _layers.Any(layer => layer.Rows < length);
         using Tensor? keys = ring ? new Tensor(_model.Context, kept) : null;
         using Tensor? values = ring ? new Tensor(_model.Context, kept) : null;
         int hashed = Array.FindIndex(_forms, form => form.Kind == AttentionKind.Lsh);
-        using Tensor? buckets = hashed < 0
-            ? null
-            : new Tensor(_model.Context, _forms[hashed].BucketsShape(1, config.NumAttentionHeads, length), DType.Int32);
+        using Tensor? buckets =
+            hashed < 0
+                ? null
+                : new Tensor(
+                    _model.Context, _forms[hashed].BucketsShape(1, config.NumAttentionHeads, length), DType.Int32);
         _prompt.Reshape(1, length);
         ids.CopyTo(_prompt.Ids);
-        TensorView logits = _model.NextTokenLogits(_prompt, _options, (pass, layer, block) =>
-        {
-            LayerCache cache = _layers[layer];
-            bool whole = cache.Rows >= length;
-            TensorView key = whole ? cache.Keys!.View.Part(0, kept) : keys!;
-            TensorView value = whole ? cache.Values!.View.Part(0, kept) : values!;
-            bool lsh = _forms[layer].Kind == AttentionKind.Lsh;
-            (block with
+        TensorView logits = _model.NextTokenLogits(
+            _prompt,
+            _options,
+            (pass, layer, block) =>
             {
-                KeptQuery = _forms[layer].SharedQk ? key : default,
-                KeptKey = _forms[layer].SharedQk ? default : key,
-                KeptValue = value,
-                Buckets = lsh ? buckets! : block.Buckets,
-            }).Forward(_model.Workspace);
-            if (!whole)
-            {
-                cache.CopyLastRows(key, value, length);
-            }
+                LayerCache cache = _layers[layer];
+                bool whole = cache.Rows >= length;
+                TensorView key = whole ? cache.Keys!.View.Part(0, kept) : keys!;
+                TensorView value = whole ? cache.Values!.View.Part(0, kept) : values!;
+                bool lsh = _forms[layer].Kind == AttentionKind.Lsh;
+                (
+                    block with
+                    {
+                        KeptQuery = _forms[layer].SharedQk ? key : default,
+                        KeptKey = _forms[layer].SharedQk ? default : key,
+                        KeptValue = value,
+                        Buckets = lsh ? buckets! : block.Buckets,
+                    }
+                ).Forward(_model.Workspace);
+                if (!whole)
+                {
+                    cache.CopyLastRows(key, value, length);
+                }
 
-            if (lsh)
-            {
-                cache.Rotations!.View.CopyFrom(pass.Rotations);
-                new BucketRings { Buckets = buckets!, Rings = cache.Rings!, Counts = cache.Counts! }.Run(_model.Context);
+                if (lsh)
+                {
+                    cache.Rotations!.View.CopyFrom(pass.Rotations);
+                    new BucketRings
+                    {
+                        Buckets = buckets!,
+                        Rings = cache.Rings!,
+                        Counts = cache.Counts!,
+                    }.Run(_model.Context);
+                }
             }
-        });
+        );
         _length = length;
         return logits;
     }
 
     private TensorView Step(int id)
     {
-        ModelPass pass = _step ??= MakePass(1, fullAttention: true, (_, shape, type) =>
-        {
-            var tensor = new Tensor(_model.Context, shape, type);
-            _buffers.Add(tensor);
-            return tensor.View;
-        });
+        ModelPass pass = _step ??= MakePass(
+            1,
+            fullAttention: true,
+            (_, shape, type) =>
+            {
+                var tensor = new Tensor(_model.Context, shape, type);
+                _buffers.Add(tensor);
+                return tensor.View;
+            }
+        );
         int position = _length;
         _length = 0; // until all layers have it
         _id[0] = id;
@@ -193,7 +232,10 @@ internal sealed class TokenCache : IDisposable
         (pass.Embedding(_options) with { FirstPosition = position }).Forward(_model.Workspace);
         for (int layer = 0; layer < _layers.Length; layer++)
         {
-            _layers[layer].Grow(Rows(layer, position + 1), Rows(layer, Math.Min(_most, Math.Max(position + 1, 2L * position))), position);
+            _layers[layer]
+                .Grow(
+                    Rows(layer, position + 1), Rows(layer, Math.Min(_most, Math.Max(position + 1, 2L * position))),
+                    position);
             Decode(pass, layer, position).Run(_model.Workspace);
         }
 
@@ -233,9 +275,10 @@ internal sealed class TokenCache : IDisposable
     private long ProjectedWidth => (long)_model.Config.NumAttentionHeads * _model.Config.AttentionHeadSize;
 
     /// <summary>Rows that a layer needs for so many tokens: a local one those of its window.</summary>
-    private long Rows(int layer, long tokens) => _forms[layer].Kind == AttentionKind.Local
-        ? Math.Min(tokens, (_forms[layer].ChunksBefore + 1) * _forms[layer].ChunkLength)
-        : tokens;
+    private long Rows(int layer, long tokens) =>
+        _forms[layer].Kind == AttentionKind.Local
+            ? Math.Min(tokens, (_forms[layer].ChunksBefore + 1) * _forms[layer].ChunkLength)
+            : tokens;
 
     /// <summary>The cache of one layer.</summary>
     private sealed class LayerCache : IDisposable
@@ -263,7 +306,8 @@ internal sealed class TokenCache : IDisposable
             Values = new Tensor(model.Context, shape);
             if (form.Kind == AttentionKind.Lsh)
             {
-                Rotations = new Tensor(model.Context, form.RotationsShape(config.Lsh.Rotations, 1, heads, config.AttentionHeadSize));
+                Rotations = new Tensor(
+                    model.Context, form.RotationsShape(config.Lsh.Rotations, 1, heads, config.AttentionHeadSize));
                 Rings = new Tensor(model.Context, form.RingsShape(1, heads), DType.Int32);
                 Counts = new Tensor(model.Context, form.CountsShape(1, heads), DType.Int32);
                 Counts.Zero();
@@ -271,7 +315,8 @@ internal sealed class TokenCache : IDisposable
         }
 
         /// <summary>
-        /// Moves to more rows if there are fewer than needed. A row keeps its place, since rows wrap only when there are no more to come.
+        /// Moves to more rows if there are fewer than needed. A row keeps its place, since rows wrap only when there
+        /// are no more to come.
         /// </summary>
         public void Grow(long needed, long wanted, long used)
         {
@@ -284,7 +329,9 @@ internal sealed class TokenCache : IDisposable
             Values = Larger(Values!, wanted, used);
         }
 
-        /// <summary>Takes the last rows of a prompt that is longer than the cache: row p mod S holds position p.</summary>
+        /// <summary>
+        /// Takes the last rows of a prompt that is longer than the cache: row p mod S holds position p.
+        /// </summary>
         public void CopyLastRows(TensorView keys, TensorView values, long length)
         {
             foreach ((TensorView from, TensorView to) in new[] { (keys, Keys!.View), (values, Values!.View) })

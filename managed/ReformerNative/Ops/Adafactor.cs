@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>One Adafactor update (Shazeer and Stern 2018, without momentum) of one parameter, with second moments factored over its last two
-/// axes.</summary>
+/// <summary>
+/// One Adafactor update (Shazeer and Stern 2018, without momentum) of one parameter, with second moments factored over
+/// its last two axes.
+/// </summary>
 public readonly struct Adafactor
 {
     /// <summary>Step size.</summary>
@@ -38,7 +40,9 @@ public readonly struct Adafactor
     /// <summary>Same shape.</summary>
     public required TensorView Gradient { get; init; }
 
-    /// <summary>Rank 2 and more: Float32 [rows], where leading axes count as rows; zeros before the first update.</summary>
+    /// <summary>
+    /// Rank 2 and more: Float32 [rows], where leading axes count as rows; zeros before the first update.
+    /// </summary>
     public TensorView Row { get; init; }
 
     /// <summary>Rank 2 and more: Float32 [columns]; zeros before the first update.</summary>
@@ -50,7 +54,9 @@ public readonly struct Adafactor
     /// <summary>Float32 [2]: result of <see cref="GlobalNorm"/>; absent, the gradient is taken as it is.</summary>
     public TensorView Clip { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -67,7 +73,9 @@ public readonly struct Adafactor
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_adafactor native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_adafactor_workspace, &NativeMethods.rfn_adafactor_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_adafactor_workspace,
+            &NativeMethods.rfn_adafactor_forward);
     }
 
     private rfn_adafactor ToNative(ReformerContext context) => new()

@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>One AdamW update of one parameter: p -= rate (m / (sqrt(v) + epsilon) + decay p), with bias-corrected moments of the scaled
-/// gradient.</summary>
+/// <summary>
+/// One AdamW update of one parameter: p -= rate (m / (sqrt(v) + epsilon) + decay p), with bias-corrected moments of the
+/// scaled gradient.
+/// </summary>
 public readonly struct AdamW
 {
     /// <summary>Step size.</summary>

@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Attention over all heads, whole (<see cref="Forward"/>, <see cref="Backward"/>) or, for LSH, stage by stage. B sequences of T tokens,
-/// H heads of size D, R rounds. No buffer of [R, T, D] or [T, window] exists in the whole op.</summary>
+/// <summary>
+/// Attention over all heads, whole (<see cref="Forward"/>, <see cref="Backward"/>) or, for LSH, stage by stage. B
+/// sequences of T tokens, H heads of size D, R rounds. No buffer of [R, T, D] or [T, window] exists in the whole op.
+/// </summary>
 public readonly struct Attention
 {
     /// <summary>What attends to what.</summary>
@@ -35,7 +37,10 @@ public readonly struct Attention
     /// <summary>LSH: Float32, see <see cref="AttentionOptions.RotationsShape"/>.</summary>
     public TensorView Rotations { get; init; }
 
-    /// <summary>LSH: Int32 [B,H,R,T]. Optional output of the forward pass; optional input of the backward pass, which else hashes again.</summary>
+    /// <summary>
+    /// LSH: Int32 [B,H,R,T]. Optional output of the forward pass; optional input of the backward pass, which else
+    /// hashes again.
+    /// </summary>
     public TensorView Buckets { get; init; }
 
     /// <summary>LSH stages: Int32 [B,H,R,padded length], the position at each slot.</summary>
@@ -44,7 +49,9 @@ public readonly struct Attention
     /// <summary>Float32 [B,T,H,D]: output of the forward pass, input of the backward pass.</summary>
     public TensorView Out { get; init; }
 
-    /// <summary>Float32 [B,H,T], log-sum-exp of the scores: optional output of the forward pass, input of the backward pass.</summary>
+    /// <summary>
+    /// Float32 [B,H,T], log-sum-exp of the scores: optional output of the forward pass, input of the backward pass.
+    /// </summary>
     public TensorView Lse { get; init; }
 
     /// <summary>LSH stages: Float32 [R*B,T,H,D], each round's output.</summary>
@@ -88,11 +95,13 @@ public readonly struct Attention
 
     /// <summary>Writes <see cref="Out"/> and, where present, <see cref="Lse"/> and <see cref="Buckets"/>.</summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
-    public unsafe void Forward(Workspace workspace) => Run(workspace, Pass.Forward, &NativeMethods.rfn_attention_forward);
+    public unsafe void Forward(Workspace workspace) =>
+        Run(workspace, Pass.Forward, &NativeMethods.rfn_attention_forward);
 
     /// <summary>Writes <see cref="GradQ"/>, <see cref="GradK"/> and <see cref="GradV"/>.</summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
-    public unsafe void Backward(Workspace workspace) => Run(workspace, Pass.Backward, &NativeMethods.rfn_attention_backward);
+    public unsafe void Backward(Workspace workspace) =>
+        Run(workspace, Pass.Backward, &NativeMethods.rfn_attention_backward);
 
     /// <summary>Stage 1: <see cref="Buckets"/> from <see cref="Q"/> and <see cref="Rotations"/>.</summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
@@ -110,15 +119,22 @@ public readonly struct Attention
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Combine(Workspace workspace) => Run(workspace, Pass.Forward, &NativeMethods.rfn_lsh_combine);
 
-    /// <summary>Backward of stage 4: <see cref="GradRoundOut"/> and <see cref="GradRoundLse"/> from <see cref="GradOut"/>.</summary>
+    /// <summary>
+    /// Backward of stage 4: <see cref="GradRoundOut"/> and <see cref="GradRoundLse"/> from <see cref="GradOut"/>.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
-    public unsafe void CombineBackward(Workspace workspace) => Run(workspace, Pass.Backward, &NativeMethods.rfn_lsh_combine_backward);
+    public unsafe void CombineBackward(Workspace workspace) =>
+        Run(workspace, Pass.Backward, &NativeMethods.rfn_lsh_combine_backward);
 
-    /// <summary>Backward of stage 3: <see cref="GradQ"/> and <see cref="GradV"/> from the gradients of the rounds.</summary>
+    /// <summary>
+    /// Backward of stage 3: <see cref="GradQ"/> and <see cref="GradV"/> from the gradients of the rounds.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
-    public unsafe void AttendBackward(Workspace workspace) => Run(workspace, Pass.Backward, &NativeMethods.rfn_lsh_attend_backward);
+    public unsafe void AttendBackward(Workspace workspace) =>
+        Run(workspace, Pass.Backward, &NativeMethods.rfn_lsh_attend_backward);
 
-    private unsafe void Run(Workspace workspace, Pass pass, delegate*<StreamHandle, in rfn_attention, nint, long, int> function)
+    private unsafe void Run(
+        Workspace workspace, Pass pass, delegate*<StreamHandle, in rfn_attention, nint, long, int> function)
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_attention native = ToNative(workspace.Context);

@@ -4,8 +4,11 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>What attends to what. Every combination is data; <see cref="AttentionPreset"/> names the usual ones of LSH attention. With shared
-/// queries and keys a token attends to itself only when no round gives it another key; a query without any key gets output 0.</summary>
+/// <summary>
+/// What attends to what. Every combination is data; <see cref="AttentionPreset"/> names the usual ones of LSH
+/// attention. With shared queries and keys a token attends to itself only when no round gives it another key; a query
+/// without any key gets output 0.
+/// </summary>
 public readonly record struct AttentionOptions
 {
     /// <summary>The kind of attention.</summary>
@@ -20,8 +23,10 @@ public readonly record struct AttentionOptions
     /// <summary>LSH: keys that a query sees in one round.</summary>
     public AttentionWindow Window { get; init; }
 
-    /// <summary>Whether the chunks of all rounds form one ring, as in existing implementations: the first chunk's predecessor is then the last chunk
-    /// of the last round. Else a window ends where its round, or the sequence, ends.</summary>
+    /// <summary>
+    /// Whether the chunks of all rounds form one ring, as in existing implementations: the first chunk's predecessor is
+    /// then the last chunk of the last round. Else a window ends where its round, or the sequence, ends.
+    /// </summary>
     public bool Wrap { get; init; }
 
     /// <summary>Whether a chunk that falls into a window twice counts twice, as in existing implementations.</summary>
@@ -57,8 +62,10 @@ public readonly record struct AttentionOptions
     /// <summary>LSH and local: tokens of a chunk, at least 1.</summary>
     public long ChunkLength { get; init; }
 
-    /// <summary>0 for the length rounded up to a multiple of the chunk length; else such a multiple, and masked positions are imagined up to
-    /// it.</summary>
+    /// <summary>
+    /// 0 for the length rounded up to a multiple of the chunk length; else such a multiple, and masked positions are
+    /// imagined up to it.
+    /// </summary>
     public long PaddedLength { get; init; }
 
     /// <summary>LSH attention in one of the named forms; refine it with <c>with</c>.</summary>
@@ -68,7 +75,8 @@ public readonly record struct AttentionOptions
     /// <param name="rounds">Hash rounds.</param>
     /// <param name="factors">The buckets.</param>
     /// <returns>The options.</returns>
-    public static AttentionOptions Lsh(AttentionPreset preset, bool causal, long chunkLength, int rounds, BucketFactors factors)
+    public static AttentionOptions Lsh(
+        AttentionPreset preset, bool causal, long chunkLength, int rounds, BucketFactors factors)
     {
         ArgumentNullException.ThrowIfNull(preset);
         return new AttentionOptions
@@ -97,16 +105,17 @@ public readonly record struct AttentionOptions
     /// <param name="chunksAfter">Chunks after its own that a query sees.</param>
     /// <param name="wrap">Whether the chunks form a ring: the first chunk's predecessor is the last.</param>
     /// <returns>The options.</returns>
-    public static AttentionOptions Local(bool causal, long chunkLength, int chunksBefore, int chunksAfter, bool wrap) => new()
-    {
-        Kind = AttentionKind.Local,
-        Causal = causal,
-        ChunkLength = chunkLength,
-        ChunksBefore = chunksBefore,
-        ChunksAfter = chunksAfter,
-        Wrap = wrap,
-        RepeatChunks = wrap,
-    };
+    public static AttentionOptions Local(bool causal, long chunkLength, int chunksBefore, int chunksAfter, bool wrap) =>
+        new()
+        {
+            Kind = AttentionKind.Local,
+            Causal = causal,
+            ChunkLength = chunkLength,
+            ChunksBefore = chunksBefore,
+            ChunksAfter = chunksAfter,
+            Wrap = wrap,
+            RepeatChunks = wrap,
+        };
 
     /// <summary>Attention over all tokens, with keys of their own.</summary>
     /// <param name="causal">Whether a query sees no later position than its own.</param>
@@ -137,8 +146,11 @@ public readonly record struct AttentionOptions
     /// <returns>[batch, heads, rounds, length].</returns>
     public TensorShape BucketsShape(long batch, long heads, long length) => new(batch, heads, Rounds, length);
 
-    /// <summary>Whether a token sees what it would see without the tokens after it, so that its result can be kept while more are added. LSH is so
-    /// with the strict window alone; local attention unless its chunks form a ring that leads forwards or meets a chunk twice.</summary>
+    /// <summary>
+    /// Whether a token sees what it would see without the tokens after it, so that its result can be kept while more
+    /// are added. LSH is so with the strict window alone; local attention unless its chunks form a ring that leads
+    /// forwards or meets a chunk twice.
+    /// </summary>
     public bool IsPrefixCausal => Causal && Kind switch
     {
         AttentionKind.Lsh => Window == AttentionWindow.Strict,

@@ -38,35 +38,59 @@ public sealed record AttentionPreset(
     RotationScope Rotations,
     BucketRule Buckets)
 {
-    /// <summary>Trax: every key in the window of slots, each round for itself, rotations for each sequence and head.</summary>
-    public static AttentionPreset Trax { get; } = new(
-        "trax", AttentionWindow.Slots, DuplicateCorrection.None, KeyNorm.Rms, Wrap: true, RepeatChunks: true, PadBucket: true,
-        ChunksBefore: 1, ChunksAfter: 0, RotationScope.PerSequenceAndHead, BucketRule.Trax);
+    /// <summary>
+    /// Trax: every key in the window of slots, each round for itself, rotations for each sequence and head.
+    /// </summary>
+    public static AttentionPreset Trax { get; } =
+        new(
+            "trax", AttentionWindow.Slots, DuplicateCorrection.None, KeyNorm.Rms, Wrap: true, RepeatChunks: true,
+            PadBucket: true, ChunksBefore: 1, ChunksAfter: 0, RotationScope.PerSequenceAndHead, BucketRule.Trax);
 
-    /// <summary>Hugging Face: the attention of Trax with its own rule for buckets and rotations for each head; that of published
-    /// checkpoints.</summary>
+    /// <summary>
+    /// Hugging Face: the attention of Trax with its own rule for buckets and rotations for each head; that of published
+    /// checkpoints.
+    /// </summary>
     public static AttentionPreset HuggingFace { get; } = Trax with
     {
-        Name = "hf", Rotations = RotationScope.PerHead, Buckets = BucketRule.HuggingFace,
+        Name = "hf",
+        Rotations = RotationScope.PerHead,
+        Buckets = BucketRule.HuggingFace,
     };
 
-    /// <summary>The paper's definition (equations 6 and 11 to 16): keys of the query's bucket alone, a key of several rounds counted once.</summary>
-    public static AttentionPreset Paper { get; } = Trax with
-    {
-        Name = "paper", Window = AttentionWindow.SameBucket, Duplicates = DuplicateCorrection.LogCount, Wrap = false, RepeatChunks = false,
-    };
+    /// <summary>
+    /// The paper's definition (equations 6 and 11 to 16): keys of the query's bucket alone, a key of several rounds
+    /// counted once.
+    /// </summary>
+    public static AttentionPreset Paper { get; } =
+        Trax with
+        {
+            Name = "paper",
+            Window = AttentionWindow.SameBucket,
+            Duplicates = DuplicateCorrection.LogCount,
+            Wrap = false,
+            RepeatChunks = false,
+        };
 
     /// <summary>reformer-pytorch: unit keys, half as many buckets, one rotation for all heads.</summary>
-    public static AttentionPreset Lucidrains { get; } = Trax with
-    {
-        Name = "lucidrains", KeyNorm = KeyNorm.L2, PadBucket = false, Rotations = RotationScope.Shared, Buckets = BucketRule.Lucidrains,
-    };
+    public static AttentionPreset Lucidrains { get; } =
+        Trax with
+        {
+            Name = "lucidrains",
+            KeyNorm = KeyNorm.L2,
+            PadBucket = false,
+            Rotations = RotationScope.Shared,
+            Buckets = BucketRule.Lucidrains,
+        };
 
-    /// <summary>This library's own, causal only: what a query sees depends on nothing behind it, so that training and decoding agree
-    /// exactly.</summary>
+    /// <summary>
+    /// This library's own, causal only: what a query sees depends on nothing behind it, so that training and decoding
+    /// agree exactly.
+    /// </summary>
     public static AttentionPreset Strict { get; } = Paper with
     {
-        Name = "strict", Window = AttentionWindow.Strict, Rotations = RotationScope.PerHead,
+        Name = "strict",
+        Window = AttentionWindow.Strict,
+        Rotations = RotationScope.PerHead,
     };
 
     /// <summary>All presets.</summary>
@@ -76,6 +100,9 @@ public sealed record AttentionPreset(
     /// <param name="name">trax, hf, paper, lucidrains or strict.</param>
     /// <returns>The preset.</returns>
     /// <exception cref="ArgumentException">There is no such preset; the message lists them.</exception>
-    public static AttentionPreset FromName(string name) => All.FirstOrDefault(preset => preset.Name == name)
-        ?? throw new ArgumentException($"Expected an attention preset ({string.Join(", ", All.Select(p => p.Name))}), got '{name}'.", nameof(name));
+    public static AttentionPreset FromName(string name) =>
+        All.FirstOrDefault(preset => preset.Name == name)
+        ?? throw new ArgumentException(
+            $"Expected an attention preset ({string.Join(", ", All.Select(p => p.Name))}), got '{name}'.",
+            nameof(name));
 }

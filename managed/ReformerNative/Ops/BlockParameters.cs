@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Parameters of a reversible block, or gradients of them. Width E, H heads of size D, feed-forward width F; linear weights are
-/// [outputs, inputs]. Made once for a layer and used in every step.</summary>
+/// <summary>
+/// Parameters of a reversible block, or gradients of them. Width E, H heads of size D, feed-forward width F; linear
+/// weights are [outputs, inputs]. Made once for a layer and used in every step.
+/// </summary>
 public sealed class BlockParameters
 {
     /// <summary>Float32 [E].</summary>

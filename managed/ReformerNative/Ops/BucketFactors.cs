@@ -2,8 +2,10 @@ using ReformerNative.Interop;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Number of hash buckets as a product of one to eight even factors; a bucket's number has a digit for each, the first factor's the least
-/// significant. Hashing into factors costs their sum instead of their product.</summary>
+/// <summary>
+/// Number of hash buckets as a product of one to eight even factors; a bucket's number has a digit for each, the first
+/// factor's the least significant. Hashing into factors costs their sum instead of their product.
+/// </summary>
 public readonly struct BucketFactors : IEquatable<BucketFactors>
 {
     /// <summary>The largest number of factors.</summary>
@@ -82,14 +84,16 @@ public readonly struct BucketFactors : IEquatable<BucketFactors>
     /// <param name="rule">Whose rule.</param>
     /// <param name="length">Tokens of the sequence.</param>
     /// <param name="chunkLength">Tokens of a chunk.</param>
-    /// <param name="maxPositions">The model's longest sequence; only <see cref="BucketRule.HuggingFace"/> uses it.</param>
+    /// <param name="maxPositions">The model's longest sequence; only <see cref="BucketRule.HuggingFace"/> uses
+    /// it.</param>
     /// <returns>The factors.</returns>
     public static unsafe BucketFactors Automatic(BucketRule rule, long length, long chunkLength, long maxPositions)
     {
         NativeLoader.EnsureLoaded();
         int* chosen = stackalloc int[MaxCount];
         int count = 0;
-        NativeError.ThrowIfFailed(NativeMethods.rfn_lsh_automatic_buckets((int)rule, length, chunkLength, maxPositions, chosen, &count));
+        NativeError.ThrowIfFailed(
+            NativeMethods.rfn_lsh_automatic_buckets((int)rule, length, chunkLength, maxPositions, chosen, &count));
         return new BucketFactors(new ReadOnlySpan<int>(chosen, count));
     }
 

@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Adds tokens whose buckets the forward pass of a block gave to the rings that <see cref="ReversibleBlockDecode"/> reads. The CPU has it,
-/// CUDA does not.</summary>
+/// <summary>
+/// Adds tokens whose buckets the forward pass of a block gave to the rings that <see cref="ReversibleBlockDecode"/>
+/// reads. The CPU has it, CUDA does not.
+/// </summary>
 public readonly struct BucketRings
 {
     /// <summary>Position of the first of the T tokens.</summary>

@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Word and position embeddings: e = dropout(word[ids]) + dropout(position), written to both streams. B sequences of T tokens, V words,
-/// width E.</summary>
+/// <summary>
+/// Word and position embeddings: e = dropout(word[ids]) + dropout(position), written to both streams. B sequences of T
+/// tokens, V words, width E.
+/// </summary>
 public readonly struct Embedding
 {
     /// <summary>What tells positions apart.</summary>
@@ -23,7 +25,10 @@ public readonly struct Embedding
     /// <summary>Position of the first token.</summary>
     public long FirstPosition { get; init; }
 
-    /// <summary>Whether e is rounded to multiples of 2^<see cref="GridExponent"/>, as the blocks of a stack with exact residuals need it.</summary>
+    /// <summary>
+    /// Whether e is rounded to multiples of 2^<see cref="GridExponent"/>, as the blocks of a stack with exact residuals
+    /// need it.
+    /// </summary>
     public bool ExactResidual { get; init; }
 
     /// <summary>Exponent of the grid; see <see cref="ReversibleBlock.GridExponent"/>.</summary>
@@ -35,7 +40,10 @@ public readonly struct Embedding
     /// <summary>Float32 [V,E].</summary>
     public required TensorView Word { get; init; }
 
-    /// <summary>Tables of positions: learned, one of Float32 [max,E]; axial, one to four of Float32 [s_i,e_i], the widths summing to E.</summary>
+    /// <summary>
+    /// Tables of positions: learned, one of Float32 [max,E]; axial, one to four of Float32 [s_i,e_i], the widths
+    /// summing to E.
+    /// </summary>
     public PositionTables Position { get; init; }
 
     /// <summary>Output of the forward pass: Float32 [B,T,E].</summary>
@@ -59,7 +67,9 @@ public readonly struct Embedding
     /// <summary>Int64 [4], see <see cref="ReversibleBlock.RangeReport"/>; optional.</summary>
     public TensorView RangeReport { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -76,7 +86,14 @@ public readonly struct Embedding
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_embedding native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_embedding_workspace, &NativeMethods.rfn_embedding_forward);
+        OpCall.Run(
+            in this,
+            workspace,
+            in native,
+            Pass.Forward,
+            &NativeMethods.rfn_embedding_workspace,
+            &NativeMethods.rfn_embedding_forward
+        );
     }
 
     /// <summary>Adds to the gradients of the tables.</summary>
@@ -85,7 +102,14 @@ public readonly struct Embedding
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_embedding native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_embedding_workspace, &NativeMethods.rfn_embedding_backward);
+        OpCall.Run(
+            in this,
+            workspace,
+            in native,
+            Pass.Backward,
+            &NativeMethods.rfn_embedding_workspace,
+            &NativeMethods.rfn_embedding_backward
+        );
     }
 
     private rfn_embedding ToNative(ReformerContext context) => new()

@@ -59,8 +59,10 @@ public enum AttentionKind
     /// <summary>All tokens.</summary>
     Full = NativeConstants.RFN_ATTENTION_FULL,
 
-    /// <summary>Of a model's layer, never of an op: all tokens in short sequences, tokens of similar hash in long ones, with the parameters of
-    /// the latter and shared keys in both.</summary>
+    /// <summary>
+    /// Of a model's layer, never of an op: all tokens in short sequences, tokens of similar hash in long ones, with the
+    /// parameters of the latter and shared keys in both.
+    /// </summary>
     Auto = -1,
 }
 
@@ -73,7 +75,9 @@ public enum AttentionWindow
     /// <summary>The same slots, but only keys of its own bucket.</summary>
     SameBucket = NativeConstants.RFN_WINDOW_SAME_BUCKET,
 
-    /// <summary>Causal only: keys of its own bucket at most chunks-before times chunk-length slots ahead of it. Strictly causal.</summary>
+    /// <summary>
+    /// Causal only: keys of its own bucket at most chunks-before times chunk-length slots ahead of it. Strictly causal.
+    /// </summary>
     Strict = NativeConstants.RFN_WINDOW_STRICT,
 }
 

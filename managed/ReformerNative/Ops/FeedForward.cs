@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>The position-wise layer y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), a chunk of rows at a time. N rows of width E, hidden
-/// width F.</summary>
+/// <summary>
+/// The position-wise layer y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), a chunk of rows at a time. N rows
+/// of width E, hidden width F.
+/// </summary>
 public readonly struct FeedForward
 {
     /// <summary>Between the two maps.</summary>
@@ -62,7 +64,9 @@ public readonly struct FeedForward
     /// <summary>Backward: Float32 [E], added to.</summary>
     public TensorView GradB2 { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -79,16 +83,22 @@ public readonly struct FeedForward
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_feed_forward native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_feed_forward_workspace, &NativeMethods.rfn_feed_forward_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_feed_forward_workspace,
+            &NativeMethods.rfn_feed_forward_forward);
     }
 
-    /// <summary>Writes <see cref="GradX"/> and adds to the gradients of the parameters; the hidden layer is computed again.</summary>
+    /// <summary>
+    /// Writes <see cref="GradX"/> and adds to the gradients of the parameters; the hidden layer is computed again.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Backward(Workspace workspace)
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_feed_forward native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_feed_forward_workspace, &NativeMethods.rfn_feed_forward_backward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_feed_forward_workspace,
+            &NativeMethods.rfn_feed_forward_backward);
     }
 
     private rfn_feed_forward ToNative(ReformerContext context) => new()

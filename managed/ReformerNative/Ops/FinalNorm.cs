@@ -4,7 +4,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>The end of a reversible stack: y = dropout(LayerNorm(combine(stream1, stream2))). N rows of width E.</summary>
+/// <summary>
+/// The end of a reversible stack: y = dropout(LayerNorm(combine(stream1, stream2))). N rows of width E.
+/// </summary>
 public readonly struct FinalNorm
 {
     /// <summary>How the streams become one.</summary>
@@ -52,7 +54,9 @@ public readonly struct FinalNorm
     /// <summary>Backward: the shape of bias, added to.</summary>
     public TensorView GradBias { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -69,7 +73,9 @@ public readonly struct FinalNorm
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_final_norm native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_final_norm_workspace, &NativeMethods.rfn_final_norm_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_final_norm_workspace,
+            &NativeMethods.rfn_final_norm_forward);
     }
 
     /// <summary>Writes the gradients of both streams and adds to those of the parameters.</summary>
@@ -78,7 +84,9 @@ public readonly struct FinalNorm
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_final_norm native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_final_norm_workspace, &NativeMethods.rfn_final_norm_backward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_final_norm_workspace,
+            &NativeMethods.rfn_final_norm_backward);
     }
 
     private rfn_final_norm ToNative(ReformerContext context) => new()

@@ -14,10 +14,15 @@ public readonly ref struct GlobalNorm
     /// <summary>Float32 gradients of any shapes.</summary>
     public required ReadOnlySpan<TensorView> Gradients { get; init; }
 
-    /// <summary>Output, Float32 [2]: the norm, and the factor: limit / norm when the norm is larger, 1 when not, 0 when it is not finite.</summary>
+    /// <summary>
+    /// Output, Float32 [2]: the norm, and the factor: limit / norm when the norm is larger, 1 when not, 0 when it is
+    /// not finite.
+    /// </summary>
     public required TensorView Result { get; init; }
 
-    /// <summary>Bytes of workspace that it needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that it needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <returns>Bytes.</returns>
     public unsafe long WorkspaceBytes(ReformerContext context)
@@ -50,7 +55,8 @@ public readonly ref struct GlobalNorm
             {
                 rfn_global_norm native = ToNative(workspace.Context, first);
                 OpCall.Run(
-                    in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_global_norm_workspace, &NativeMethods.rfn_global_norm_forward);
+                    in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_global_norm_workspace,
+                    &NativeMethods.rfn_global_norm_forward);
             }
         }
         finally

@@ -4,8 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Output head and cross entropy in one, a chunk of rows at a time: logits = x weight^T + bias are never stored as a whole. N rows, K
-/// inputs, V words.</summary>
+/// <summary>
+/// Output head and cross entropy in one, a chunk of rows at a time: logits = x weight^T + bias are never stored as a
+/// whole. N rows, K inputs, V words.
+/// </summary>
 public readonly struct HeadLoss
 {
     /// <summary>Rows with this label do not count.</summary>
@@ -35,7 +37,9 @@ public readonly struct HeadLoss
     /// <summary>Int32 [N]: the ignore index or 0 to V-1.</summary>
     public required TensorView Labels { get; init; }
 
-    /// <summary>Output, Float64 [3]: sum of losses in nats, rows counted, rows whose largest logit is the label's.</summary>
+    /// <summary>
+    /// Output, Float64 [3]: sum of losses in nats, rows counted, rows whose largest logit is the label's.
+    /// </summary>
     public required TensorView Statistics { get; init; }
 
     /// <summary>Output of the backward pass: Float32 [N,K]; may be the memory of x.</summary>
@@ -47,7 +51,9 @@ public readonly struct HeadLoss
     /// <summary>Backward: Float32 [V], added to; optional.</summary>
     public TensorView GradBias { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -64,16 +70,23 @@ public readonly struct HeadLoss
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_head_loss native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_head_loss_workspace, &NativeMethods.rfn_head_loss_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_head_loss_workspace,
+            &NativeMethods.rfn_head_loss_forward);
     }
 
-    /// <summary>Writes <see cref="Statistics"/> and, in the same pass, the gradients of loss scale times summed loss over normalizer.</summary>
+    /// <summary>
+    /// Writes <see cref="Statistics"/> and, in the same pass, the gradients of loss scale times summed loss over
+    /// normalizer.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Backward(Workspace workspace)
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_head_loss native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_head_loss_workspace, &NativeMethods.rfn_head_loss_backward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_head_loss_workspace,
+            &NativeMethods.rfn_head_loss_backward);
     }
 
     private rfn_head_loss ToNative(ReformerContext context) => new()

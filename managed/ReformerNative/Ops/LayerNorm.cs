@@ -4,7 +4,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Layer norm over the last axis: y = (x - mean) / sqrt(variance + epsilon) * weight + bias. N rows of width E.</summary>
+/// <summary>
+/// Layer norm over the last axis: y = (x - mean) / sqrt(variance + epsilon) * weight + bias. N rows of width E.
+/// </summary>
 public readonly struct LayerNorm
 {
     /// <summary>Added to the variance.</summary>
@@ -34,7 +36,9 @@ public readonly struct LayerNorm
     /// <summary>Backward: Float32 [E], added to.</summary>
     public TensorView GradBias { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -51,16 +55,22 @@ public readonly struct LayerNorm
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_layer_norm native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_layer_norm_workspace, &NativeMethods.rfn_layer_norm_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_layer_norm_workspace,
+            &NativeMethods.rfn_layer_norm_forward);
     }
 
-    /// <summary>Writes <see cref="GradX"/> and adds to the gradients of the parameters; statistics are computed again.</summary>
+    /// <summary>
+    /// Writes <see cref="GradX"/> and adds to the gradients of the parameters; statistics are computed again.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Backward(Workspace workspace)
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_layer_norm native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_layer_norm_workspace, &NativeMethods.rfn_layer_norm_backward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_layer_norm_workspace,
+            &NativeMethods.rfn_layer_norm_backward);
     }
 
     private rfn_layer_norm ToNative(ReformerContext context) => new()

@@ -34,7 +34,9 @@ public readonly struct Linear
     /// <summary>Backward: Float32 [M], added to; optional.</summary>
     public TensorView GradBias { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -51,16 +53,22 @@ public readonly struct Linear
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_linear native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_linear_workspace, &NativeMethods.rfn_linear_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_linear_workspace,
+            &NativeMethods.rfn_linear_forward);
     }
 
-    /// <summary>Writes <see cref="GradX"/> and adds to the gradients of the parameters; the pre-activation is computed again.</summary>
+    /// <summary>
+    /// Writes <see cref="GradX"/> and adds to the gradients of the parameters; the pre-activation is computed again.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Backward(Workspace workspace)
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_linear native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_linear_workspace, &NativeMethods.rfn_linear_backward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Backward, &NativeMethods.rfn_linear_workspace,
+            &NativeMethods.rfn_linear_backward);
     }
 
     private rfn_linear ToNative(ReformerContext context) => new()

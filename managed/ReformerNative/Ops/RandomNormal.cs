@@ -4,7 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Fills a tensor with mean + standard deviation * z, z standard normal and a function of (seed, step, layer, site, index) alone.</summary>
+/// <summary>
+/// Fills a tensor with mean + standard deviation * z, z standard normal and a function of (seed, step, layer, site,
+/// index) alone.
+/// </summary>
 public readonly struct RandomNormal
 {
     /// <summary>Part of the key.</summary>

@@ -4,10 +4,11 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>A reversible block, in place: stream1 += Attention(LayerNorm(stream2)), then stream2 += FeedForward(LayerNorm(stream1)). The backward
-/// pass
-/// takes the outputs, leaves the inputs in their place and differentiates on the way, so no activation is stored. B sequences of T tokens, width E,
-/// heads of size D.</summary>
+/// <summary>
+/// A reversible block, in place: stream1 += Attention(LayerNorm(stream2)), then stream2 +=
+/// FeedForward(LayerNorm(stream1)). The backward pass takes the outputs, leaves the inputs in their place and
+/// differentiates on the way, so no activation is stored. B sequences of T tokens, width E, heads of size D.
+/// </summary>
 public readonly struct ReversibleBlock
 {
     /// <summary>Index in the stack: part of the key of random numbers, and named in range reports.</summary>
@@ -40,7 +41,10 @@ public readonly struct ReversibleBlock
     /// <summary>How sub-layers are added to the streams.</summary>
     public ResidualMode Residual { get; init; }
 
-    /// <summary>Exact residuals: values are multiples of 2^exponent, -24 to -4. At -16 inversion is exact while streams stay within 256.</summary>
+    /// <summary>
+    /// Exact residuals: values are multiples of 2^exponent, -24 to -4. At -16 inversion is exact while streams stay
+    /// within 256.
+    /// </summary>
     public int GridExponent { get; init; }
 
     /// <summary>Rows of the feed-forward layer at a time, 0 for automatic.</summary>
@@ -67,16 +71,23 @@ public readonly struct ReversibleBlock
     /// <summary>LSH: Float32, see <see cref="AttentionOptions.RotationsShape"/>.</summary>
     public TensorView Rotations { get; init; }
 
-    /// <summary>LSH: Int32 [B,H,R,T]. Float residuals need it, written by the forward pass and read by the backward pass; else an optional
-    /// output, which a backward pass with kept activations reads.</summary>
+    /// <summary>
+    /// LSH: Int32 [B,H,R,T]. Float residuals need it, written by the forward pass and read by the backward pass; else
+    /// an optional output, which a backward pass with kept activations reads.
+    /// </summary>
     public TensorView Buckets { get; init; }
 
-    /// <summary>Optional output of the forward pass: Float32 [B,T,H*D], the heads side by side before the output projection. A backward pass
-    /// with kept activations reads it.</summary>
+    /// <summary>
+    /// Optional output of the forward pass: Float32 [B,T,H*D], the heads side by side before the output projection. A
+    /// backward pass with kept activations reads it.
+    /// </summary>
     public TensorView AttentionResult { get; init; }
 
-    /// <summary>Int64 [4], zeroed before a step; exact residuals need it. [0] counts stream values that left the exact range; of the first one seen,
-    /// [1] is the layer + 1 (0 for the embedding), [2] the stream (1 or 2), [3] the index of the value.</summary>
+    /// <summary>
+    /// Int64 [4], zeroed before a step; exact residuals need it. [0] counts stream values that left the exact range; of
+    /// the first one seen, [1] is the layer + 1 (0 for the embedding), [2] the stream (1 or 2), [3] the index of the
+    /// value.
+    /// </summary>
     public TensorView RangeReport { get; init; }
 
     /// <summary>Parameters.</summary>
@@ -85,9 +96,11 @@ public readonly struct ReversibleBlock
     /// <summary>Backward: gradients of the parameters, added to.</summary>
     public BlockParameters? Gradients { get; init; }
 
-    /// <summary>Stream 1 before the block, Float32 [B,T,E]. Like all kept tensors an optional output of the forward pass. A backward pass that is
-    /// given both streams does not subtract; one that is given all kept tensors, <see cref="AttentionResult"/> and (LSH) <see cref="Buckets"/>
-    /// repeats no product, hash or attention.</summary>
+    /// <summary>
+    /// Stream 1 before the block, Float32 [B,T,E]. Like all kept tensors an optional output of the forward pass. A
+    /// backward pass that is given both streams does not subtract; one that is given all kept tensors,
+    /// <see cref="AttentionResult"/> and (LSH) <see cref="Buckets"/> repeats no product, hash or attention.
+    /// </summary>
     public TensorView KeptStream1 { get; init; }
 
     /// <summary>Stream 2 before the block, Float32 [B,T,E].</summary>
@@ -105,10 +118,14 @@ public readonly struct ReversibleBlock
     /// <summary>Logarithms of attention's sums of exponentials, Float32 [B,H,T].</summary>
     public TensorView KeptLogSumExp { get; init; }
 
-    /// <summary>The hidden layer before its activation, Float32 [B*T,F], in the form that the backend's own backward pass reads.</summary>
+    /// <summary>
+    /// The hidden layer before its activation, Float32 [B*T,F], in the form that the backend's own backward pass reads.
+    /// </summary>
     public TensorView KeptHidden { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -130,7 +147,10 @@ public readonly struct ReversibleBlock
             &NativeMethods.rfn_reversible_block_workspace, &NativeMethods.rfn_reversible_block_forward);
     }
 
-    /// <summary>Turns the block's outputs back into its inputs, the gradients likewise, and adds to the gradients of the parameters.</summary>
+    /// <summary>
+    /// Turns the block's outputs back into its inputs, the gradients likewise, and adds to the gradients of the
+    /// parameters.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Backward(Workspace workspace)
     {

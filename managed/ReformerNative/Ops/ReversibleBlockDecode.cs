@@ -4,15 +4,20 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>One more token of each of B sequences through a <see cref="ReversibleBlock"/> whose earlier tokens are in a cache, in time that does not
-/// depend on how many there are (but for attention over all tokens). The CPU has it, CUDA does not.</summary>
+/// <summary>
+/// One more token of each of B sequences through a <see cref="ReversibleBlock"/> whose earlier tokens are in a cache,
+/// in time that does not depend on how many there are (but for attention over all tokens). The CPU has it, CUDA does
+/// not.
+/// </summary>
 public readonly struct ReversibleBlockDecode
 {
     /// <summary>Index in the stack; named in range reports.</summary>
     public int Layer { get; init; }
 
-    /// <summary>What attends to what: causal, without dropout and padded length. LSH sees the last chunks-before times chunk-length tokens of its
-    /// bucket, whatever the window; see <see cref="AttentionOptions.IsPrefixCausal"/>.</summary>
+    /// <summary>
+    /// What attends to what: causal, without dropout and padded length. LSH sees the last chunks-before times
+    /// chunk-length tokens of its bucket, whatever the window; see <see cref="AttentionOptions.IsPrefixCausal"/>.
+    /// </summary>
     public required AttentionOptions Attention { get; init; }
 
     /// <summary>Number of heads.</summary>
@@ -39,8 +44,10 @@ public readonly struct ReversibleBlockDecode
     /// <summary>Float32 [B,1,E], changed in place.</summary>
     public required TensorView Stream2 { get; init; }
 
-    /// <summary>Float32 [B,S,H*D], added to: position p in row p mod S. Local attention needs the rows of its window, others a row for every
-    /// token.</summary>
+    /// <summary>
+    /// Float32 [B,S,H*D], added to: position p in row p mod S. Local attention needs the rows of its window, others a
+    /// row for every token.
+    /// </summary>
     public required TensorView Keys { get; init; }
 
     /// <summary>Float32 [B,S,H*D], added to like <see cref="Keys"/>.</summary>
@@ -49,13 +56,20 @@ public readonly struct ReversibleBlockDecode
     /// <summary>LSH: Float32, see <see cref="AttentionOptions.RotationsShape"/>.</summary>
     public TensorView Rotations { get; init; }
 
-    /// <summary>LSH: Int32, see <see cref="AttentionOptions.RingsShape"/>, added to: the last positions of every bucket.</summary>
+    /// <summary>
+    /// LSH: Int32, see <see cref="AttentionOptions.RingsShape"/>, added to: the last positions of every bucket.
+    /// </summary>
     public TensorView Rings { get; init; }
 
-    /// <summary>LSH: Int32, see <see cref="AttentionOptions.CountsShape"/>, added to: how many tokens every bucket had.</summary>
+    /// <summary>
+    /// LSH: Int32, see <see cref="AttentionOptions.CountsShape"/>, added to: how many tokens every bucket had.
+    /// </summary>
     public TensorView Counts { get; init; }
 
-    /// <summary>Int64 [4]; exact residuals need it, see <see cref="ReversibleBlock.RangeReport"/>. An index counts within [B,1,E].</summary>
+    /// <summary>
+    /// Int64 [4]; exact residuals need it, see <see cref="ReversibleBlock.RangeReport"/>. An index counts within
+    /// [B,1,E].
+    /// </summary>
     public TensorView RangeReport { get; init; }
 
     /// <summary>Parameters.</summary>

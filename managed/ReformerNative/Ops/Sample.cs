@@ -4,7 +4,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 
-/// <summary>Draws one id per row from softmax(logits / temperature), among the largest logits and the most probable ids. N rows, V words.</summary>
+/// <summary>
+/// Draws one id per row from softmax(logits / temperature), among the largest logits and the most probable ids. N rows,
+/// V words.
+/// </summary>
 public readonly struct Sample
 {
     /// <summary>0 takes the first largest logit.</summary>
@@ -25,10 +28,15 @@ public readonly struct Sample
     /// <summary>Float32 [N,V].</summary>
     public required TensorView Logits { get; init; }
 
-    /// <summary>Output: Int32 [N]. A row with NaN or infinity, or without a finite logit, is refused on the CPU; on a GPU its id is -1.</summary>
+    /// <summary>
+    /// Output: Int32 [N]. A row with NaN or infinity, or without a finite logit, is refused on the CPU; on a GPU its id
+    /// is -1.
+    /// </summary>
     public required TensorView Ids { get; init; }
 
-    /// <summary>Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.</summary>
+    /// <summary>
+    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// </summary>
     /// <param name="context">The context that would run it.</param>
     /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
@@ -45,7 +53,9 @@ public readonly struct Sample
     {
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_sample native = ToNative(workspace.Context);
-        OpCall.Run(in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_sample_workspace, &NativeMethods.rfn_sample_forward);
+        OpCall.Run(
+            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_sample_workspace,
+            &NativeMethods.rfn_sample_forward);
     }
 
     private rfn_sample ToNative(ReformerContext context) => new()

@@ -13,8 +13,10 @@ public enum DeviceType
     /// <summary>An NVIDIA GPU.</summary>
     Cuda = NativeConstants.RFN_DEVICE_CUDA,
 
-    /// <summary>For tests and diagnosis: the CUDA backend with its kernels run by the host's processors, thread by thread and very slowly. Only
-    /// where its plug-in was built.</summary>
+    /// <summary>
+    /// For tests and diagnosis: the CUDA backend with its kernels run by the host's processors, thread by thread and
+    /// very slowly. Only where its plug-in was built.
+    /// </summary>
     CudaOnHost = NativeConstants.RFN_DEVICE_CUDA_ON_HOST,
 }
 

@@ -2,7 +2,9 @@ using ReformerNative.Interop;
 
 namespace ReformerNative.Tensors;
 
-/// <summary>A point in a context's order of work, to measure time on the device or to let another context wait.</summary>
+/// <summary>
+/// A point in a context's order of work, to measure time on the device or to let another context wait.
+/// </summary>
 public sealed unsafe class DeviceEvent : IDisposable
 {
     private readonly EventHandle handle;

@@ -17,8 +17,10 @@ public static unsafe class NativeRuntime
         }
     }
 
-    /// <summary>One JSON object: version, compiler, simd (the instruction set in use), simd_available, blas (name, version, kernel),
-    /// backends.</summary>
+    /// <summary>
+    /// One JSON object: version, compiler, simd (the instruction set in use), simd_available, blas (name, version,
+    /// kernel), backends.
+    /// </summary>
     public static string BuildInfo
     {
         get
@@ -28,7 +30,9 @@ public static unsafe class NativeRuntime
         }
     }
 
-    /// <summary>Native contexts, streams, events and buffers that exist now; 0 when everything has been disposed.</summary>
+    /// <summary>
+    /// Native contexts, streams, events and buffers that exist now; 0 when everything has been disposed.
+    /// </summary>
     public static long LiveObjects
     {
         get
@@ -58,7 +62,8 @@ public static unsafe class NativeRuntime
     {
         NativeLoader.EnsureLoaded();
         byte* text = stackalloc byte[DescriptionCapacity];
-        NativeError.ThrowIfFailed(NativeMethods.rfn_device_describe((int)device.Type, device.Index, text, DescriptionCapacity));
+        NativeError.ThrowIfFailed(
+            NativeMethods.rfn_device_describe((int)device.Type, device.Index, text, DescriptionCapacity));
         return NativeError.Text(text);
     }
 }

@@ -2,8 +2,10 @@ using ReformerNative.Interop;
 
 namespace ReformerNative.Tensors;
 
-/// <summary>What matrix products of a GPU's context round their inputs to. Tensors stay float32 and sums are float32; hashing, softmax, norms,
-/// residuals and optimizers are float32 always.</summary>
+/// <summary>
+/// What matrix products of a GPU's context round their inputs to. Tensors stay float32 and sums are float32; hashing,
+/// softmax, norms, residuals and optimizers are float32 always.
+/// </summary>
 public enum Precision
 {
     /// <summary>Not at all. The default, and the only one of the CPU.</summary>

@@ -8,9 +8,11 @@ namespace ReformerNative.Tensors;
 /// <param name="TotalBytes">What there is.</param>
 public readonly record struct MemoryInfo(long FreeBytes, long TotalBytes);
 
-/// <summary>A device and an order of work on it. Tensors and workspaces belong to a context; ops run in it, on the CPU before they return, on a
-/// GPU in order and in the background. One thread at a time may use it. Memory of tensors that outlive the context stays valid until they are
-/// disposed.</summary>
+/// <summary>
+/// A device and an order of work on it. Tensors and workspaces belong to a context; ops run in it, on the CPU before
+/// they return, on a GPU in order and in the background. One thread at a time may use it. Memory of tensors that
+/// outlive the context stays valid until they are disposed.
+/// </summary>
 public sealed unsafe class ReformerContext : IDisposable
 {
     private readonly ContextHandle context;
@@ -18,9 +20,12 @@ public sealed unsafe class ReformerContext : IDisposable
 
     /// <summary>Opens a device.</summary>
     /// <param name="device">The device; the CPU by default.</param>
-    /// <param name="threads">Worker threads of the CPU backend, 0 for all processors that the process may use. Results do not depend on it.</param>
-    /// <exception cref="NotSupportedException">There is no such device, or its backend cannot be loaded; the message says why.</exception>
-    /// <exception cref="DllNotFoundException">The native library was not found; the message lists every place tried.</exception>
+    /// <param name="threads">Worker threads of the CPU backend, 0 for all processors that the process may use. Results
+    /// do not depend on it.</param>
+    /// <exception cref="NotSupportedException">There is no such device, or its backend cannot be loaded; the message
+    /// says why.</exception>
+    /// <exception cref="DllNotFoundException">The native library was not found; the message lists every place
+    /// tried.</exception>
     public ReformerContext(Device device = default, int threads = 0)
         : this(device, threads, null)
     {
@@ -30,7 +35,8 @@ public sealed unsafe class ReformerContext : IDisposable
     {
         NativeLoader.EnsureLoaded();
         Device = device;
-        NativeError.ThrowIfFailed(NativeMethods.rfn_context_create((int)device.Type, device.Index, threads, out context));
+        NativeError.ThrowIfFailed(
+            NativeMethods.rfn_context_create((int)device.Type, device.Index, threads, out context));
         try
         {
             NativeError.ThrowIfFailed(nativeStream is nint existing
@@ -53,7 +59,10 @@ public sealed unsafe class ReformerContext : IDisposable
     /// <summary>Worker threads of the CPU backend.</summary>
     public int Threads { get; }
 
-    /// <summary>What matrix products round their inputs to, for all later work: a backward pass needs the precision of its forward pass.</summary>
+    /// <summary>
+    /// What matrix products round their inputs to, for all later work: a backward pass needs the precision of its
+    /// forward pass.
+    /// </summary>
     /// <exception cref="NotSupportedException">The device has no such products.</exception>
     public Precision Precision
     {
@@ -150,7 +159,9 @@ public sealed unsafe class ReformerContext : IDisposable
     {
         fixed (T* pointer = source)
         {
-            Copy((nint)pointer, fromHost: true, destination.Pointer, destination.IsHostAccessible, destination.ByteCount);
+            Copy(
+                (nint)pointer, fromHost: true, destination.Pointer, destination.IsHostAccessible,
+                destination.ByteCount);
             Synchronize();
         }
     }
@@ -168,11 +179,15 @@ public sealed unsafe class ReformerContext : IDisposable
     /// <summary>Copies between tensors of any two contexts, this one being the destination's.</summary>
     internal void CopyBetween(in TensorView source, in TensorView destination)
     {
-        // The CPU cannot read a GPU's memory: that GPU's stream brings it. And the CPU's own memory is never in use by work in the background.
+        // The CPU cannot read a GPU's memory: that GPU's stream brings it. And the CPU's own memory is never in use by
+        // work in the background.
         ReformerContext owner = source.Context;
         ReformerContext worker = Device.Type == DeviceType.Cpu ? owner : this;
-        worker.Copy(source.Pointer, source.IsHostAccessible, destination.Pointer, destination.IsHostAccessible, destination.ByteCount);
-        if (worker.Device.Type != DeviceType.Cpu && (Device.Type == DeviceType.Cpu || owner.Device.Type == DeviceType.Cpu))
+        worker.Copy(
+            source.Pointer, source.IsHostAccessible, destination.Pointer, destination.IsHostAccessible,
+            destination.ByteCount);
+        if (worker.Device.Type != DeviceType.Cpu
+            && (Device.Type == DeviceType.Cpu || owner.Device.Type == DeviceType.Cpu))
         {
             worker.Synchronize();
         }

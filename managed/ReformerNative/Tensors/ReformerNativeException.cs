@@ -11,7 +11,9 @@ public enum NativeStatus
     /// <summary>A value, shape or pointer is wrong. Thrown as <see cref="ArgumentException"/>.</summary>
     InvalidArgument = NativeConstants.RFN_INVALID_ARGUMENT,
 
-    /// <summary>Right in itself, but not available in this backend or build. Thrown as <see cref="NotSupportedException"/>.</summary>
+    /// <summary>
+    /// Right in itself, but not available in this backend or build. Thrown as <see cref="NotSupportedException"/>.
+    /// </summary>
     Unsupported = NativeConstants.RFN_UNSUPPORTED,
 
     /// <summary>Memory ran out. Thrown as <see cref="InsufficientMemoryException"/>.</summary>
@@ -27,7 +29,9 @@ public enum NativeStatus
     Internal = NativeConstants.RFN_INTERNAL,
 }
 
-/// <summary>A native call failed for a reason that lies in the device or in the library, not in the arguments.</summary>
+/// <summary>
+/// A native call failed for a reason that lies in the device or in the library, not in the arguments.
+/// </summary>
 public sealed class ReformerNativeException : Exception
 {
     /// <summary>An exception without details.</summary>

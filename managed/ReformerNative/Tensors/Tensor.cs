@@ -13,8 +13,10 @@ public enum MemoryKind
     Host = NativeConstants.RFN_MEMORY_HOST,
 }
 
-/// <summary>A dense row-major array of a context, which owns its memory until it is disposed. Ops and copies work on its <see
-/// cref="View"/>s.</summary>
+/// <summary>
+/// A dense row-major array of a context, which owns its memory until it is disposed. Ops and copies work on its
+/// <see cref="View"/>s.
+/// </summary>
 public sealed class Tensor : IDisposable
 {
     private readonly BufferHandle? buffer;
@@ -26,7 +28,8 @@ public sealed class Tensor : IDisposable
     /// <param name="type">Type of the elements.</param>
     /// <param name="memory">Where the memory lies.</param>
     /// <exception cref="InsufficientMemoryException">There is not enough memory.</exception>
-    public Tensor(ReformerContext context, TensorShape shape, DType type = DType.Float32, MemoryKind memory = MemoryKind.Device)
+    public Tensor(
+        ReformerContext context, TensorShape shape, DType type = DType.Float32, MemoryKind memory = MemoryKind.Device)
     {
         ArgumentNullException.ThrowIfNull(context);
         Context = context;
@@ -76,10 +79,14 @@ public sealed class Tensor : IDisposable
 
     /// <summary>The view of the whole.</summary>
     /// <param name="tensor">A tensor, or null for the absent one.</param>
-    [SuppressMessage("Usage", "CA2225:Operator overloads have named alternates", Justification = "The property View is the named alternative.")]
+    [SuppressMessage(
+        "Usage", "CA2225:Operator overloads have named alternates",
+        Justification = "The property View is the named alternative.")]
     public static implicit operator TensorView(Tensor? tensor) => tensor is null ? default : tensor.View;
 
-    /// <summary>A tensor over memory that somebody else owns, such as another library's device buffer or a memory-mapped file.</summary>
+    /// <summary>
+    /// A tensor over memory that somebody else owns, such as another library's device buffer or a memory-mapped file.
+    /// </summary>
     /// <param name="context">The context whose ops use the memory.</param>
     /// <param name="pointer">Address of the first element; it must stay valid while the tensor is used.</param>
     /// <param name="byteCount">Bytes at the address.</param>
@@ -88,13 +95,16 @@ public sealed class Tensor : IDisposable
     /// <param name="memory">Where the memory lies.</param>
     /// <returns>The tensor. Disposing it frees nothing.</returns>
     public static Tensor Wrap(
-        ReformerContext context, nint pointer, long byteCount, TensorShape shape, DType type = DType.Float32, MemoryKind memory = MemoryKind.Device)
+        ReformerContext context, nint pointer, long byteCount, TensorShape shape, DType type = DType.Float32,
+        MemoryKind memory = MemoryKind.Device)
     {
         ArgumentNullException.ThrowIfNull(context);
         var tensor = new Tensor(context, pointer, shape, type, memory);
         return byteCount >= tensor.View.ByteCount
             ? tensor
-            : throw new ArgumentException($"Expected at least {tensor.View.ByteCount} bytes for {tensor.View}, got {byteCount}.", nameof(byteCount));
+            : throw new ArgumentException(
+                $"Expected at least {tensor.View.ByteCount} bytes for {tensor.View}, got {byteCount}.",
+                nameof(byteCount));
     }
 
     /// <summary>Copies values from managed memory; returns when they are there.</summary>

@@ -2,9 +2,11 @@ using ReformerNative.Interop;
 
 namespace ReformerNative.Tensors;
 
-/// <summary>A dense row-major part of a <see cref="Tensor"/>'s memory, seen with a shape. Owns nothing and costs nothing to make: ops take views,
-/// and a tensor converts to the view of its whole. The default value is the absent tensor; a view made by <see cref="Meta"/> has a shape but no
-/// data, which is enough to ask how much workspace an op needs.</summary>
+/// <summary>
+/// A dense row-major part of a <see cref="Tensor"/>'s memory, seen with a shape. Owns nothing and costs nothing to
+/// make: ops take views, and a tensor converts to the view of its whole. The default value is the absent tensor; a view
+/// made by <see cref="Meta"/> has a shape but no data, which is enough to ask how much workspace an op needs.
+/// </summary>
 public readonly struct TensorView
 {
     private readonly Tensor? owner;
@@ -39,10 +41,15 @@ public readonly struct TensorView
     /// <summary>Bytes of the elements.</summary>
     public long ByteCount => IsAbsent ? 0 : checked(ElementCount * DType.Size());
 
-    /// <summary>Address of the first element: host memory on the CPU, device memory on a GPU. Valid until the tensor is disposed.</summary>
+    /// <summary>
+    /// Address of the first element: host memory on the CPU, device memory on a GPU. Valid until the tensor is
+    /// disposed.
+    /// </summary>
     public nint Pointer => Owner.Pointer + checked((nint)offset);
 
-    private Tensor Owner => owner ?? throw new InvalidOperationException($"A tensor {Describe()} without data can only be asked for its shape.");
+    private Tensor Owner =>
+        owner
+        ?? throw new InvalidOperationException($"A tensor {Describe()} without data can only be asked for its shape.");
 
     /// <summary>A shape and a type without data.</summary>
     /// <param name="shape">Sizes of the axes.</param>
@@ -53,9 +60,11 @@ public readonly struct TensorView
     /// <summary>The same elements with other axes.</summary>
     /// <param name="shape">A shape with the same number of elements.</param>
     /// <returns>The view.</returns>
-    public TensorView Reshape(TensorShape shape) => shape.ElementCount == ElementCount
-        ? new TensorView(owner, offset, shape, DType)
-        : throw new ArgumentException($"Expected a shape of {ElementCount} elements like {Shape}, got {shape}.", nameof(shape));
+    public TensorView Reshape(TensorShape shape) =>
+        shape.ElementCount == ElementCount
+            ? new TensorView(owner, offset, shape, DType)
+            : throw new ArgumentException(
+                $"Expected a shape of {ElementCount} elements like {Shape}, got {shape}.", nameof(shape));
 
     /// <summary>A range of the outermost axis.</summary>
     /// <param name="start">The first row.</param>
@@ -65,20 +74,25 @@ public readonly struct TensorView
     {
         if (Shape.Rank == 0 || start < 0 || count < 0 || start > Shape[0] - count)
         {
-            throw new ArgumentOutOfRangeException(nameof(start), $"Expected rows inside {Shape}, got {count} from row {start}.");
+            throw new ArgumentOutOfRangeException(
+                nameof(start), $"Expected rows inside {Shape}, got {count} from row {start}.");
         }
 
         long row = Shape[0] == 0 ? 0 : ElementCount / Shape[0];
         return new TensorView(owner, offset + (start * row * DType.Size()), Shape.WithRows(count), DType);
     }
 
-    /// <summary>A range of the elements in memory order, seen with any shape; many tensors can so share one allocation.</summary>
+    /// <summary>
+    /// A range of the elements in memory order, seen with any shape; many tensors can so share one allocation.
+    /// </summary>
     /// <param name="start">The first element.</param>
     /// <param name="shape">The shape of the part.</param>
     /// <returns>The view.</returns>
-    public TensorView Part(long start, TensorShape shape) => start >= 0 && start <= ElementCount - shape.ElementCount
-        ? new TensorView(owner, offset + (start * DType.Size()), shape, DType)
-        : throw new ArgumentOutOfRangeException(nameof(start), $"Expected a part of {ElementCount} elements, got {shape} from element {start}.");
+    public TensorView Part(long start, TensorShape shape) =>
+        start >= 0 && start <= ElementCount - shape.ElementCount
+            ? new TensorView(owner, offset + (start * DType.Size()), shape, DType)
+            : throw new ArgumentOutOfRangeException(
+                nameof(start), $"Expected a part of {ElementCount} elements, got {shape} from element {start}.");
 
     /// <summary>Copies values from managed memory; returns when they are there.</summary>
     /// <typeparam name="T">The C# type of the elements.</typeparam>
@@ -90,8 +104,11 @@ public readonly struct TensorView
         Owner.Context.CopyFromHost(source, this);
     }
 
-    /// <summary>Copies the elements of another tensor of the same size, between devices too. In the order of the stream of this tensor's context, or
-    /// of the source's when only that is on a GPU; a copy from or to the CPU's memory is done when it returns.</summary>
+    /// <summary>
+    /// Copies the elements of another tensor of the same size, between devices too. In the order of the stream of this
+    /// tensor's context, or of the source's when only that is on a GPU; a copy from or to the CPU's memory is done when
+    /// it returns.
+    /// </summary>
     /// <param name="source">A view of the same type and number of elements; shapes may differ.</param>
     public void CopyFrom(TensorView source)
     {
@@ -127,7 +144,10 @@ public readonly struct TensorView
     /// <summary>Sets every byte to zero, in the order of the tensor's stream.</summary>
     public void Zero() => Owner.Context.Zero(this);
 
-    /// <summary>The elements themselves, for tensors in host memory of at most 2^31 - 1 elements. Valid until the tensor is disposed.</summary>
+    /// <summary>
+    /// The elements themselves, for tensors in host memory of at most 2^31 - 1 elements. Valid until the tensor is
+    /// disposed.
+    /// </summary>
     /// <typeparam name="T">The C# type of the elements.</typeparam>
     /// <returns>The elements in memory order.</returns>
     public unsafe Span<T> AsSpan<T>()
@@ -136,7 +156,8 @@ public readonly struct TensorView
         RequireType<T>();
         return Owner.IsHostAccessible
             ? new Span<T>((void*)Pointer, checked((int)ElementCount))
-            : throw new NotSupportedException($"The tensor {Describe()} is in the memory of {Owner.Context.Device}; copy it to read it.");
+            : throw new NotSupportedException(
+                $"The tensor {Describe()} is in the memory of {Owner.Context.Device}; copy it to read it.");
     }
 
     /// <summary>Type and shape in words.</summary>
@@ -154,7 +175,8 @@ public readonly struct TensorView
         if (owner is not null && !owner.IsUsableIn(context))
         {
             throw new ArgumentException(
-                $"The tensor {Describe()} belongs to {owner.Context.Device} ({owner.Memory}); the op runs on {context.Device}.");
+                $"The tensor {Describe()} belongs to {owner.Context.Device} ({owner.Memory}); the op runs on {context.Device}."
+            );
         }
 
         return new rfn_tensor

@@ -2,8 +2,10 @@ using ReformerNative.Interop;
 
 namespace ReformerNative.Tensors;
 
-/// <summary>Scratch memory that ops of one context share. It grows to the largest need seen and never shrinks, so that a steady state
-/// allocates nothing. Its contents mean nothing between ops.</summary>
+/// <summary>
+/// Scratch memory that ops of one context share. It grows to the largest need seen and never shrinks, so that a steady
+/// state allocates nothing. Its contents mean nothing between ops.
+/// </summary>
 /// <param name="context">The context whose ops use it.</param>
 public sealed class Workspace(ReformerContext context) : IDisposable
 {
@@ -25,10 +27,13 @@ public sealed class Workspace(ReformerContext context) : IDisposable
         }
     }
 
-    /// <summary>Makes sure that there are at least so many bytes. Ops do this themselves; calling it first moves the allocation to a time of one's
-    /// choice.</summary>
+    /// <summary>
+    /// Makes sure that there are at least so many bytes. Ops do this themselves; calling it first moves the allocation
+    /// to a time of one's choice.
+    /// </summary>
     /// <param name="bytes">Bytes needed.</param>
-    /// <exception cref="InsufficientMemoryException">There is not enough memory; the workspace is then empty.</exception>
+    /// <exception cref="InsufficientMemoryException">There is not enough memory; the workspace is then
+    /// empty.</exception>
     public void Reserve(long bytes)
     {
         ObjectDisposedException.ThrowIf(disposed, this);
@@ -37,7 +42,8 @@ public sealed class Workspace(ReformerContext context) : IDisposable
             return;
         }
 
-        // Freed before the larger one is allocated, so that the two never exist together; work in flight may still use the old one.
+        // Freed before the larger one is allocated, so that the two never exist together; work in flight may still use
+        // the old one.
         Context.Synchronize();
         Bytes = 0;
         buffer?.Dispose();

@@ -6,8 +6,9 @@ namespace ReformerNative.Training;
 internal static class MemoryBudget
 {
     /// <summary>
-    /// Spends what a run leaves over that keeps nothing: on the streams first, which spare more work for a byte than the rest, then on all
-    /// activations, of cheap layers (those that hash have no keys of their own, and spare the most work) before others.
+    /// Spends what a run leaves over that keeps nothing: on the streams first, which spare more work for a byte than
+    /// the rest, then on all activations, of cheap layers (those that hash have no keys of their own, and spare the
+    /// most work) before others.
     /// </summary>
     /// <param name="budget">Bytes in all.</param>
     /// <param name="least">Bytes of a run that keeps nothing.</param>
@@ -15,11 +16,13 @@ internal static class MemoryBudget
     /// <param name="keptBytes">Bytes that a layer takes at a level.</param>
     /// <returns>What each layer keeps.</returns>
     /// <exception cref="ArgumentException">The budget is less than the least.</exception>
-    public static KeepActivations[] Spend(long budget, long least, int layers, Func<int, KeepActivations, long> keptBytes)
+    public static KeepActivations[] Spend(
+        long budget, long least, int layers, Func<int, KeepActivations, long> keptBytes)
     {
         if (budget < least)
         {
-            throw new ArgumentException($"memory budget: expected at least the {least} bytes of a run that keeps nothing, found {budget}");
+            throw new ArgumentException(
+                $"memory budget: expected at least the {least} bytes of a run that keeps nothing, found {budget}");
         }
 
         var kept = new KeepActivations[layers];

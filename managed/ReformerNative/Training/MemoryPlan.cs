@@ -11,8 +11,8 @@ namespace ReformerNative.Training;
 public readonly record struct MemoryPlanEntry(string Name, long Bytes);
 
 /// <summary>
-/// The native memory that a model will take, found without allocating any of it: a plan goes through the code that allocates for a run.
-/// Not counted: the process itself (runtime and libraries) and the host's copy of a batch.
+/// The native memory that a model will take, found without allocating any of it: a plan goes through the code that
+/// allocates for a run. Not counted: the process itself (runtime and libraries) and the host's copy of a batch.
 /// </summary>
 public sealed class MemoryPlan
 {
@@ -41,8 +41,15 @@ public sealed class MemoryPlan
     public static MemoryPlan ForTraining(ReformerConfig config, ReformerContext context, TrainingOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        return ForTraining(config, context, options, (pass, least) =>
-            options.MemoryBudget is long budget ? MemoryBudget.Spend(budget, least, config.AttnLayers.Count, pass.KeptBytes) : null);
+        return ForTraining(
+            config,
+            context,
+            options,
+            (pass, least) =>
+                options.MemoryBudget is long budget
+                    ? MemoryBudget.Spend(budget, least, config.AttnLayers.Count, pass.KeptBytes)
+                    : null
+        );
     }
 
     /// <summary>Plans a training run that keeps the same of every layer, whatever its memory budget.</summary>
@@ -51,7 +58,8 @@ public sealed class MemoryPlan
     /// <param name="options">Batch, length, optimizer.</param>
     /// <param name="keep">What each layer keeps.</param>
     /// <returns>The plan.</returns>
-    public static MemoryPlan ForTraining(ReformerConfig config, ReformerContext context, TrainingOptions options, KeepActivations keep)
+    public static MemoryPlan ForTraining(
+        ReformerConfig config, ReformerContext context, TrainingOptions options, KeepActivations keep)
     {
         ArgumentNullException.ThrowIfNull(options);
         return ForTraining(config, context, options, (_, _) => [.. config.AttnLayers.Select(_ => keep)]);
@@ -64,12 +72,14 @@ public sealed class MemoryPlan
     /// <param name="length">T, tokens of an example.</param>
     /// <param name="rounds">Hash rounds; null for those of the configuration.</param>
     /// <returns>The plan.</returns>
-    public static MemoryPlan ForEvaluation(ReformerConfig config, ReformerContext context, int batchSize, int length, int? rounds = null)
+    public static MemoryPlan ForEvaluation(
+        ReformerConfig config, ReformerContext context, int batchSize, int length, int? rounds = null)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(batchSize, 1);
         ArgumentOutOfRangeException.ThrowIfLessThan(length, 1);
         config = Resolve(config, length);
-        var shape = new PassShape(batchSize, length, rounds ?? config.NumHashes, FullAttention: false, Backward: false, Inspect: false);
+        var shape = new PassShape(
+            batchSize, length, rounds ?? config.NumHashes, FullAttention: false, Backward: false, Inspect: false);
         return Make(config, context, shape, 0, 0, (_, _) => null);
     }
 
@@ -87,13 +97,16 @@ public sealed class MemoryPlan
     }
 
     private static MemoryPlan ForTraining(
-        ReformerConfig config, ReformerContext context, TrainingOptions options, Func<ModelPass, long, IReadOnlyList<KeepActivations>?> keep)
+        ReformerConfig config, ReformerContext context, TrainingOptions options,
+        Func<ModelPass, long, IReadOnlyList<KeepActivations>?> keep)
     {
         options.Validate();
         config = Resolve(config, options.Length);
-        var shape = new PassShape(options.BatchSize, options.Length, config.NumHashes, options.FullAttention, Backward: true, Inspect: false);
+        var shape = new PassShape(
+            options.BatchSize, options.Length, config.NumHashes, options.FullAttention, Backward: true, Inspect: false);
         return Make(
-            config, context, shape, Optimizer.StateBytes(config, options.Optimizer), Optimizer.WorkspaceBytes(config, context, options), keep);
+            config, context, shape, Optimizer.StateBytes(config, options.Optimizer),
+            Optimizer.WorkspaceBytes(config, context, options), keep);
     }
 
     private static ReformerConfig Resolve(ReformerConfig config, int length)
@@ -103,7 +116,10 @@ public sealed class MemoryPlan
         return ReformerModel.WithBuckets(config, length);
     }
 
-    /// <summary>Plans; <paramref name="keep"/> decides, from the pass that keeps nothing and what it takes in all, what layers keep.</summary>
+    /// <summary>
+    /// Plans; <paramref name="keep"/> decides, from the pass that keeps nothing and what it takes in all, what layers
+    /// keep.
+    /// </summary>
     private static MemoryPlan Make(
         ReformerConfig config, ReformerContext context, PassShape shape, long optimizerBytes, long optimizerScratch,
         Func<ModelPass, long, IReadOnlyList<KeepActivations>?> keep)
@@ -132,12 +148,19 @@ public sealed class MemoryPlan
             Add("optimizer", optimizerBytes);
         }
 
-        ModelPass Pass(IReadOnlyList<KeepActivations>? kept) => new(config, parameters, shape, kept, (name, size, type) =>
-        {
-            var view = TensorView.Meta(size, type);
-            Add(name, view.ByteCount);
-            return view;
-        });
+        ModelPass Pass(IReadOnlyList<KeepActivations>? kept) =>
+            new(
+                config,
+                parameters,
+                shape,
+                kept,
+                (name, size, type) =>
+                {
+                    var view = TensorView.Meta(size, type);
+                    Add(name, view.ByteCount);
+                    return view;
+                }
+            );
         int before = entries.Count;
         ModelPass pass = Pass(null);
         long scratch = Math.Max(pass.WorkspaceBytes(context), optimizerScratch);

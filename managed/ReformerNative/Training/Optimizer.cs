@@ -49,7 +49,8 @@ internal sealed class Optimizer : IDisposable
     public static long WorkspaceBytes(ReformerConfig config, ReformerContext context, TrainingOptions options)
     {
         TensorView[] shapes = [.. new ParameterLayout(config).Specs.Select(spec => TensorView.Meta(spec.Shape))];
-        long bytes = new GlobalNorm { Gradients = shapes, Result = TensorView.Meta(new TensorShape(2)) }.WorkspaceBytes(context);
+        long bytes = new GlobalNorm { Gradients = shapes, Result = TensorView.Meta(new TensorShape(2)) }.WorkspaceBytes(
+            context);
         if (options.Optimizer == OptimizerKind.Adafactor)
         {
             List<OptimizerSlot> slots = Slots(config, options.Optimizer);
@@ -69,7 +70,12 @@ internal sealed class Optimizer : IDisposable
     /// <summary>Global norm of the model's gradients; the update scales them by the limit it is given here.</summary>
     public double MeasureNorm()
     {
-        new GlobalNorm { MaxNorm = (float)_options.MaxGradientNorm, Gradients = _model.Gradients, Result = _clip }.Run(_model.Workspace);
+        new GlobalNorm
+        {
+            MaxNorm = (float)_options.MaxGradientNorm,
+            Gradients = _model.Gradients,
+            Result = _clip,
+        }.Run(_model.Workspace);
         _clip.CopyTo<float>(_clipValues);
         return _clipValues[0];
     }
@@ -84,7 +90,18 @@ internal sealed class Optimizer : IDisposable
             Parameter parameter = _model.Parameters[_slots[slot].Parameter];
             if (_options.Optimizer == OptimizerKind.Adafactor)
             {
-                Adafactor(_options, _slots, _views, slot, parameter.Value, parameter.Gradient, _clip, learningRate, step).Run(_model.Workspace);
+                Adafactor(
+                        _options,
+                        _slots,
+                        _views,
+                        slot,
+                        parameter.Value,
+                        parameter.Gradient,
+                        _clip,
+                        learningRate,
+                        step
+                    )
+                    .Run(_model.Workspace);
                 slot += parameter.Value.Shape.Rank >= 2 ? 1 : 0;
                 continue;
             }
@@ -108,15 +125,18 @@ internal sealed class Optimizer : IDisposable
     }
 
     public void Save(string path) =>
-        SafetensorsWriter.Write(path, [.. _slots.Select((slot, i) => ModelFile.Item(slot.Name, Sizes(slot.Shape), _views[i]))]);
+        SafetensorsWriter.Write(
+            path, [.. _slots.Select((slot, i) => ModelFile.Item(slot.Name, Sizes(slot.Shape), _views[i]))]);
 
-    /// <exception cref="ReformerFormatException">The file does not fit the model and the optimizer, or holds values that are not finite.</exception>
+    /// <exception cref="ReformerFormatException">The file does not fit the model and the optimizer, or holds values
+    /// that are not finite.</exception>
     public void Load(string path)
     {
         using SafetensorsReader file = SafetensorsReader.Open(path);
         if (file.Entries.Count != _slots.Count)
         {
-            throw new ReformerFormatException(path, $"expected {_slots.Count} tensors of {_options.Optimizer}, found {file.Entries.Count}");
+            throw new ReformerFormatException(
+                path, $"expected {_slots.Count} tensors of {_options.Optimizer}, found {file.Entries.Count}");
         }
 
         for (int i = 0; i < _slots.Count; i++)
@@ -125,7 +145,9 @@ internal sealed class Optimizer : IDisposable
             if (!entry.Shape.SequenceEqual(Sizes(_slots[i].Shape)))
             {
                 throw new ReformerFormatException(
-                    path, $"'{entry.Name}': expected the shape {_slots[i].Shape}, found {SafetensorsFormat.Describe(entry.Shape)}");
+                    path,
+                    $"'{entry.Name}': expected the shape {_slots[i].Shape}, found {SafetensorsFormat.Describe(entry.Shape)}"
+                );
             }
 
             ModelFile.Read(file, entry, _views[i]);
@@ -139,8 +161,8 @@ internal sealed class Optimizer : IDisposable
     }
 
     /// <summary>
-    /// AdamW: two moments of each parameter's shape. Adafactor: a row and a column for matrices, one second moment for vectors. The
-    /// slots of a parameter follow each other.
+    /// AdamW: two moments of each parameter's shape. Adafactor: a row and a column for matrices, one second moment for
+    /// vectors. The slots of a parameter follow each other.
     /// </summary>
     private static List<OptimizerSlot> Slots(ReformerConfig config, OptimizerKind kind)
     {
@@ -156,7 +178,8 @@ internal sealed class Optimizer : IDisposable
             }
             else if (spec.Shape.Rank >= 2)
             {
-                slots.Add(new OptimizerSlot(Row + spec.Name, i, new TensorShape(spec.Shape.ElementCount / spec.Shape[^1])));
+                slots.Add(
+                    new OptimizerSlot(Row + spec.Name, i, new TensorShape(spec.Shape.ElementCount / spec.Shape[^1])));
                 slots.Add(new OptimizerSlot(Column + spec.Name, i, new TensorShape(spec.Shape[^1])));
             }
             else
@@ -192,7 +215,8 @@ internal sealed class Optimizer : IDisposable
         };
     }
 
-    private static float Decay(TrainingOptions options, TensorView parameter) => parameter.Shape.Rank >= 2 ? (float)options.WeightDecay : 0;
+    private static float Decay(TrainingOptions options, TensorView parameter) =>
+        parameter.Shape.Rank >= 2 ? (float)options.WeightDecay : 0;
 
     private static long[] Sizes(TensorShape shape)
     {

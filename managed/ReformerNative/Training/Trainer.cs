@@ -8,9 +8,9 @@ using ReformerNative.Model;
 namespace ReformerNative.Training;
 
 /// <summary>
-/// Trains a model. Data, dropout and rotations of a step are functions of (seed, step), and a checkpoint has parameters and optimizer
-/// state to the bit, so a resumed run ends with the bits of an uninterrupted one. The caller disposes the trainer; the model and the
-/// data stay. One thread at a time.
+/// Trains a model. Data, dropout and rotations of a step are functions of (seed, step), and a checkpoint has parameters
+/// and optimizer state to the bit, so a resumed run ends with the bits of an uninterrupted one. The caller disposes the
+/// trainer; the model and the data stay. One thread at a time.
 /// </summary>
 public sealed class Trainer : IDisposable
 {
@@ -28,7 +28,8 @@ public sealed class Trainer : IDisposable
     /// <param name="options">The options.</param>
     /// <param name="logger">Takes messages; null for none.</param>
     /// <exception cref="ArgumentException">
-    /// An option is impossible, the data has more ids than the model, or the memory budget is less than training takes at least.
+    /// An option is impossible, the data has more ids than the model, or the memory budget is less than training takes
+    /// at least.
     /// </exception>
     /// <exception cref="InvalidOperationException">The checkpoint directory already has checkpoints.</exception>
     public Trainer(ReformerModel model, IBatchSource source, TrainingOptions options, ILogger? logger = null)
@@ -45,13 +46,17 @@ public sealed class Trainer : IDisposable
         if (source.VocabularySize > model.Config.VocabSize)
         {
             throw new ArgumentException(
-                $"data: expected at most the {model.Config.VocabSize} ids of the model, found {source.VocabularySize}", nameof(source));
+                $"data: expected at most the {model.Config.VocabSize} ids of the model, found {source.VocabularySize}",
+                nameof(source));
         }
 
-        if (!resuming && options.CheckpointDirectory is { } directory && CheckpointStore.List(directory) is [.., var newest])
+        if (!resuming
+            && options.CheckpointDirectory is { } directory
+            && CheckpointStore.List(directory) is [.., var newest])
         {
             throw new InvalidOperationException(
-                $"{directory}: expected no checkpoints for a new run, found {newest.Path}; resume it or choose another directory");
+                $"{directory}: expected no checkpoints for a new run, found {newest.Path}; resume it or choose another directory"
+            );
         }
 
         Model = model;
@@ -76,12 +81,15 @@ public sealed class Trainer : IDisposable
     /// <summary>Steps done, over all resumptions.</summary>
     public long Step { get; private set; }
 
-    /// <summary>Goes on with a run. The model must be the checkpoint's, loaded with <see cref="ReformerModel.Load"/>.</summary>
+    /// <summary>
+    /// Goes on with a run. The model must be the checkpoint's, loaded with <see cref="ReformerModel.Load"/>.
+    /// </summary>
     /// <param name="model">The model.</param>
     /// <param name="checkpoint">Directory of the checkpoint.</param>
     /// <param name="source">The data of the run.</param>
     /// <param name="options">
-    /// The options of the run; null for those in the checkpoint. Steps, intervals, memory budget and directory may differ, nothing else.
+    /// The options of the run; null for those in the checkpoint. Steps, intervals, memory budget and directory may
+    /// differ, nothing else.
     /// </param>
     /// <param name="logger">Takes messages; null for none.</param>
     /// <returns>A trainer that the caller disposes.</returns>
@@ -89,17 +97,21 @@ public sealed class Trainer : IDisposable
     /// <exception cref="ReformerFormatException">A file of the checkpoint is malformed.</exception>
     /// <exception cref="InvalidOperationException">The checkpoint directory has later checkpoints.</exception>
     public static Trainer Resume(
-        ReformerModel model, string checkpoint, IBatchSource source, TrainingOptions? options = null, ILogger? logger = null)
+        ReformerModel model, string checkpoint, IBatchSource source, TrainingOptions? options = null,
+        ILogger? logger = null)
     {
         ArgumentException.ThrowIfNullOrEmpty(checkpoint);
         ArgumentNullException.ThrowIfNull(source);
         TrainerState state = TrainerState.Load(Path.Combine(checkpoint, TrainerState.FileName));
         options ??= state.Options;
         RequireSameRun(state, source, options);
-        if (options.CheckpointDirectory is { } directory && CheckpointStore.List(directory) is [.., var newest] && newest.Step > state.Step)
+        if (options.CheckpointDirectory is { } directory
+            && CheckpointStore.List(directory) is [.., var newest]
+            && newest.Step > state.Step)
         {
             throw new InvalidOperationException(
-                $"{directory}: expected no checkpoint after step {state.Step}, found {newest.Path}; resume that or choose another directory");
+                $"{directory}: expected no checkpoint after step {state.Step}, found {newest.Path}; resume that or choose another directory"
+            );
         }
 
         var trainer = new Trainer(model, source, options, logger, resuming: true);
@@ -109,7 +121,8 @@ public sealed class Trainer : IDisposable
             trainer.Step = state.Step;
             trainer._tokens = state.Tokens;
             TrainerLog.Resumed(trainer._logger, state.Step, checkpoint);
-            if (state.Options.Steps != options.Steps && options.Schedule is LearningRateSchedule.Linear or LearningRateSchedule.Cosine)
+            if (state.Options.Steps != options.Steps
+                && options.Schedule is LearningRateSchedule.Linear or LearningRateSchedule.Cosine)
             {
                 TrainerLog.StepsChanged(trainer._logger, state.Options.Steps, options.Steps);
             }
@@ -125,8 +138,10 @@ public sealed class Trainer : IDisposable
 
     /// <summary>Does one step: gradients of all its batches, clipping, update.</summary>
     /// <returns>What happened.</returns>
-    /// <exception cref="TrainingDivergedException">The loss or the gradients are not finite; the parameters are those before the step.</exception>
-    /// <exception cref="ResidualRangeException">A residual stream left its exact range; the parameters are those before the step.</exception>
+    /// <exception cref="TrainingDivergedException">The loss or the gradients are not finite; the parameters are those
+    /// before the step.</exception>
+    /// <exception cref="ResidualRangeException">A residual stream left its exact range; the parameters are those before
+    /// the step.</exception>
     public TrainingStep RunStep()
     {
         long started = Stopwatch.GetTimestamp();
@@ -140,7 +155,11 @@ public sealed class Trainer : IDisposable
             _source.Fill(_batch, DataSplit.Train, Options.Seed, index);
             var run = new RunOptions
             {
-                Seed = Options.Seed, Step = (ulong)index, Dropout = true, FullAttention = Options.FullAttention, Keep = Kept,
+                Seed = Options.Seed,
+                Step = (ulong)index,
+                Dropout = true,
+                FullAttention = Options.FullAttention,
+                Keep = Kept,
             };
             loss = loss.Add(Model.ForwardBackward(_batch, run, 1f / Options.AccumulationSteps));
         }
@@ -154,12 +173,15 @@ public sealed class Trainer : IDisposable
         Step = step;
         long tokens = (long)_batch.TokenCount * Options.AccumulationSteps;
         _tokens += tokens;
-        var done = new TrainingStep(step, loss, rate, norm, tokens, Stopwatch.GetElapsedTime(started).TotalSeconds, null, null);
+        var done = new TrainingStep(
+            step, loss, rate, norm, tokens, Stopwatch.GetElapsedTime(started).TotalSeconds, null, null);
         TrainerLog.Step(_logger, step, loss.Loss, rate, norm, done.TokensPerSecond);
         return done;
     }
 
-    /// <summary>Does the steps that remain. Cancellation ends it after the step in progress, and that step is saved.</summary>
+    /// <summary>
+    /// Does the steps that remain. Cancellation ends it after the step in progress, and that step is saved.
+    /// </summary>
     /// <param name="progress">Told of each step; null for nobody.</param>
     /// <param name="cancellation">Ends the run early.</param>
     /// <returns>How it ended.</returns>
@@ -203,7 +225,8 @@ public sealed class Trainer : IDisposable
 
     /// <summary>Measures the loss on held-out batches, always the same ones.</summary>
     /// <param name="rounds">Hash rounds; null for those of the options.</param>
-    /// <param name="fullAttention">Whether LSH layers attend to the whole sequence instead; null for what the options say of training.</param>
+    /// <param name="fullAttention">Whether LSH layers attend to the whole sequence instead; null for what the options
+    /// say of training.</param>
     /// <returns>The loss of all batches together.</returns>
     public LossResult EvaluateHeldOut(int? rounds = null, bool? fullAttention = null)
     {
@@ -226,19 +249,25 @@ public sealed class Trainer : IDisposable
     }
 
     /// <summary>
-    /// Writes a checkpoint: a directory with config.json, model.safetensors, optimizer.safetensors and trainer.json. At any moment,
-    /// a kill included, the run's directory holds only whole checkpoints.
+    /// Writes a checkpoint: a directory with config.json, model.safetensors, optimizer.safetensors and trainer.json. At
+    /// any moment, a kill included, the run's directory holds only whole checkpoints.
     /// </summary>
     /// <param name="directory">The run's directory.</param>
     /// <returns>Directory of the checkpoint.</returns>
     public string SaveCheckpoint(string directory)
     {
-        string path = CheckpointStore.Add(directory, Step, Options.KeepCheckpoints, inside =>
-        {
-            Model.Save(inside);
-            _optimizer.Save(Path.Combine(inside, OptimizerFile));
-            new TrainerState(TrainerState.CurrentFormat, Step, _tokens, _source.Identity, Options).Save(Path.Combine(inside, TrainerState.FileName));
-        });
+        string path = CheckpointStore.Add(
+            directory,
+            Step,
+            Options.KeepCheckpoints,
+            inside =>
+            {
+                Model.Save(inside);
+                _optimizer.Save(Path.Combine(inside, OptimizerFile));
+                new TrainerState(TrainerState.CurrentFormat, Step, _tokens, _source.Identity, Options).Save(
+                    Path.Combine(inside, TrainerState.FileName));
+            }
+        );
         TrainerLog.Saved(_logger, Step, path);
         return path;
     }
@@ -250,13 +279,15 @@ public sealed class Trainer : IDisposable
     {
         if (state.Data != source.Identity)
         {
-            throw new ArgumentException($"data: expected that of the run, {state.Data}, found {source.Identity}", nameof(source));
+            throw new ArgumentException(
+                $"data: expected that of the run, {state.Data}, found {source.Identity}", nameof(source));
         }
 
         TrainingOptions expected = state.Options.WithIntervalsOf(options);
         if (expected != options)
         {
-            throw new ArgumentException($"options: expected those of the run, {expected}, found {options}", nameof(options));
+            throw new ArgumentException(
+                $"options: expected those of the run, {expected}, found {options}", nameof(options));
         }
     }
 

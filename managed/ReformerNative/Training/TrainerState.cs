@@ -17,7 +17,8 @@ internal sealed record TrainerState(int Format, long Step, long Tokens, string D
 
     private const long MaximumBytes = 1 << 20;
 
-    public void Save(string path) => AtomicFile.WriteText(path, JsonSerializer.Serialize(this, TrainerJson.Default.TrainerState) + "\n");
+    public void Save(string path) =>
+        AtomicFile.WriteText(path, JsonSerializer.Serialize(this, TrainerJson.Default.TrainerState) + "\n");
 
     public static TrainerState Load(string path)
     {
@@ -40,7 +41,8 @@ internal sealed record TrainerState(int Format, long Step, long Tokens, string D
             {
                 throw new ReformerFormatException(
                     path,
-                    $"expected format {CurrentFormat} and counts from 0 up, found format {state.Format}, step {state.Step}, tokens {state.Tokens}");
+                    $"expected format {CurrentFormat} and counts from 0 up, found format {state.Format}, step {state.Step}, tokens {state.Tokens}"
+                );
             }
 
             state.Options.Validate();
@@ -54,7 +56,8 @@ internal sealed record TrainerState(int Format, long Step, long Tokens, string D
 }
 
 [JsonSourceGenerationOptions(
-    WriteIndented = true, NewLine = "\n", PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, UseStringEnumConverter = true,
-    RespectRequiredConstructorParameters = true, RespectNullableAnnotations = true, AllowDuplicateProperties = false)]
+    WriteIndented = true, NewLine = "\n", PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower,
+    UseStringEnumConverter = true, RespectRequiredConstructorParameters = true, RespectNullableAnnotations = true,
+    AllowDuplicateProperties = false)]
 [JsonSerializable(typeof(TrainerState))]
 internal sealed partial class TrainerJson : JsonSerializerContext;

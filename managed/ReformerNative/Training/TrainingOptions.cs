@@ -8,7 +8,9 @@ public enum OptimizerKind
     /// <summary>AdamW (Loshchilov and Hutter 2019): two moments a parameter.</summary>
     AdamW,
 
-    /// <summary>Adafactor (Shazeer and Stern 2018) without momentum: factored second moments, next to no memory.</summary>
+    /// <summary>
+    /// Adafactor (Shazeer and Stern 2018) without momentum: factored second moments, next to no memory.
+    /// </summary>
     Adafactor,
 }
 
@@ -70,7 +72,9 @@ public sealed record TrainingOptions
     /// <summary>AdamW: added to the root of the second moment.</summary>
     public double Epsilon { get; init; } = 1e-8;
 
-    /// <summary>Decoupled decay of weights and embeddings (parameters with two axes or more), times the learning rate.</summary>
+    /// <summary>
+    /// Decoupled decay of weights and embeddings (parameters with two axes or more), times the learning rate.
+    /// </summary>
     public double WeightDecay { get; init; }
 
     /// <summary>Adafactor: the second moments' decay at step t is 1 - t^-this.</summary>
@@ -104,8 +108,9 @@ public sealed record TrainingOptions
     public int KeepCheckpoints { get; init; } = 2;
 
     /// <summary>
-    /// Bytes that the buffers of <see cref="MemoryPlan"/> may take: what is left over is used to keep activations, layer by layer, which makes
-    /// steps faster. Null keeps nothing, the least memory. It changes no bit of a run with exact residuals, and is no part of a checkpoint.
+    /// Bytes that the buffers of <see cref="MemoryPlan"/> may take: what is left over is used to keep activations,
+    /// layer by layer, which makes steps faster. Null keeps nothing, the least memory. It changes no bit of a run with
+    /// exact residuals, and is no part of a checkpoint.
     /// </summary>
     [JsonIgnore]
     public long? MemoryBudget { get; init; }
@@ -131,21 +136,33 @@ public sealed record TrainingOptions
         Rule(BatchSize >= 1, nameof(BatchSize), "an integer from 1 up", BatchSize);
         Rule(Length >= 2, nameof(Length), "an integer from 2 up", Length);
         Rule(AccumulationSteps >= 1, nameof(AccumulationSteps), "an integer from 1 up", AccumulationSteps);
-        Rule(Steps * (double)AccumulationSteps < uint.MaxValue, nameof(AccumulationSteps), "less than 2^32 batches in all", AccumulationSteps);
+        Rule(
+            Steps * (double)AccumulationSteps < uint.MaxValue, nameof(AccumulationSteps),
+            "less than 2^32 batches in all", AccumulationSteps);
         Rule(Enum.IsDefined(Optimizer), nameof(Optimizer), "AdamW or Adafactor", Optimizer);
         Rule(Enum.IsDefined(Schedule), nameof(Schedule), "Constant, Linear, Cosine or Rsqrt", Schedule);
-        Rule(double.IsFinite(LearningRate) && LearningRate >= 0, nameof(LearningRate), "a finite number from 0 up", LearningRate);
+        Rule(
+            double.IsFinite(LearningRate) && LearningRate >= 0, nameof(LearningRate), "a finite number from 0 up",
+            LearningRate);
         Rule(WarmupSteps >= 0, nameof(WarmupSteps), "an integer from 0 up", WarmupSteps);
-        Rule(FinalLearningRateFraction is >= 0 and <= 1, nameof(FinalLearningRateFraction), "0 .. 1", FinalLearningRateFraction);
+        Rule(
+            FinalLearningRateFraction is >= 0 and <= 1, nameof(FinalLearningRateFraction), "0 .. 1",
+            FinalLearningRateFraction);
         Rule(Beta1 is >= 0 and < 1, nameof(Beta1), "0 <= b < 1", Beta1);
         Rule(Beta2 is >= 0 and < 1, nameof(Beta2), "0 <= b < 1", Beta2);
         Rule(double.IsFinite(Epsilon) && Epsilon > 0, nameof(Epsilon), "a finite number above 0", Epsilon);
-        Rule(double.IsFinite(WeightDecay) && WeightDecay >= 0, nameof(WeightDecay), "a finite number from 0 up", WeightDecay);
-        Rule(AdafactorDecayExponent is > 0 and <= 1, nameof(AdafactorDecayExponent), "0 < x <= 1", AdafactorDecayExponent);
         Rule(
-            double.IsFinite(AdafactorClipThreshold) && AdafactorClipThreshold > 0,
-            nameof(AdafactorClipThreshold), "a finite number above 0", AdafactorClipThreshold);
-        Rule(double.IsFinite(MaxGradientNorm) && MaxGradientNorm >= 0, nameof(MaxGradientNorm), "a finite number from 0 up", MaxGradientNorm);
+            double.IsFinite(WeightDecay) && WeightDecay >= 0, nameof(WeightDecay), "a finite number from 0 up",
+            WeightDecay);
+        Rule(
+            AdafactorDecayExponent is > 0 and <= 1, nameof(AdafactorDecayExponent), "0 < x <= 1",
+            AdafactorDecayExponent);
+        Rule(
+            double.IsFinite(AdafactorClipThreshold) && AdafactorClipThreshold > 0, nameof(AdafactorClipThreshold),
+            "a finite number above 0", AdafactorClipThreshold);
+        Rule(
+            double.IsFinite(MaxGradientNorm) && MaxGradientNorm >= 0, nameof(MaxGradientNorm),
+            "a finite number from 0 up", MaxGradientNorm);
         Rule(EvaluateEvery >= 0, nameof(EvaluateEvery), "an integer from 0 up", EvaluateEvery);
         Rule(EvaluationBatches >= 1, nameof(EvaluationBatches), "an integer from 1 up", EvaluationBatches);
         Rule(EvaluationRounds is null or >= 1, nameof(EvaluationRounds), "an integer from 1 up", EvaluationRounds ?? 0);
@@ -174,12 +191,15 @@ public sealed record TrainingOptions
         {
             LearningRateSchedule.Linear => LearningRate + ((last - LearningRate) * part),
             LearningRateSchedule.Cosine => last + ((LearningRate - last) * 0.5 * (1 + Math.Cos(Math.PI * part))),
-            LearningRateSchedule.Rsqrt => LearningRate * Math.Sqrt(Math.Max(1, WarmupSteps) / (double)Math.Max(1, step)),
+            LearningRateSchedule.Rsqrt => LearningRate
+                * Math.Sqrt(Math.Max(1, WarmupSteps) / (double)Math.Max(1, step)),
             _ => LearningRate,
         };
     }
 
-    /// <summary>These options with the other ones' length, intervals and memory, which a resumed run may change.</summary>
+    /// <summary>
+    /// These options with the other ones' length, intervals and memory, which a resumed run may change.
+    /// </summary>
     internal TrainingOptions WithIntervalsOf(TrainingOptions other) => this with
     {
         Steps = other.Steps,

@@ -12,7 +12,8 @@ namespace ReformerNative.Training;
 /// <param name="HeldOut">Held-out loss after the update; null when it was not measured.</param>
 /// <param name="Checkpoint">Directory of the checkpoint written after the update; null when none was.</param>
 public readonly record struct TrainingStep(
-    long Step, LossResult Loss, double LearningRate, double GradientNorm, long Tokens, double Seconds, LossResult? HeldOut, string? Checkpoint)
+    long Step, LossResult Loss, double LearningRate, double GradientNorm, long Tokens, double Seconds,
+    LossResult? HeldOut, string? Checkpoint)
 {
     /// <summary>Tokens read a second.</summary>
     public double TokensPerSecond => Tokens / Seconds;
@@ -23,10 +24,14 @@ public readonly record struct TrainingStep(
 /// <param name="Last">The last step; its number is 0 when none was done.</param>
 /// <param name="HeldOut">The last held-out loss; null when none was measured.</param>
 /// <param name="Checkpoint">The newest checkpoint; null when there is none.</param>
-public readonly record struct TrainingResult(bool Completed, TrainingStep Last, LossResult? HeldOut, string? Checkpoint);
+public readonly record struct TrainingResult(
+    bool Completed, TrainingStep Last, LossResult? HeldOut, string? Checkpoint);
 
-/// <summary>Training cannot go on: the loss or the gradients are not finite. The parameters are those before the step.</summary>
-[System.Diagnostics.CodeAnalysis.SuppressMessage("Design", "CA1032", Justification = "The message is made from the step.")]
+/// <summary>
+/// Training cannot go on: the loss or the gradients are not finite. The parameters are those before the step.
+/// </summary>
+[System.Diagnostics.CodeAnalysis.SuppressMessage(
+    "Design", "CA1032", Justification = "The message is made from the step.")]
 public sealed class TrainingDivergedException : Exception
 {
     internal TrainingDivergedException(long step, string what, double value)

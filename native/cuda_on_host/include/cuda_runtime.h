@@ -1,6 +1,7 @@
-// Stand-in for the CUDA runtime's header: host code of the CUDA backend compiles against it unchanged and runs on the CPU. It declares
-// what the backend uses, with the names, values and meaning of the CUDA runtime API 11.8; anything else is a compile error on purpose.
-// Behaviour (queues, faults, limits of the simulated device) is described in ../README.md and steered through ../control.h.
+// Stand-in for the CUDA runtime's header: host code of the CUDA backend compiles against it unchanged and runs on the
+// CPU. It declares what the backend uses, with the names, values and meaning of the CUDA runtime API 11.8; anything
+// else is a compile error on purpose. Behaviour (queues, faults, limits of the simulated device) is described in
+// ../README.md and steered through ../control.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +10,7 @@
 #define RFN_CUDA_ON_HOST 1
 #define CUDART_CB
 
-// ---- vector types ---------------------------------------------------------------------------------------------------------------------
+// ---- vector types -------------------------------------------------------------------------------
 
 // Alignment as on the device: 2- and 4-vectors align to their size, at most 16; 3-vectors to their element.
 #define RFN_VECTOR(name, T, bytes)                                   \
@@ -47,7 +48,7 @@ struct dim3 {
   constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-// ---- errors ---------------------------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------
 
 #define RFN_CUDA_ERRORS(X)                                                                                    \
   X(cudaSuccess, 0, "no error")                                                                               \
@@ -89,7 +90,7 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
 
-// ---- handles --------------------------------------------------------------------------------------------------------------------------
+// ---- handles ------------------------------------------------------------------------------------
 
 typedef struct CUstream_st* cudaStream_t;
 typedef struct CUevent_st* cudaEvent_t;
@@ -98,7 +99,7 @@ typedef struct CUgraphExec_st* cudaGraphExec_t;
 typedef struct CUmemPoolHandle_st* cudaMemPool_t;
 typedef void (*cudaHostFn_t)(void* data);
 
-// ---- devices --------------------------------------------------------------------------------------------------------------------------
+// ---- devices ------------------------------------------------------------------------------------
 
 struct cudaUUID_t {
   char bytes[16];
@@ -158,7 +159,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can_access, int device, int peer);
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int flags);
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest);
 
-// ---- memory ---------------------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost = 0,
@@ -167,7 +168,12 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice = 3,
   cudaMemcpyDefault = 4,
 };
-enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
+enum cudaMemoryType {
+  cudaMemoryTypeUnregistered = 0,
+  cudaMemoryTypeHost = 1,
+  cudaMemoryTypeDevice = 2,
+  cudaMemoryTypeManaged = 3
+};
 struct cudaPointerAttributes {
   cudaMemoryType type;
   int device;
@@ -197,16 +203,18 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t keep_bytes);
 
 cudaError_t cudaMemcpy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind);
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
-cudaError_t cudaMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
-cudaError_t cudaMemcpyPeerAsync(void* destination, int destination_device, const void* source, int source_device, size_t bytes,
-                                cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpyPeerAsync(void* destination, int destination_device, const void* source, int source_device,
+                                size_t bytes, cudaStream_t stream = nullptr);
 cudaError_t cudaMemset(void* destination, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* destination, int value, size_t bytes, cudaStream_t stream = nullptr);
 
 namespace rfn::cuda_on_host {
-cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source, size_t bytes, size_t offset, cudaStream_t stream);
+cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source, size_t bytes, size_t offset,
+                           cudaStream_t stream);
 }
 template <class T>
 cudaError_t cudaMemcpyToSymbolAsync(const T& symbol, const void* source, size_t bytes, size_t offset = 0,
@@ -219,7 +227,7 @@ cudaError_t cudaMemcpyToSymbol(const T& symbol, const void* source, size_t bytes
   return cudaMemcpyToSymbolAsync(symbol, source, bytes, offset);
 }
 
-// ---- streams, events, graphs ----------------------------------------------------------------------------------------------------------
+// ---- streams, events, graphs --------------------------------------------------------------------
 
 #define cudaStreamDefault 0x00
 #define cudaStreamNonBlocking 0x01
@@ -227,7 +235,11 @@ cudaError_t cudaMemcpyToSymbol(const T& symbol, const void* source, size_t bytes
 #define cudaEventDefault 0x00
 #define cudaEventBlockingSync 0x01
 #define cudaEventDisableTiming 0x02
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1, cudaStreamCaptureModeRelaxed = 2 };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal = 0,
+  cudaStreamCaptureModeThreadLocal = 1,
+  cudaStreamCaptureModeRelaxed = 2
+};
 enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusNone = 0,
   cudaStreamCaptureStatusActive = 1,
@@ -259,9 +271,12 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 
-// ---- kernels --------------------------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributePreferredSharedMemoryCarveout = 9
+};
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;  // 0: the host does not know a kernel's static shared memory before it runs
   int maxThreadsPerBlock;
@@ -283,8 +298,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel* kernel
 }
 // By threads and shared memory alone: registers are unknown here.
 template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel* kernel, int block_threads, size_t dynamic_shared_bytes) {
-  return rfn::cuda_on_host::max_active_blocks(reinterpret_cast<const void*>(kernel), block_threads, dynamic_shared_bytes, blocks);
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel* kernel, int block_threads,
+                                                          size_t dynamic_shared_bytes) {
+  return rfn::cuda_on_host::max_active_blocks(reinterpret_cast<const void*>(kernel), block_threads,
+                                              dynamic_shared_bytes, blocks);
 }
 
 template <class T>

@@ -6,14 +6,38 @@ public sealed class BlockTests
     {
         var lsh = new AttentionOptions
         {
-            Kind = AttentionKind.Lsh, SharedQk = true, Causal = true, KeyNorm = KeyNorm.Rms, Rounds = 2, Factors = [4], ChunkLength = 4,
-            ChunksBefore = 1, Wrap = true, Dropout = 0.2f, PadBucket = true,
+            Kind = AttentionKind.Lsh,
+            SharedQk = true,
+            Causal = true,
+            KeyNorm = KeyNorm.Rms,
+            Rounds = 2,
+            Factors = [4],
+            ChunkLength = 4,
+            ChunksBefore = 1,
+            Wrap = true,
+            Dropout = 0.2f,
+            PadBucket = true,
         };
         yield return new TestCaseData(lsh, true).SetArgDisplayNames("lsh masked");
-        yield return new TestCaseData(lsh with { Window = LshWindow.Strict, LogCount = true }, false).SetArgDisplayNames("lsh strict");
-        var local = new AttentionOptions { Kind = AttentionKind.Local, Causal = true, ChunkLength = 4, ChunksBefore = 1, Dropout = 0.2f };
+        yield return new TestCaseData(
+            lsh with
+            {
+                Window = LshWindow.Strict,
+                LogCount = true,
+            },
+            false
+        ).SetArgDisplayNames("lsh strict");
+        var local = new AttentionOptions
+        {
+            Kind = AttentionKind.Local,
+            Causal = true,
+            ChunkLength = 4,
+            ChunksBefore = 1,
+            Dropout = 0.2f,
+        };
         yield return new TestCaseData(local, false).SetArgDisplayNames("local");
-        yield return new TestCaseData(new AttentionOptions { Kind = AttentionKind.Full, Dropout = 0.2f }, true).SetArgDisplayNames("full masked");
+        yield return new TestCaseData(
+            new AttentionOptions { Kind = AttentionKind.Full, Dropout = 0.2f }, true).SetArgDisplayNames("full masked");
     }
 
     [TestCaseSource(nameof(Kinds))]
@@ -24,7 +48,10 @@ public sealed class BlockTests
         {
             var random = new Random(1);
             var (options, p) = Create(random, attention, exponent);
-            double[] x1 = random.Normals(2 * 9 * 6), x2 = random.Normals(2 * 9 * 6), up1 = random.Normals(2 * 9 * 6), up2 = random.Normals(2 * 9 * 6);
+            double[] x1 = random.Normals(2 * 9 * 6),
+                x2 = random.Normals(2 * 9 * 6),
+                up1 = random.Normals(2 * 9 * 6),
+                up2 = random.Normals(2 * 9 * 6);
             var mask = masked ? random.Mask(18) : null;
             var rotations = random.Normals(2 * 3 * 2 * 2);
             var buckets = Block.Forward(options, p, x1, x2, mask, rotations).Buckets;
@@ -60,10 +87,12 @@ public sealed class BlockTests
         Assert.That(x.Second, Is.EqualTo(x2));
         Assert.That(x.Buckets, Is.EqualTo(y.Buckets));
         Assert.That(y.First, Is.EqualTo(plain.First).Within(Math.ScaleB(1, -17)));
-        Assert.That(y.First.Concat(y.Second).Select(v => Math.ScaleB(v, 16)).Select(v => v - Math.Round(v)), Is.All.Zero);
+        Assert.That(
+            y.First.Concat(y.Second).Select(v => Math.ScaleB(v, 16)).Select(v => v - Math.Round(v)), Is.All.Zero);
     }
 
-    private static (BlockOptions Options, BlockParameters Parameters) Create(Random random, AttentionOptions attention, int? gridExponent)
+    private static (BlockOptions Options, BlockParameters Parameters) Create(
+        Random random, AttentionOptions attention, int? gridExponent)
     {
         var options = new BlockOptions
         {

@@ -7,8 +7,9 @@ internal sealed class FiniteDifferences(Random random)
     private const double Limit = 1e-6;
 
     /// <summary>
-    /// Compares, for each tensor, the difference quotient of the loss along two random directions and at up to six single elements with the
-    /// gradient. Both are relative to the gradient's size: its length along a direction, its largest element at an element.
+    /// Compares, for each tensor, the difference quotient of the loss along two random directions and at up to six
+    /// single elements with the gradient. Both are relative to the gradient's size: its length along a direction, its
+    /// largest element at an element.
     /// </summary>
     public void Check(Func<double> loss, params (string Name, double[] Values, double[] Gradient)[] tensors)
     {
@@ -31,7 +32,8 @@ internal sealed class FiniteDifferences(Random random)
         }
     }
 
-    private static void Compare(string what, Func<double> loss, double[] values, double[] gradient, double[] direction, double size)
+    private static void Compare(
+        string what, Func<double> loss, double[] values, double[] gradient, double[] direction, double size)
     {
         var original = values.ToArray();
         double At(double distance)
@@ -49,6 +51,8 @@ internal sealed class FiniteDifferences(Random random)
         var expected = gradient.Zip(direction, (g, d) => g * d).Sum();
 
         // A loss of the order of 1 leaves 1e-16 / Step of noise, for gradients that vanish.
-        Assert.That(Math.Abs(quotient - expected), Is.LessThanOrEqualTo(Limit * size + 1e-9), $"{what}: quotient {quotient}, gradient {expected}");
+        Assert.That(
+            Math.Abs(quotient - expected), Is.LessThanOrEqualTo(Limit * size + 1e-9),
+            $"{what}: quotient {quotient}, gradient {expected}");
     }
 }

@@ -5,13 +5,17 @@ public sealed class LshTests
     [Test]
     public void Hash_WorkedExample_GivesHandComputedBuckets()
     {
-        // One head of size 2, one round, factors [4, 2]: columns (1,0) and (0,1) make the first digit, (1,1) the second.
+        // One head of size 2, one round, factors [4, 2]: columns (1,0) and (0,1) make the first digit, (1,1) the
+        // second.
         var options = new AttentionOptions { Factors = [4, 2], PadBucket = true };
         double[] rotations = [1, 0, 1, 0, 1, 1];
         double[] q = [3, 1, -2, 1, 0, -5, 1, 1, 9, 9];
 
-        // (3,1): [3,1,-3,-1] -> 0, [4,-4] -> 0; (-2,1): [-2,1,2,-1] -> 2, [-1,1] -> 1; (0,-5): [0,-5,0,5] -> 3, 1; (1,1): a tie, first wins.
-        Assert.That(Lsh.Hash(options, new(1, 5, 1, 2), q, [true, true, true, true, false], rotations), Is.EqualTo(new[] { 0, 6, 7, 0, 8 }));
+        // (3,1): [3,1,-3,-1] -> 0, [4,-4] -> 0; (-2,1): [-2,1,2,-1] -> 2, [-1,1] -> 1; (0,-5): [0,-5,0,5] -> 3, 1;
+        // (1,1): a tie, first wins.
+        Assert.That(
+            Lsh.Hash(options, new(1, 5, 1, 2), q, [true, true, true, true, false], rotations),
+            Is.EqualTo(new[] { 0, 6, 7, 0, 8 }));
     }
 
     [Test]
@@ -28,8 +32,12 @@ public sealed class LshTests
             var equal = Lsh.Hash(options, shape, q, null, [.. Enumerable.Range(0, scopes).SelectMany(_ => one)]);
             Assert.That(equal, Is.EqualTo(shared));
 
-            // Turning the last scope's rotation around changes the last head's buckets (of every example, if it is per head), and no other.
-            double[] lastTurned = [.. Enumerable.Range(0, scopes).SelectMany(s => one.Select(x => s == scopes - 1 ? -x : x))];
+            // Turning the last scope's rotation around changes the last head's buckets (of every example, if it is per
+            // head), and no other.
+            double[] lastTurned =
+            [
+                .. Enumerable.Range(0, scopes).SelectMany(s => one.Select(x => s == scopes - 1 ? -x : x)),
+            ];
             var turned = Lsh.Hash(options, shape, q, null, lastTurned);
             for (var i = 0; i < shared.Length; i++)
             {
@@ -44,7 +52,8 @@ public sealed class LshTests
     public void Sort_SmallCase_OrdersByBucketThenPositionWithPaddingLast()
     {
         var options = new AttentionOptions { Rounds = 1, ChunkLength = 4 };
-        Assert.That(Lsh.Sort(options, new(1, 6, 1, 1), [2, 0, 1, 0, 2, 1]), Is.EqualTo(new[] { 1, 3, 2, 5, 0, 4, 6, 7 }));
+        Assert.That(
+            Lsh.Sort(options, new(1, 6, 1, 1), [2, 0, 1, 0, 2, 1]), Is.EqualTo(new[] { 1, 3, 2, 5, 0, 4, 6, 7 }));
     }
 
     // Lengths, chunks and results from the specification's table.

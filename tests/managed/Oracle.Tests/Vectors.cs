@@ -3,7 +3,9 @@ namespace ReformerNative.Oracle.Tests;
 /// <summary>Finds tests/vectors and measures as its README says.</summary>
 internal static class Vectors
 {
-    /// <summary>The files hold float64 results rounded to float32: half a unit in the last place of the largest value.</summary>
+    /// <summary>
+    /// The files hold float64 results rounded to float32: half a unit in the last place of the largest value.
+    /// </summary>
     public const double Float32Rounding = 1.0 / (1 << 24);
 
     public static string Root { get; } = FindRoot();

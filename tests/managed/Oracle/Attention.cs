@@ -40,8 +40,8 @@ public enum KeyNorm
 }
 
 /// <summary>
-/// The options of rfn_attention_options. <see cref="LogitScale"/> 0 is 1 / sqrt(D); <see cref="PaddedLength"/> 0 is T rounded up to a
-/// multiple of C.
+/// The options of rfn_attention_options. <see cref="LogitScale"/> 0 is 1 / sqrt(D); <see cref="PaddedLength"/> 0 is T
+/// rounded up to a multiple of C.
 /// </summary>
 public sealed record AttentionOptions
 {
@@ -65,7 +65,9 @@ public sealed record AttentionOptions
 
     /// <summary>Slots of a round: the tokens and the padding imagined behind them.</summary>
     public int Padded(int tokens) =>
-        Kind == AttentionKind.Full ? tokens : PaddedLength != 0 ? PaddedLength : (tokens + ChunkLength - 1) / ChunkLength * ChunkLength;
+        Kind == AttentionKind.Full ? tokens
+        : PaddedLength != 0 ? PaddedLength
+        : (tokens + ChunkLength - 1) / ChunkLength * ChunkLength;
 }
 
 /// <summary>Sizes of q, k, v and out: [Batch, Tokens, Heads, HeadSize], row-major.</summary>
@@ -76,10 +78,16 @@ public sealed record AttentionShape(int Batch, int Tokens, int Heads, int HeadSi
     public int Offset(int b, int t, int h) => ((b * Tokens + t) * Heads + h) * HeadSize;
 }
 
-/// <summary>Inputs of attention. Keys are null with shared QK. Mask [B,T], true = real, null = all real. Buckets [B,H,R,T] for LSH.</summary>
-public sealed record AttentionInput(AttentionShape Shape, double[] Q, double[]? K, double[] V, bool[]? Mask, int[]? Buckets);
+/// <summary>
+/// Inputs of attention. Keys are null with shared QK. Mask [B,T], true = real, null = all real. Buckets [B,H,R,T] for
+/// LSH.
+/// </summary>
+public sealed record AttentionInput(
+    AttentionShape Shape, double[] Q, double[]? K, double[] V, bool[]? Mask, int[]? Buckets);
 
-/// <summary>Out [B,T,H,D] and Lse [B,H,T], the log of the summed exponentials of all scores of a query (-inf without any).</summary>
+/// <summary>
+/// Out [B,T,H,D] and Lse [B,H,T], the log of the summed exponentials of all scores of a query (-inf without any).
+/// </summary>
 public sealed record AttentionResult(double[] Out, double[] Lse);
 
 /// <summary>The same for each round by itself: Out [R,B,T,H,D], Lse [R,B,H,T].</summary>
@@ -89,14 +97,14 @@ public sealed record RoundsResult(double[] Out, double[] Lse);
 public sealed record AttentionGradients(double[] Q, double[]? K, double[] V);
 
 /// <summary>
-/// Attention of every kind, query by query: list the keys that the query meets, take the softmax over the list, sum the values.
-/// A key met in several rounds is in the list several times.
+/// Attention of every kind, query by query: list the keys that the query meets, take the softmax over the list, sum the
+/// values. A key met in several rounds is in the list several times.
 /// </summary>
 public sealed class Attention
 {
     /// <summary>
-    /// Subtracted from the logit of a pair that a window shows by wrapping into another round although no round counts it: the existing
-    /// implementation's guard against the log of 0.
+    /// Subtracted from the logit of a pair that a window shows by wrapping into another round although no round counts
+    /// it: the existing implementation's guard against the log of 0.
     /// </summary>
     public static readonly double LogOfNoCount = Math.Log(1e-9);
 
@@ -108,7 +116,7 @@ public sealed class Attention
     private readonly int _rounds;
     private readonly int _padded;
     private readonly int[] _sorted; // [B,H,R,padded]: position at each slot
-    private readonly int[] _slots;  // [B,H,R,padded]: slot of each position
+    private readonly int[] _slots; // [B,H,R,padded]: slot of each position
 
     private Attention(AttentionOptions options, AttentionInput input, Randomness randomness)
     {
@@ -120,9 +128,10 @@ public sealed class Attention
         _keys = KeyNorms.Apply(options.SharedQk ? input.Q : input.K!, shape.HeadSize, options.KeyNorm);
         _rounds = options.Kind == AttentionKind.Lsh ? options.Rounds : 1;
         _padded = options.Padded(shape.Tokens);
-        _sorted = options.Kind == AttentionKind.Lsh
-            ? Lsh.Sort(options, shape, input.Buckets!)
-            : [.. Enumerable.Range(0, shape.Batch * shape.Heads).SelectMany(_ => Enumerable.Range(0, _padded))];
+        _sorted =
+            options.Kind == AttentionKind.Lsh
+                ? Lsh.Sort(options, shape, input.Buckets!)
+                : [.. Enumerable.Range(0, shape.Batch * shape.Heads).SelectMany(_ => Enumerable.Range(0, _padded))];
         _slots = new int[_sorted.Length];
         for (var i = 0; i < _sorted.Length; i++)
         {
@@ -139,24 +148,34 @@ public sealed class Attention
         var self = new Attention(options, input, randomness);
         var shape = input.Shape;
         var result = new AttentionResult(new double[shape.Size], new double[shape.Batch * shape.Heads * shape.Tokens]);
-        self.ForEachQuery((b, h, i, meetings) =>
-            result.Lse[(b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(b, h, i, meetings, result.Out.AsSpan(shape.Offset(b, i, h))));
+        self.ForEachQuery(
+            (b, h, i, meetings) =>
+                result.Lse[(b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(
+                    b, h, i, meetings, result.Out.AsSpan(shape.Offset(b, i, h)))
+        );
         return result;
     }
 
     /// <summary>Gradients of a loss whose gradient with respect to the output is given, buckets held fixed.</summary>
-    public static AttentionGradients Backward(AttentionOptions options, AttentionInput input, Randomness randomness, double[] gradOut)
+    public static AttentionGradients Backward(
+        AttentionOptions options, AttentionInput input, Randomness randomness, double[] gradOut)
     {
         var self = new Attention(options, input, randomness);
         var shape = input.Shape;
-        double[] dQ = new double[shape.Size], dK = new double[shape.Size], dV = new double[shape.Size];
-        self.ForEachQuery((b, h, i, meetings) =>
-            self.BackwardQuery(b, h, i, meetings, gradOut.AsSpan(shape.Offset(b, i, h), shape.HeadSize), 0, dQ, dK, dV));
+        double[] dQ = new double[shape.Size],
+            dK = new double[shape.Size],
+            dV = new double[shape.Size];
+        self.ForEachQuery(
+            (b, h, i, meetings) =>
+                self.BackwardQuery(
+                    b, h, i, meetings, gradOut.AsSpan(shape.Offset(b, i, h), shape.HeadSize), 0, dQ, dK, dV)
+        );
         return self.Collect(dQ, dK, dV);
     }
 
     /// <summary>
-    /// Each round by itself. A shared-QK query without any other key in a round has its own value there and log-sum-exp -inf.
+    /// Each round by itself. A shared-QK query without any other key in a round has its own value there and log-sum-exp
+    /// -inf.
     /// </summary>
     public static RoundsResult Attend(AttentionOptions options, AttentionInput input, Randomness randomness)
     {
@@ -164,56 +183,70 @@ public sealed class Attention
         var shape = input.Shape;
         var lseSize = shape.Batch * shape.Heads * shape.Tokens;
         var result = new RoundsResult(new double[options.Rounds * shape.Size], new double[options.Rounds * lseSize]);
-        self.ForEachQuery((b, h, i, meetings) =>
-        {
-            for (var r = 0; r < options.Rounds; r++)
+        self.ForEachQuery(
+            (b, h, i, meetings) =>
             {
-                var own = meetings.Where(m => m.Round == r).ToList();
-                result.Lse[r * lseSize + (b * shape.Heads + h) * shape.Tokens + i] =
-                    self.ForwardQuery(b, h, i, own, result.Out.AsSpan(r * shape.Size + shape.Offset(b, i, h)));
+                for (var r = 0; r < options.Rounds; r++)
+                {
+                    var own = meetings.Where(m => m.Round == r).ToList();
+                    result.Lse[r * lseSize + (b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(
+                        b, h, i, own, result.Out.AsSpan(r * shape.Size + shape.Offset(b, i, h)));
+                }
             }
-        });
+        );
         return result;
     }
 
     /// <summary>Backward pass of <see cref="Attend"/>, given the gradients of both of its results.</summary>
     public static AttentionGradients AttendBackward(
-        AttentionOptions options, AttentionInput input, Randomness randomness, double[] gradRoundOut, double[] gradRoundLse)
+        AttentionOptions options, AttentionInput input, Randomness randomness, double[] gradRoundOut,
+        double[] gradRoundLse)
     {
         var self = new Attention(options, input, randomness);
         var shape = input.Shape;
         var lseSize = shape.Batch * shape.Heads * shape.Tokens;
-        double[] dQ = new double[shape.Size], dK = new double[shape.Size], dV = new double[shape.Size];
-        self.ForEachQuery((b, h, i, meetings) =>
-        {
-            for (var r = 0; r < options.Rounds; r++)
+        double[] dQ = new double[shape.Size],
+            dK = new double[shape.Size],
+            dV = new double[shape.Size];
+        self.ForEachQuery(
+            (b, h, i, meetings) =>
             {
-                var own = meetings.Where(m => m.Round == r).ToList();
-                self.BackwardQuery(b, h, i, own, gradRoundOut.AsSpan(r * shape.Size + shape.Offset(b, i, h), shape.HeadSize),
-                    gradRoundLse[r * lseSize + (b * shape.Heads + h) * shape.Tokens + i], dQ, dK, dV);
+                for (var r = 0; r < options.Rounds; r++)
+                {
+                    var own = meetings.Where(m => m.Round == r).ToList();
+                    self.BackwardQuery(
+                        b, h, i, own, gradRoundOut.AsSpan(r * shape.Size + shape.Offset(b, i, h), shape.HeadSize),
+                        gradRoundLse[r * lseSize + (b * shape.Heads + h) * shape.Tokens + i], dQ, dK, dV);
+                }
             }
-        });
+        );
         return self.Collect(dQ, dK, dV);
     }
 
-    /// <summary>Weights each round by exp(lse_r - lse). If no round has a key, every round holds the same output, and round 0's is taken.</summary>
+    /// <summary>
+    /// Weights each round by exp(lse_r - lse). If no round has a key, every round holds the same output, and round 0's
+    /// is taken.
+    /// </summary>
     public static AttentionResult Combine(AttentionShape shape, int rounds, RoundsResult each)
     {
         var lseSize = shape.Batch * shape.Heads * shape.Tokens;
         var result = new AttentionResult(new double[shape.Size], new double[lseSize]);
-        ForEachRow(shape, (lseIndex, offset) =>
-        {
-            var lse = LogSumExp(Enumerable.Range(0, rounds).Select(r => each.Lse[r * lseSize + lseIndex]));
-            result.Lse[lseIndex] = lse;
-            for (var r = 0; r < rounds; r++)
+        ForEachRow(
+            shape,
+            (lseIndex, offset) =>
             {
-                var weight = RoundWeight(each.Lse[r * lseSize + lseIndex], lse, r);
-                for (var d = 0; d < shape.HeadSize; d++)
+                var lse = LogSumExp(Enumerable.Range(0, rounds).Select(r => each.Lse[r * lseSize + lseIndex]));
+                result.Lse[lseIndex] = lse;
+                for (var r = 0; r < rounds; r++)
                 {
-                    result.Out[offset + d] += weight * each.Out[r * shape.Size + offset + d];
+                    var weight = RoundWeight(each.Lse[r * lseSize + lseIndex], lse, r);
+                    for (var d = 0; d < shape.HeadSize; d++)
+                    {
+                        result.Out[offset + d] += weight * each.Out[r * shape.Size + offset + d];
+                    }
                 }
             }
-        });
+        );
         return result;
     }
 
@@ -222,31 +255,37 @@ public sealed class Attention
     {
         var lseSize = shape.Batch * shape.Heads * shape.Tokens;
         var result = new RoundsResult(new double[rounds * shape.Size], new double[rounds * lseSize]);
-        ForEachRow(shape, (lseIndex, offset) =>
-        {
-            var lse = LogSumExp(Enumerable.Range(0, rounds).Select(r => each.Lse[r * lseSize + lseIndex]));
-            var weights = Enumerable.Range(0, rounds).Select(r => RoundWeight(each.Lse[r * lseSize + lseIndex], lse, r)).ToArray();
-            var gradWeights = new double[rounds]; // dL/dw_r = dO . o_r
-            for (var r = 0; r < rounds; r++)
+        ForEachRow(
+            shape,
+            (lseIndex, offset) =>
             {
-                for (var d = 0; d < shape.HeadSize; d++)
+                var lse = LogSumExp(Enumerable.Range(0, rounds).Select(r => each.Lse[r * lseSize + lseIndex]));
+                var weights = Enumerable
+                    .Range(0, rounds)
+                    .Select(r => RoundWeight(each.Lse[r * lseSize + lseIndex], lse, r))
+                    .ToArray();
+                var gradWeights = new double[rounds]; // dL/dw_r = dO . o_r
+                for (var r = 0; r < rounds; r++)
                 {
-                    result.Out[r * shape.Size + offset + d] = weights[r] * gradOut[offset + d];
-                    gradWeights[r] += gradOut[offset + d] * each.Out[r * shape.Size + offset + d];
+                    for (var d = 0; d < shape.HeadSize; d++)
+                    {
+                        result.Out[r * shape.Size + offset + d] = weights[r] * gradOut[offset + d];
+                        gradWeights[r] += gradOut[offset + d] * each.Out[r * shape.Size + offset + d];
+                    }
+                }
+
+                if (double.IsNegativeInfinity(lse))
+                {
+                    return;
+                }
+
+                var mean = weights.Zip(gradWeights, (w, g) => w * g).Sum();
+                for (var r = 0; r < rounds; r++)
+                {
+                    result.Lse[r * lseSize + lseIndex] = weights[r] * (gradWeights[r] - mean);
                 }
             }
-
-            if (double.IsNegativeInfinity(lse))
-            {
-                return;
-            }
-
-            var mean = weights.Zip(gradWeights, (w, g) => w * g).Sum();
-            for (var r = 0; r < rounds; r++)
-            {
-                result.Lse[r * lseSize + lseIndex] = weights[r] * (gradWeights[r] - mean);
-            }
-        });
+        );
         return result;
     }
 
@@ -303,9 +342,11 @@ public sealed class Attention
         }
     }
 
-    private bool IsReal(int b, int t) => t < _input.Shape.Tokens && (_input.Mask is null || _input.Mask[b * _input.Shape.Tokens + t]);
+    private bool IsReal(int b, int t) =>
+        t < _input.Shape.Tokens && (_input.Mask is null || _input.Mask[b * _input.Shape.Tokens + t]);
 
-    private bool Allowed(int b, int i, int j) => IsReal(b, j) && !(_options.Causal && j > i) && !(_options.SharedQk && j == i);
+    private bool Allowed(int b, int i, int j) =>
+        IsReal(b, j) && !(_options.Causal && j > i) && !(_options.SharedQk && j == i);
 
     private List<Meeting> Meetings(int b, int h, int i)
     {
@@ -354,16 +395,18 @@ public sealed class Attention
                     var keyRound = chunk / chunks;
                     var keySlot = chunk % chunks * c + u;
                     var j = _sorted[Row(b, h, keyRound) + keySlot];
-                    if (!Allowed(b, i, j) || (_options.Window != LshWindow.Slots && !(keyRound == r && SameBucket(b, h, r, i, j))) ||
-                        (_options.Window == LshWindow.Strict && !IsJustAhead(keySlot, slot)))
+                    if (!Allowed(b, i, j)
+                        || (_options.Window != LshWindow.Slots && !(keyRound == r && SameBucket(b, h, r, i, j)))
+                        || (_options.Window == LshWindow.Strict && !IsJustAhead(keySlot, slot)))
                     {
                         continue;
                     }
 
                     // A strict window's elements count by position and distance, which later tokens do not change.
-                    var element = _options.Window == LshWindow.Strict
-                        ? ((long)Row(b, h, r) + i) * width + slot - keySlot - 1
-                        : ((long)Row(b, h, r) + slot) * width + (o + _options.ChunksBefore) * c + u;
+                    var element =
+                        _options.Window == LshWindow.Strict
+                            ? ((long)Row(b, h, r) + i) * width + slot - keySlot - 1
+                            : ((long)Row(b, h, r) + slot) * width + (o + _options.ChunksBefore) * c + u;
                     meetings.Add(new(r, j, _options.LogCount ? LogCount(b, h, i, j) : 0, element));
                 }
             }
@@ -385,9 +428,12 @@ public sealed class Attention
         return _input.Buckets![row + i] == _input.Buckets[row + j];
     }
 
-    private bool IsJustAhead(int keySlot, int slot) => keySlot < slot && slot - keySlot <= _options.ChunksBefore * _options.ChunkLength;
+    private bool IsJustAhead(int keySlot, int slot) =>
+        keySlot < slot && slot - keySlot <= _options.ChunksBefore * _options.ChunkLength;
 
-    /// <summary>Log of the number of rounds in which the query's window of that round holds the key's slot of the same round.</summary>
+    /// <summary>
+    /// Log of the number of rounds in which the query's window of that round holds the key's slot of the same round.
+    /// </summary>
     private double LogCount(int b, int h, int i, int j)
     {
         var count = Enumerable.Range(0, _rounds).Count(r => Counts(b, h, r, i, j));
@@ -396,7 +442,8 @@ public sealed class Attention
 
     private bool Counts(int b, int h, int r, int i, int j)
     {
-        int query = _slots[Row(b, h, r) + i], key = _slots[Row(b, h, r) + j];
+        int query = _slots[Row(b, h, r) + i],
+            key = _slots[Row(b, h, r) + j];
         if (_options.Window != LshWindow.Slots && !SameBucket(b, h, r, i, j))
         {
             return false;
@@ -409,7 +456,8 @@ public sealed class Attention
 
         var c = _options.ChunkLength;
         var allChunks = _rounds * (_padded / c);
-        return Enumerable.Range(-_options.ChunksBefore, 1 + _options.ChunksBefore + _options.ChunksAfter)
+        return Enumerable
+            .Range(-_options.ChunksBefore, 1 + _options.ChunksBefore + _options.ChunksAfter)
             .Select(o => query / c + o - key / c)
             .Any(difference => difference == 0 || (_options.Wrap && difference % allChunks == 0));
     }
@@ -417,11 +465,20 @@ public sealed class Attention
     private double[] Scores(int b, int h, int i, List<Meeting> meetings)
     {
         var shape = _input.Shape;
-        return [.. meetings.Select(m => _scale * Dot(_input.Q.AsSpan(shape.Offset(b, i, h), shape.HeadSize),
-            _keys.AsSpan(shape.Offset(b, m.Key, h), shape.HeadSize)) - m.LogCount)];
+        return
+        [
+            .. meetings.Select(m =>
+                _scale
+                    * Dot(
+                        _input.Q.AsSpan(shape.Offset(b, i, h), shape.HeadSize),
+                        _keys.AsSpan(shape.Offset(b, m.Key, h), shape.HeadSize))
+                - m.LogCount
+            ),
+        ];
     }
 
-    private double Multiplier(Meeting m) => Philox.DropoutMultiplier(_randomness, Site.AttentionProbabilities, m.Element, _options.Dropout);
+    private double Multiplier(Meeting m) =>
+        Philox.DropoutMultiplier(_randomness, Site.AttentionProbabilities, m.Element, _options.Dropout);
 
     /// <summary>Adds the query's output to the row and returns its log-sum-exp.</summary>
     private double ForwardQuery(int b, int h, int i, List<Meeting> meetings, Span<double> output)
@@ -451,9 +508,12 @@ public sealed class Attention
         return lse;
     }
 
-    /// <summary>Adds the gradients that flow through one query's softmax; dK is with respect to the normalised keys.</summary>
+    /// <summary>
+    /// Adds the gradients that flow through one query's softmax; dK is with respect to the normalised keys.
+    /// </summary>
     private void BackwardQuery(
-        int b, int h, int i, List<Meeting> meetings, ReadOnlySpan<double> gradOut, double gradLse, double[] dQ, double[] dK, double[] dV)
+        int b, int h, int i, List<Meeting> meetings, ReadOnlySpan<double> gradOut, double gradLse, double[] dQ,
+        double[] dK, double[] dV)
     {
         var shape = _input.Shape;
         var query = shape.Offset(b, i, h);
@@ -500,8 +560,6 @@ public sealed class Attention
     {
         var source = _options.SharedQk ? _input.Q : _input.K!;
         var throughNorm = KeyNorms.Backward(source, dK, _input.Shape.HeadSize, _options.KeyNorm);
-        return _options.SharedQk
-            ? new([.. dQ.Zip(throughNorm, (a, b) => a + b)], null, dV)
-            : new(dQ, throughNorm, dV);
+        return _options.SharedQk ? new([.. dQ.Zip(throughNorm, (a, b) => a + b)], null, dV) : new(dQ, throughNorm, dV);
     }
 }

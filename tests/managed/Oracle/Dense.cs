@@ -46,7 +46,9 @@ public static class Activations
         }
     }
 
-    /// <summary>The error function by its series of positive terms, 2/sqrt(pi) exp(-x^2) sum_n 2^n x^(2n+1) / (2n+1)!!.</summary>
+    /// <summary>
+    /// The error function by its series of positive terms, 2/sqrt(pi) exp(-x^2) sum_n 2^n x^(2n+1) / (2n+1)!!.
+    /// </summary>
     public static double Erf(double x)
     {
         if (Math.Abs(x) > 6)
@@ -75,7 +77,8 @@ public sealed record LinearGradients(double[] X, double[] Weight, double[]? Bias
 /// <summary>y = activation(x weight^T + bias) for x [N, inputs], weight [outputs, inputs].</summary>
 public static class Linear
 {
-    public static double[] Forward(double[] x, double[] weight, double[]? bias, int inputs, Activation activation = Activation.None)
+    public static double[] Forward(
+        double[] x, double[] weight, double[]? bias, int inputs, Activation activation = Activation.None)
     {
         var outputs = weight.Length / inputs;
         var y = new double[x.Length / inputs * outputs];
@@ -95,11 +98,13 @@ public static class Linear
     }
 
     public static LinearGradients Backward(
-        double[] x, double[] weight, double[]? bias, int inputs, double[] gradY, Activation activation = Activation.None)
+        double[] x, double[] weight, double[]? bias, int inputs, double[] gradY,
+        Activation activation = Activation.None)
     {
         var outputs = weight.Length / inputs;
         var before = activation == Activation.None ? gradY : Forward(x, weight, bias, inputs);
-        var gradients = new LinearGradients(new double[x.Length], new double[weight.Length], bias is null ? null : new double[outputs]);
+        var gradients = new LinearGradients(
+            new double[x.Length], new double[weight.Length], bias is null ? null : new double[outputs]);
         for (var i = 0; i < gradY.Length; i++)
         {
             var (n, m) = (i / outputs, i % outputs);
@@ -184,15 +189,18 @@ public sealed record FeedForwardParameters(double[] W1, double[] B1, double[] W2
 /// <summary>y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2).</summary>
 public static class FeedForward
 {
-    public static double[] Forward(double[] x, FeedForwardParameters p, Activation activation, float dropout, Randomness randomness)
+    public static double[] Forward(
+        double[] x, FeedForwardParameters p, Activation activation, float dropout, Randomness randomness)
     {
         var hidden = Hidden(x, p, dropout, randomness);
         var active = hidden.Select(h => Activations.Value(activation, h)).ToArray();
-        return Philox.Dropout(Linear.Forward(active, p.W2, p.B2, p.B1.Length), randomness, Site.FeedForwardOutput, dropout);
+        return Philox.Dropout(
+            Linear.Forward(active, p.W2, p.B2, p.B1.Length), randomness, Site.FeedForwardOutput, dropout);
     }
 
     public static (double[] X, FeedForwardParameters Parameters) Backward(
-        double[] x, FeedForwardParameters p, Activation activation, float dropout, Randomness randomness, double[] gradY)
+        double[] x, FeedForwardParameters p, Activation activation, float dropout, Randomness randomness,
+        double[] gradY)
     {
         var hidden = Hidden(x, p, dropout, randomness);
         var active = hidden.Select(h => Activations.Value(activation, h)).ToArray();

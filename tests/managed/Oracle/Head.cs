@@ -14,13 +14,15 @@ public sealed record FinalNormGradients(double[] Stream1, double[] Stream2, doub
 public static class FinalNorm
 {
     public static double[] Forward(
-        Combine combine, double[] stream1, double[] stream2, int width, double[] weight, double[] bias, double epsilon, float dropout,
-        Randomness randomness) =>
-        Philox.Dropout(LayerNorm.Forward(Join(combine, stream1, stream2, width), weight, bias, epsilon), randomness, Site.FinalNorm, dropout);
+        Combine combine, double[] stream1, double[] stream2, int width, double[] weight, double[] bias, double epsilon,
+        float dropout, Randomness randomness) =>
+        Philox.Dropout(
+            LayerNorm.Forward(Join(combine, stream1, stream2, width), weight, bias, epsilon), randomness,
+            Site.FinalNorm, dropout);
 
     public static FinalNormGradients Backward(
-        Combine combine, double[] stream1, double[] stream2, int width, double[] weight, double epsilon, float dropout, Randomness randomness,
-        double[] gradY)
+        Combine combine, double[] stream1, double[] stream2, int width, double[] weight, double epsilon, float dropout,
+        Randomness randomness, double[] gradY)
     {
         var dropped = Philox.Dropout(gradY, randomness, Site.FinalNorm, dropout);
         var norm = LayerNorm.Backward(Join(combine, stream1, stream2, width), weight, epsilon, dropped);
@@ -30,7 +32,8 @@ public static class FinalNorm
             return new(half, [.. half], norm.Weight, norm.Bias);
         }
 
-        double[] first = [.. norm.X.Where((_, i) => i % (2 * width) < width)], second = [.. norm.X.Where((_, i) => i % (2 * width) >= width)];
+        double[] first = [.. norm.X.Where((_, i) => i % (2 * width) < width)],
+            second = [.. norm.X.Where((_, i) => i % (2 * width) >= width)];
         return new(first, second, norm.Weight, norm.Bias);
     }
 
@@ -53,16 +56,19 @@ public static class FinalNorm
     }
 }
 
-/// <summary>Statistics [3] (sum of losses, rows counted, rows right) and the gradients of scale * sum / normalizer.</summary>
-public sealed record HeadLossResult(double[] Statistics, double[] Logits, double[] GradX, double[] GradWeight, double[]? GradBias);
+/// <summary>
+/// Statistics [3] (sum of losses, rows counted, rows right) and the gradients of scale * sum / normalizer.
+/// </summary>
+public sealed record HeadLossResult(
+    double[] Statistics, double[] Logits, double[] GradX, double[] GradWeight, double[]? GradBias);
 
 /// <summary>Linear head [V,K] and cross entropy with label smoothing.</summary>
 public static class HeadLoss
 {
     /// <summary>A normalizer of 0 is the number of rows that count.</summary>
     public static HeadLossResult Run(
-        double[] x, double[] weight, double[]? bias, int inputs, int[] labels, int ignoreIndex, double smoothing = 0, double lossScale = 1,
-        double normalizer = 0)
+        double[] x, double[] weight, double[]? bias, int inputs, int[] labels, int ignoreIndex, double smoothing = 0,
+        double lossScale = 1, double normalizer = 0)
     {
         var vocabulary = weight.Length / inputs;
         var logits = Linear.Forward(x, weight, bias, inputs);

@@ -3,14 +3,17 @@ using System.Text.Json;
 
 namespace ReformerNative.Oracle;
 
-/// <summary>What a model's run leaves: tensors under the names of the vectors' README, gradients by parameter name, buckets by layer.</summary>
+/// <summary>
+/// What a model's run leaves: tensors under the names of the vectors' README, gradients by parameter name, buckets by
+/// layer.
+/// </summary>
 public sealed record ModelResult(
-    IReadOnlyDictionary<string, double[]> Tensors, IReadOnlyDictionary<string, double[]> Gradients, IReadOnlyDictionary<int, int[]> Buckets,
-    int PaddedLength, bool[]? Mask, IReadOnlyList<int> Factors);
+    IReadOnlyDictionary<string, double[]> Tensors, IReadOnlyDictionary<string, double[]> Gradients,
+    IReadOnlyDictionary<int, int[]> Buckets, int PaddedLength, bool[]? Mask, IReadOnlyList<int> Factors);
 
 /// <summary>
-/// A whole model of Hugging Face's configuration and parameter names: language model, masked language model or sequence classifier.
-/// Activations are stored, so the backward pass is the plain one.
+/// A whole model of Hugging Face's configuration and parameter names: language model, masked language model or sequence
+/// classifier. Activations are stored, so the backward pass is the plain one.
 /// </summary>
 public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<string, double[]> parameters)
 {
@@ -33,16 +36,21 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
     }
 
     /// <summary>
-    /// Forward and, where there are labels (-100 is ignored), loss and every gradient. Rotations by layer, [H,D,R,columns]; a layer that
-    /// hashes needs its own. Randomness switches the configured dropouts on (its layer is set here).
+    /// Forward and, where there are labels (-100 is ignored), loss and every gradient. Rotations by layer,
+    /// [H,D,R,columns]; a layer that hashes needs its own. Randomness switches the configured dropouts on (its layer is
+    /// set here).
     /// </summary>
     public ModelResult Run(
-        int batch, int[] inputIds, bool[]? inputMask, int[]? labels, IReadOnlyDictionary<int, double[]> rotations, Randomness? randomness = null)
+        int batch, int[] inputIds, bool[]? inputMask, int[]? labels, IReadOnlyDictionary<int, double[]> rotations,
+        Randomness? randomness = null)
     {
         var length = inputIds.Length / batch;
         var tokens = PaddedLength(length);
         var ids = Pad(inputIds, batch, length, tokens, tokens > length ? Int("pad_token_id") : 0);
-        var mask = inputMask is null && tokens == length ? null : Pad(inputMask ?? [.. inputIds.Select(_ => true)], batch, length, tokens, false);
+        var mask =
+            inputMask is null && tokens == length
+                ? null
+                : Pad(inputMask ?? [.. inputIds.Select(_ => true)], batch, length, tokens, false);
         var factors = Factors(tokens);
         var hiddenDropout = randomness is null ? 0 : (float)Double("hidden_dropout_prob");
         var noLayer = (randomness ?? Randomness.None) with { Layer = -1 };
@@ -56,8 +64,9 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
         var kinds = config.GetProperty("attn_layers").EnumerateArray().Select(e => e.GetString()!).ToArray();
         for (var i = 0; i < kinds.Length; i++)
         {
-            var output = Block.Forward(Options(i, kinds[i], batch, tokens, factors, mask, randomness), LayerParameters(i, kinds[i]), inputs[i].First,
-                inputs[i].Second, mask, rotations.GetValueOrDefault(i));
+            var output = Block.Forward(
+                Options(i, kinds[i], batch, tokens, factors, mask, randomness), LayerParameters(i, kinds[i]),
+                inputs[i].First, inputs[i].Second, mask, rotations.GetValueOrDefault(i));
             tensors[$"layers.{i}.self_attention"] = output.AttentionResult!;
             tensors[$"layers.{i}.attn_output"] = output.First;
             tensors[$"layers.{i}.hidden_states"] = output.Second;
@@ -72,7 +81,8 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
         var epsilon = Double("layer_norm_eps");
         double[] normWeight = parameters[Norm + "weight"], normBias = parameters[Norm + "bias"];
         var (stream1, stream2) = (inputs[^1].First, inputs[^1].Second);
-        var last = FinalNorm.Forward(Combine.Concatenate, stream1, stream2, Width, normWeight, normBias, epsilon, hiddenDropout, noLayer);
+        var last = FinalNorm.Forward(
+            Combine.Concatenate, stream1, stream2, Width, normWeight, normBias, epsilon, hiddenDropout, noLayer);
         tensors["last_hidden_state"] = Cut(last, batch, tokens, length);
 
         var gradients = new Dictionary<string, double[]>();
@@ -82,7 +92,8 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
             return new(tensors, gradients, buckets, tokens, mask, factors);
         }
 
-        var norm = FinalNorm.Backward(Combine.Concatenate, stream1, stream2, Width, normWeight, epsilon, hiddenDropout, noLayer,
+        var norm = FinalNorm.Backward(
+            Combine.Concatenate, stream1, stream2, Width, normWeight, epsilon, hiddenDropout, noLayer,
             Pad(gradLast, batch, length * 2 * Width, tokens * 2 * Width, 0.0));
         gradients[Norm + "weight"] = norm.Weight;
         gradients[Norm + "bias"] = norm.Bias;
@@ -91,7 +102,8 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
         {
             var (before, parameterGradients) = Block.Backward(
                 Options(i, kinds[i], batch, tokens, factors, mask, randomness), LayerParameters(i, kinds[i]),
-                inputs[i].First, inputs[i].Second, gradStreams.First, gradStreams.Second, mask, null, inputs[i + 1].Buckets);
+                inputs[i].First, inputs[i].Second, gradStreams.First, gradStreams.Second, mask, null,
+                inputs[i + 1].Buckets);
             foreach (var (name, values) in Named(i, kinds[i], parameterGradients))
             {
                 gradients[name] = values;
@@ -105,14 +117,21 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
         gradients[Words] = gradTables.Word;
         for (var i = 0; i < gradTables.Positions.Count; i++)
         {
-            gradients[parameters.ContainsKey(LearnedPositions) ? LearnedPositions : $"{AxialPositions}{i}"] = gradTables.Positions[i];
+            gradients[parameters.ContainsKey(LearnedPositions) ? LearnedPositions : $"{AxialPositions}{i}"] =
+                gradTables.Positions[i];
         }
 
         return new(tensors, gradients, buckets, tokens, mask, factors);
     }
 
     private static T[] Pad<T>(T[] values, int batch, int length, int padded, T filler) =>
-        [.. Enumerable.Range(0, batch).SelectMany(b => values.Skip(b * length).Take(length).Concat(Enumerable.Repeat(filler, padded - length)))];
+        [
+            .. Enumerable
+                .Range(0, batch)
+                .SelectMany(b =>
+                    values.Skip(b * length).Take(length).Concat(Enumerable.Repeat(filler, padded - length))
+                ),
+        ];
 
     private static double[] Cut(double[] values, int batch, int padded, int length)
     {
@@ -132,25 +151,30 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
         }
     }
 
-    private static string StoredName(string name, string kind) => name switch
-    {
-        "attention_norm_weight" => "attention.layer_norm.weight",
-        "attention_norm_bias" => "attention.layer_norm.bias",
-        "query" => kind == "lsh" ? "attention.self_attention.query_key.weight" : "attention.self_attention.query.weight",
-        "key" => "attention.self_attention.key.weight",
-        "value" => "attention.self_attention.value.weight",
-        "output" => "attention.output.dense.weight",
-        "feed_forward_norm_weight" => "feed_forward.layer_norm.weight",
-        "feed_forward_norm_bias" => "feed_forward.layer_norm.bias",
-        "w1" => "feed_forward.dense.dense.weight",
-        "b1" => "feed_forward.dense.dense.bias",
-        "w2" => "feed_forward.output.dense.weight",
-        "b2" => "feed_forward.output.dense.bias",
-        _ => throw new ArgumentException($"no stored tensor for {name}"),
-    };
+    private static string StoredName(string name, string kind) =>
+        name switch
+        {
+            "attention_norm_weight" => "attention.layer_norm.weight",
+            "attention_norm_bias" => "attention.layer_norm.bias",
+            "query" => kind == "lsh"
+                ? "attention.self_attention.query_key.weight"
+                : "attention.self_attention.query.weight",
+            "key" => "attention.self_attention.key.weight",
+            "value" => "attention.self_attention.value.weight",
+            "output" => "attention.output.dense.weight",
+            "feed_forward_norm_weight" => "feed_forward.layer_norm.weight",
+            "feed_forward_norm_bias" => "feed_forward.layer_norm.bias",
+            "w1" => "feed_forward.dense.dense.weight",
+            "b1" => "feed_forward.dense.dense.bias",
+            "w2" => "feed_forward.output.dense.weight",
+            "b2" => "feed_forward.output.dense.bias",
+            _ => throw new ArgumentException($"no stored tensor for {name}"),
+        };
 
     /// <summary>Logits, loss and the gradient with respect to last_hidden_state; null without labels.</summary>
-    private double[]? Head(Dictionary<string, double[]> tensors, Dictionary<string, double[]> gradients, int batch, int length, int[]? labels)
+    private double[]? Head(
+        Dictionary<string, double[]> tensors, Dictionary<string, double[]> gradients, int batch, int length,
+        int[]? labels)
     {
         var last = tensors["last_hidden_state"];
         if (IsClassifier)
@@ -158,7 +182,8 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
             double[] dense = parameters["classifier.dense.weight"], denseBias = parameters["classifier.dense.bias"];
             var first = last.Where((_, i) => i / (2 * Width) % length == 0).ToArray();
             var pooled = Linear.Forward(first, dense, denseBias, 2 * Width, Activation.Tanh);
-            var gradPooled = Loss(tensors, gradients, pooled, "classifier.out_proj.weight", "classifier.out_proj.bias", labels);
+            var gradPooled = Loss(
+                tensors, gradients, pooled, "classifier.out_proj.weight", "classifier.out_proj.bias", labels);
             if (gradPooled is null)
             {
                 return null;
@@ -178,7 +203,8 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
     }
 
     private double[]? Loss(
-        Dictionary<string, double[]> tensors, Dictionary<string, double[]> gradients, double[] x, string weightName, string biasName, int[]? targets)
+        Dictionary<string, double[]> tensors, Dictionary<string, double[]> gradients, double[] x, string weightName,
+        string biasName, int[]? targets)
     {
         var (weight, bias) = (parameters[weightName], parameters[biasName]);
         if (targets is null)
@@ -199,9 +225,14 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
     {
         var positions = parameters.TryGetValue(LearnedPositions, out var learned)
             ? [learned]
-            : parameters.Keys.Where(k => k.StartsWith(AxialPositions, StringComparison.Ordinal)).Order(StringComparer.Ordinal)
-                .Select(k => parameters[k]).ToArray();
-        int[] widths = learned is not null ? [Width] : [.. config.GetProperty("axial_pos_embds_dim").EnumerateArray().Select(e => e.GetInt32())];
+            : parameters
+                .Keys.Where(k => k.StartsWith(AxialPositions, StringComparison.Ordinal))
+                .Order(StringComparer.Ordinal)
+                .Select(k => parameters[k])
+                .ToArray();
+        int[] widths = learned is not null
+            ? [Width]
+            : [.. config.GetProperty("axial_pos_embds_dim").EnumerateArray().Select(e => e.GetInt32())];
         return new(Width, parameters[Words], positions, widths);
     }
 
@@ -222,7 +253,8 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
         };
     }
 
-    private BlockOptions Options(int layer, string kind, int batch, int tokens, IReadOnlyList<int> factors, bool[]? mask, Randomness? randomness)
+    private BlockOptions Options(
+        int layer, string kind, int batch, int tokens, IReadOnlyList<int> factors, bool[]? mask, Randomness? randomness)
     {
         var isLsh = kind == "lsh";
         var chunk = Int($"{kind}_attn_chunk_length");
@@ -267,23 +299,34 @@ public sealed class HuggingFaceModel(JsonElement config, IReadOnlyDictionary<str
 
     private int PaddedLength(int length)
     {
-        var chunks = config.GetProperty("attn_layers").EnumerateArray().Select(e => Int($"{e.GetString()}_attn_chunk_length")).Distinct().ToArray();
+        var chunks = config
+            .GetProperty("attn_layers")
+            .EnumerateArray()
+            .Select(e => Int($"{e.GetString()}_attn_chunk_length"))
+            .Distinct()
+            .ToArray();
         var multiple = chunks.Aggregate(LeastCommonMultiple);
-        return length % multiple == 0 || length <= chunks.Min() ? length : (length + multiple - 1) / multiple * multiple;
+        return length % multiple == 0 || length <= chunks.Min()
+            ? length
+            : (length + multiple - 1) / multiple * multiple;
     }
 
-    private static int LeastCommonMultiple(int a, int b) => Enumerable.Range(1, b).Select(i => a * i).First(n => n % b == 0);
+    private static int LeastCommonMultiple(int a, int b) =>
+        Enumerable.Range(1, b).Select(i => a * i).First(n => n % b == 0);
 
-    private int[] Factors(int tokens) => config.GetProperty("num_buckets") switch
-    {
-        { ValueKind: JsonValueKind.Number } number => [number.GetInt32()],
-        { ValueKind: JsonValueKind.Array } list => [.. list.EnumerateArray().Select(e => e.GetInt32())],
-        _ => Lsh.AutomaticBuckets(BucketRule.HuggingFace, tokens, Int("lsh_attn_chunk_length"), Int("max_position_embeddings")),
-    };
+    private int[] Factors(int tokens) =>
+        config.GetProperty("num_buckets") switch
+        {
+            { ValueKind: JsonValueKind.Number } number => [number.GetInt32()],
+            { ValueKind: JsonValueKind.Array } list => [.. list.EnumerateArray().Select(e => e.GetInt32())],
+            _ => Lsh.AutomaticBuckets(
+                BucketRule.HuggingFace, tokens, Int("lsh_attn_chunk_length"), Int("max_position_embeddings")),
+        };
 
-    private int Int(string name) => config.GetProperty(name).ValueKind == JsonValueKind.Number
-        ? config.GetProperty(name).GetInt32()
-        : throw new FormatException(string.Create(CultureInfo.InvariantCulture, $"config: {name} is no number"));
+    private int Int(string name) =>
+        config.GetProperty(name).ValueKind == JsonValueKind.Number
+            ? config.GetProperty(name).GetInt32()
+            : throw new FormatException(string.Create(CultureInfo.InvariantCulture, $"config: {name} is no number"));
 
     private double Double(string name) => config.GetProperty(name).GetDouble();
 

@@ -12,15 +12,16 @@ public enum BucketRule
 public static class Lsh
 {
     /// <summary>
-    /// Buckets [B,H,R,T] of queries [B,T,H,D] by rotations [S,D,R,sum(factors)/2]; S is 1, H or B*H. With a pad bucket, masked positions
-    /// have bucket prod(factors).
+    /// Buckets [B,H,R,T] of queries [B,T,H,D] by rotations [S,D,R,sum(factors)/2]; S is 1, H or B*H. With a pad bucket,
+    /// masked positions have bucket prod(factors).
     /// </summary>
-    public static int[] Hash(AttentionOptions options, AttentionShape shape, double[] q, bool[]? mask, double[] rotations) =>
-        HashWithMargin(options, shape, q, mask, rotations).Buckets;
+    public static int[] Hash(
+        AttentionOptions options, AttentionShape shape, double[] q, bool[]? mask,
+        double[] rotations) => HashWithMargin(options, shape, q, mask, rotations).Buckets;
 
     /// <summary>
-    /// The same with, per decision [B,H,R,T], how far the winner is ahead of the second: a float32 result may differ where that is
-    /// within rounding. Infinite for masked positions in the pad bucket.
+    /// The same with, per decision [B,H,R,T], how far the winner is ahead of the second: a float32 result may differ
+    /// where that is within rounding. Infinite for masked positions in the pad bucket.
     /// </summary>
     public static (int[] Buckets, double[] Margins) HashWithMargin(
         AttentionOptions options, AttentionShape shape, double[] q, bool[]? mask, double[] rotations)
@@ -53,7 +54,9 @@ public static class Lsh
                     var sum = 0.0;
                     for (var d = 0; d < shape.HeadSize; d++)
                     {
-                        sum += q[shape.Offset(b, t, h) + d] * rotations[((scope * shape.HeadSize + d) * rounds + r) * columns + firstColumn + c];
+                        sum +=
+                            q[shape.Offset(b, t, h) + d]
+                            * rotations[((scope * shape.HeadSize + d) * rounds + r) * columns + firstColumn + c];
                     }
 
                     scores[c] = sum;
@@ -72,13 +75,23 @@ public static class Lsh
     }
 
     /// <summary>
-    /// Position at each slot, [B,H,R,padded]: by bucket, then by position. Positions from T on are imagined padding and come last.
+    /// Position at each slot, [B,H,R,padded]: by bucket, then by position. Positions from T on are imagined padding and
+    /// come last.
     /// </summary>
     public static int[] Sort(AttentionOptions options, AttentionShape shape, int[] buckets)
     {
         var padded = options.Padded(shape.Tokens);
-        return [.. Enumerable.Range(0, shape.Batch * shape.Heads * options.Rounds).SelectMany(row => Enumerable.Range(0, padded)
-            .OrderBy(t => t < shape.Tokens ? buckets[row * shape.Tokens + t] : int.MaxValue).ThenBy(t => t))];
+        return
+        [
+            .. Enumerable
+                .Range(0, shape.Batch * shape.Heads * options.Rounds)
+                .SelectMany(row =>
+                    Enumerable
+                        .Range(0, padded)
+                        .OrderBy(t => t < shape.Tokens ? buckets[row * shape.Tokens + t] : int.MaxValue)
+                        .ThenBy(t => t)
+                ),
+        ];
     }
 
     /// <summary>The automatic bucket counts of the existing implementations, as factors.</summary>

@@ -3,7 +3,10 @@ namespace ReformerNative.Oracle;
 /// <summary>Global norm and clipping.</summary>
 public static class GlobalNorm
 {
-    /// <summary>The norm of all gradients and the factor that brings it down to maxNorm (0: no clipping); 0 if the norm is not finite.</summary>
+    /// <summary>
+    /// The norm of all gradients and the factor that brings it down to maxNorm (0: no clipping); 0 if the norm is not
+    /// finite.
+    /// </summary>
     public static (double Norm, double Scale) Run(IEnumerable<double[]> gradients, double maxNorm)
     {
         var norm = Math.Sqrt(gradients.Sum(g => g.Sum(x => x * x)));
@@ -14,7 +17,8 @@ public static class GlobalNorm
 /// <summary>One AdamW update, in place. The first step is 1.</summary>
 public sealed record AdamW(double LearningRate, double Beta1, double Beta2, double Epsilon, double WeightDecay)
 {
-    public void Update(long step, double[] parameter, double[] gradient, double[] moment1, double[] moment2, double scale = 1)
+    public void Update(
+        long step, double[] parameter, double[] gradient, double[] moment1, double[] moment2, double scale = 1)
     {
         for (var i = 0; i < parameter.Length; i++)
         {
@@ -30,10 +34,14 @@ public sealed record AdamW(double LearningRate, double Beta1, double Beta2, doub
 
 /// <summary>One Adafactor update (Shazeer and Stern 2018, no momentum), in place. The first step is 1.</summary>
 public sealed record Adafactor(
-    double LearningRate, double DecayExponent, double ClipThreshold, double Epsilon1, double Epsilon2, double WeightDecay, bool ScaleParameter)
+    double LearningRate, double DecayExponent, double ClipThreshold, double Epsilon1, double Epsilon2,
+    double WeightDecay, bool ScaleParameter)
 {
-    /// <summary>A tensor of rank >= 2, columns = its last axis: running means over the other axis in row and column.</summary>
-    public void Update(long step, double[] parameter, double[] gradient, double[] row, double[] column, double scale = 1)
+    /// <summary>
+    /// A tensor of rank >= 2, columns = its last axis: running means over the other axis in row and column.
+    /// </summary>
+    public void Update(
+        long step, double[] parameter, double[] gradient, double[] row, double[] column, double scale = 1)
     {
         var (rows, columns) = (row.Length, column.Length);
         var rho = Rho(step);
@@ -49,7 +57,9 @@ public sealed record Adafactor(
         }
 
         var mean = row.Average();
-        Apply(parameter, [.. gradient.Select((g, i) => scale * g / Math.Sqrt(row[i / columns] * column[i % columns] / mean))]);
+        Apply(
+            parameter,
+            [.. gradient.Select((g, i) => scale * g / Math.Sqrt(row[i / columns] * column[i % columns] / mean))]);
     }
 
     /// <summary>A tensor of rank 0 or 1: second moments as they are.</summary>

@@ -16,14 +16,19 @@ public enum Site
     Data = 11,
 }
 
-/// <summary>What keys a stream of random numbers, besides the site. Embedding, final norm and sampling use layer -1.</summary>
+/// <summary>
+/// What keys a stream of random numbers, besides the site. Embedding, final norm and sampling use layer -1.
+/// </summary>
 public sealed record Randomness(ulong Seed, ulong Step, int Layer)
 {
     /// <summary>Seed 0, step 0, no layer.</summary>
     public static Randomness None { get; } = new(0, 0, -1);
 }
 
-/// <summary>Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011): counter-based random numbers, so that every element's draw stands alone.</summary>
+/// <summary>
+/// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011): counter-based random numbers, so that every element's draw
+/// stands alone.
+/// </summary>
 public static class Philox
 {
     /// <summary>The four words of a counter block.</summary>
@@ -48,8 +53,9 @@ public static class Philox
     public static uint[] Words(Randomness randomness, Site site, long quad)
     {
         var place = unchecked((uint)(randomness.Layer + 1) * 256U + (uint)site);
-        return Block(unchecked((uint)quad), unchecked((uint)(quad >> 32)), place, unchecked((uint)randomness.Step), unchecked((uint)randomness.Seed),
-            (uint)(randomness.Seed >> 32));
+        return Block(
+            unchecked((uint)quad), unchecked((uint)(quad >> 32)), place, unchecked((uint)randomness.Step),
+            unchecked((uint)randomness.Seed), (uint)(randomness.Seed >> 32));
     }
 
     /// <summary>A number of [0, 1) with 24 bits.</summary>
@@ -60,7 +66,10 @@ public static class Philox
     public static double DropoutMultiplier(Randomness randomness, Site site, long element, float p) =>
         p == 0 ? 1 : Uniform(randomness, site, element) < p ? 0 : 1f / (1f - p);
 
-    /// <summary>Multiplies each value by its dropout multiplier; the element index is the flat index, starting at <paramref name="first"/>.</summary>
+    /// <summary>
+    /// Multiplies each value by its dropout multiplier; the element index is the flat index, starting at
+    /// <paramref name="first"/>.
+    /// </summary>
     public static double[] Dropout(double[] values, Randomness randomness, Site site, float p, long first = 0) =>
         [.. values.Select((value, i) => value * DropoutMultiplier(randomness, site, first + i, p))];
 

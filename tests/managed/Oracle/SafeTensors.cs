@@ -25,7 +25,8 @@ public static class SafeTensors
             var type = entry.Value.GetProperty("dtype").GetString()!;
             int[] shape = [.. entry.Value.GetProperty("shape").EnumerateArray().Select(e => e.GetInt32())];
             var offsets = entry.Value.GetProperty("data_offsets");
-            var data = bytes.AsSpan(8 + headerLength + offsets[0].GetInt32(), offsets[1].GetInt32() - offsets[0].GetInt32());
+            var data = bytes.AsSpan(
+                8 + headerLength + offsets[0].GetInt32(), offsets[1].GetInt32() - offsets[0].GetInt32());
             var values = new double[shape.Aggregate(1, (a, n) => a * n)];
             var size = values.Length == 0 ? 0 : data.Length / values.Length;
             for (var i = 0; i < values.Length; i++)

@@ -4,8 +4,9 @@ namespace ReformerNative.Oracle;
 public static class Sampling
 {
     /// <summary>
-    /// Probabilities of one row's ids: softmax(logits / temperature) of the top_k largest logits, renormalised, then of the smallest set of
-    /// most probable ids that holds at least top_p, renormalised. Of equals the lower id counts as larger. Temperature 0 is the first largest.
+    /// Probabilities of one row's ids: softmax(logits / temperature) of the top_k largest logits, renormalised, then of
+    /// the smallest set of most probable ids that holds at least top_p, renormalised. Of equals the lower id counts as
+    /// larger. Temperature 0 is the first largest.
     /// </summary>
     public static double[] Distribution(double[] logits, double temperature, int topK = 0, double topP = 1)
     {

@@ -27,9 +27,17 @@ public sealed partial class ArchitectureTests
         {
             string text = File.ReadAllText(Repository.PathOf(file));
             violations.AddRange(
-                forbidden.Where(r => Regex.IsMatch(text, $@"\bReformerNative\.{r}\b|\busing {r}\b")).Select(r => $"{file} names {r}"));
-            violations.AddRange(Namespace().Matches(text).Select(m => m.Groups[1].Value)
-                .Where(name => name != $"ReformerNative.{room}").Select(name => $"{file} declares namespace {name}"));
+                forbidden
+                    .Where(r => Regex.IsMatch(text, $@"\bReformerNative\.{r}\b|\busing {r}\b"))
+                    .Select(r => $"{file} names {r}")
+            );
+            violations.AddRange(
+                Namespace()
+                    .Matches(text)
+                    .Select(m => m.Groups[1].Value)
+                    .Where(name => name != $"ReformerNative.{room}")
+                    .Select(name => $"{file} declares namespace {name}")
+            );
         }
 
         Assert.That(violations, Is.Empty);
@@ -38,8 +46,11 @@ public sealed partial class ArchitectureTests
     [Test]
     public void Library_Sources_LieInARoom() =>
         Assert.That(
-            Repository.Sources("managed", "ReformerNative").Where(f => !MayName.ContainsKey(f.Split(Path.DirectorySeparatorChar)[2])),
-            Is.Empty);
+            Repository
+                .Sources("managed", "ReformerNative")
+                .Where(f => !MayName.ContainsKey(f.Split(Path.DirectorySeparatorChar)[2])),
+            Is.Empty
+        );
 
     [Test]
     public void NativeImports_AreGeneratedAlone()
@@ -56,7 +67,10 @@ public sealed partial class ArchitectureTests
         Type[] types = typeof(Tensor).Assembly.GetTypes();
         IEnumerable<string?> open = types
             .Where(t => t.IsClass && !t.IsSealed && !t.IsAbstract && !t.Name.Contains('<', StringComparison.Ordinal))
-            .Where(t => t.Namespace?.StartsWith("ReformerNative", StringComparison.Ordinal) == true && !types.Any(other => other.BaseType == t))
+            .Where(t =>
+                t.Namespace?.StartsWith("ReformerNative", StringComparison.Ordinal) == true
+                && !types.Any(other => other.BaseType == t)
+            )
             .Select(t => t.FullName);
         Assert.That(open, Is.Empty);
     }
@@ -69,16 +83,23 @@ public sealed partial class ArchitectureTests
             .Where(folder => Path.GetFileName(folder) is not ("artifacts" or "build" or "runs" or ".git"))
             .SelectMany(folder => Directory.EnumerateFiles(folder, "*.csproj", SearchOption.AllDirectories))
             .Select(file => Path.GetRelativePath(Repository.Root, file).Replace('\\', '/'));
-        Assert.That(projects.Where(p => !solution.Contains($"\"{p}\"", StringComparison.Ordinal)), Is.Empty, "add them with: dotnet sln add PROJECT");
+        Assert.That(
+            projects.Where(p => !solution.Contains($"\"{p}\"", StringComparison.Ordinal)), Is.Empty,
+            "add them with: dotnet sln add PROJECT");
     }
 
-    /// <summary>ManagedCuda's package and licence are each user's choice, so its adapter is listed and not built.</summary>
+    /// <summary>
+    /// ManagedCuda's package and licence are each user's choice, so its adapter is listed and not built.
+    /// </summary>
     [Test]
     public void Solution_BuildsEveryProjectButTheAdapterOfManagedCuda([Values("Debug", "Release")] string configuration)
     {
         string solution = File.ReadAllText(Repository.PathOf("ReformerNative.sln"));
-        IEnumerable<string> left = Project().Matches(solution)
-            .Where(m => !solution.Contains($"{m.Groups[2].Value}.{configuration}|Any CPU.Build.0", StringComparison.Ordinal))
+        IEnumerable<string> left = Project()
+            .Matches(solution)
+            .Where(m =>
+                !solution.Contains($"{m.Groups[2].Value}.{configuration}|Any CPU.Build.0", StringComparison.Ordinal)
+            )
             .Select(m => m.Groups[1].Value);
         Assert.That(left, Is.EqualTo((string[])["ReformerNative.ManagedCuda"]));
     }
@@ -92,23 +113,40 @@ public sealed partial class ArchitectureTests
         Assert.That(naming, Is.Empty);
     }
 
-    /// <summary>The adapter is not built here; whoever builds it with <c>-p:RfnExample=true</c> compiles the example of its README.</summary>
+    /// <summary>
+    /// The adapter is not built here; whoever builds it with <c>-p:RfnExample=true</c> compiles the example of its
+    /// README.
+    /// </summary>
     [Test]
     public void ManagedCuda_ExampleIsTheOneInItsReadme()
     {
         string[] source = File.ReadAllLines(Repository.PathOf("managed", "ReformerNative.ManagedCuda", "Example.cs"));
-        string example = string.Join('\n', source.SkipWhile(line => !line.EndsWith("// README: begin", StringComparison.Ordinal)).Skip(1)
-            .TakeWhile(line => !line.EndsWith("// README: end", StringComparison.Ordinal)));
+        string example = string.Join(
+            '\n',
+            source
+                .SkipWhile(line => !line.EndsWith("// README: begin", StringComparison.Ordinal))
+                .Skip(1)
+                .TakeWhile(line => !line.EndsWith("// README: end", StringComparison.Ordinal))
+        );
         Assert.That(example, Is.Not.Empty);
-        Assert.That(File.ReadAllText(Repository.PathOf("managed", "ReformerNative.ManagedCuda", "README.md")), Does.Contain(example));
+        Assert.That(
+            File.ReadAllText(Repository.PathOf("managed", "ReformerNative.ManagedCuda", "README.md")),
+            Does.Contain(example));
     }
 
     [Test]
-    public void Sources_Lines_AreAtMost150Characters()
+    public void Sources_Lines_AreAtMost120Columns()
     {
-        string[] tooLong = [.. new[] { "managed", "tests" }.SelectMany(folder => Repository.Sources(folder))
-            .SelectMany(file => File.ReadLines(Repository.PathOf(file)).Select((line, i) => (Place: $"{file}:{i + 1}", line.Length)))
-            .Where(line => line.Length > 150).Select(line => $"{line.Place}: {line.Length}")];
+        string[] tooLong =
+        [
+            .. new[] { "managed", "tests" }
+                .SelectMany(folder => Repository.Sources(folder))
+                .SelectMany(file =>
+                    File.ReadLines(Repository.PathOf(file)).Select((line, i) => (Place: $"{file}:{i + 1}", line.Length))
+                )
+                .Where(line => line.Length > 120)
+                .Select(line => $"{line.Place}: {line.Length}"),
+        ];
         Assert.That(tooLong, Is.Empty, string.Join('\n', tooLong));
     }
 

@@ -4,8 +4,9 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Tests;
 
 /// <summary>
-/// The CUDA backend with its kernels run by the CPU, made as unforgiving as it can be: work of a stream runs only when something waits for it, and
-/// host code that touches device memory faults. Where its plug-in was not built, tests are skipped with the reason.
+/// The CUDA backend with its kernels run by the CPU, made as unforgiving as it can be: work of a stream runs only when
+/// something waits for it, and host code that touches device memory faults. Where its plug-in was not built, tests are
+/// skipped with the reason.
 /// </summary>
 [SetUpFixture]
 public sealed partial class CudaOnHost

@@ -2,7 +2,9 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Tests;
 
-/// <summary>Around all tests of this namespace and those below: a native object that a test forgot to dispose fails the run.</summary>
+/// <summary>
+/// Around all tests of this namespace and those below: a native object that a test forgot to dispose fails the run.
+/// </summary>
 [SetUpFixture]
 public sealed class LiveObjectsCheck
 {

@@ -4,18 +4,32 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Tests;
 
-/// <summary>The public surface of the library is what PublicApi.txt approves: a change of it is always seen and meant.</summary>
+/// <summary>
+/// The public surface of the library is what PublicApi.txt approves: a change of it is always seen and meant.
+/// </summary>
 public sealed class PublicApiTests
 {
     private const BindingFlags Declared =
-        BindingFlags.Public | BindingFlags.NonPublic | BindingFlags.Instance | BindingFlags.Static | BindingFlags.DeclaredOnly;
+        BindingFlags.Public
+        | BindingFlags.NonPublic
+        | BindingFlags.Instance
+        | BindingFlags.Static
+        | BindingFlags.DeclaredOnly;
 
     private static readonly NullabilityInfoContext Nullability = new();
 
     private static readonly Dictionary<Type, string> Keywords = new()
     {
-        [typeof(void)] = "void", [typeof(bool)] = "bool", [typeof(byte)] = "byte", [typeof(int)] = "int", [typeof(long)] = "long",
-        [typeof(ulong)] = "ulong", [typeof(float)] = "float", [typeof(double)] = "double", [typeof(nint)] = "nint", [typeof(string)] = "string",
+        [typeof(void)] = "void",
+        [typeof(bool)] = "bool",
+        [typeof(byte)] = "byte",
+        [typeof(int)] = "int",
+        [typeof(long)] = "long",
+        [typeof(ulong)] = "ulong",
+        [typeof(float)] = "float",
+        [typeof(double)] = "double",
+        [typeof(nint)] = "nint",
+        [typeof(string)] = "string",
         [typeof(object)] = "object",
     };
 
@@ -32,7 +46,10 @@ public sealed class PublicApiTests
         string approved = File.Exists(path) ? File.ReadAllText(path) : "";
         string[] before = approved.Split('\n');
         string[] after = actual.Split('\n');
-        IEnumerable<string> changes = before.Except(after).Select(l => "- " + l).Concat(after.Except(before).Select(l => "+ " + l));
+        IEnumerable<string> changes = before
+            .Except(after)
+            .Select(l => "- " + l)
+            .Concat(after.Except(before).Select(l => "+ " + l));
         Assert.That(
             actual == approved,
             "The public API differs from PublicApi.txt. When the change is meant, note it in CHANGELOG.md and run the tests once with"
@@ -73,31 +90,38 @@ public sealed class PublicApiTests
             return "";
         }
 
-        IEnumerable<Type> bases = type.BaseType is Type parent && parent != typeof(object) && parent != typeof(ValueType) ? [parent] : [];
-        IEnumerable<string> names = bases.Concat(type.GetInterfaces().Where(i => i.IsVisible).OrderBy(i => i.Name, StringComparer.Ordinal))
+        IEnumerable<Type> bases =
+            type.BaseType is Type parent && parent != typeof(object) && parent != typeof(ValueType) ? [parent] : [];
+        IEnumerable<string> names = bases
+            .Concat(type.GetInterfaces().Where(i => i.IsVisible).OrderBy(i => i.Name, StringComparer.Ordinal))
             .Select(t => Name(t));
         return names.Any() ? " : " + string.Join(", ", names) : "";
     }
 
-    private static string? Member(MemberInfo member) => member switch
-    {
-        ConstructorInfo c when IsVisible(c) => $"new({Parameters(c)})",
-        FieldInfo { IsPublic: true } f => $"{(f.IsLiteral ? "const " : f.IsStatic ? "static " : "")}{Name(f.FieldType)} {f.Name}",
-        PropertyInfo p when p.GetAccessors().Length > 0 => Property(p),
-        EventInfo e when e.AddMethod is { IsPublic: true } => $"event {Name(e.EventHandlerType!)} {e.Name}",
-        MethodInfo m when IsVisible(m) && !IsAccessor(m) && !m.Name.Contains('<', StringComparison.Ordinal) =>
-            $"{(m.IsStatic ? "static " : m.IsAbstract ? "abstract " : m.IsVirtual && !m.IsFinal ? "virtual " : "")}"
-            + $"{Name(m.ReturnType)}{Mark(Nullability.Create(m.ReturnParameter))} {m.Name}{Generics(m)}({Parameters(m)})",
-        _ => null,
-    };
+    private static string? Member(MemberInfo member) =>
+        member switch
+        {
+            ConstructorInfo c when IsVisible(c) => $"new({Parameters(c)})",
+            FieldInfo { IsPublic: true } f =>
+                $"{(f.IsLiteral ? "const " : f.IsStatic ? "static " : "")}{Name(f.FieldType)} {f.Name}",
+            PropertyInfo p when p.GetAccessors().Length > 0 => Property(p),
+            EventInfo e when e.AddMethod is { IsPublic: true } => $"event {Name(e.EventHandlerType!)} {e.Name}",
+            MethodInfo m when IsVisible(m) && !IsAccessor(m) && !m.Name.Contains('<', StringComparison.Ordinal) =>
+                $"{(m.IsStatic ? "static " : m.IsAbstract ? "abstract " : m.IsVirtual && !m.IsFinal ? "virtual " : "")}"
+                    + $"{Name(m.ReturnType)}{Mark(Nullability.Create(m.ReturnParameter))} {m.Name}{Generics(m)}({Parameters(m)})",
+            _ => null,
+        };
 
     private static string Property(PropertyInfo property)
     {
         string accessors = string.Concat(
             property.GetMethod is { IsPublic: true } ? "get; " : "",
             property.SetMethod is { IsPublic: true } setter
-                ? setter.ReturnParameter.GetRequiredCustomModifiers().Any(t => t.Name == "IsExternalInit") ? "init; " : "set; "
-                : "");
+                ? setter.ReturnParameter.GetRequiredCustomModifiers().Any(t => t.Name == "IsExternalInit")
+                    ? "init; "
+                    : "set; "
+                : ""
+        );
         bool required = property.GetCustomAttributesData().Any(a => a.AttributeType.Name == "RequiredMemberAttribute");
         bool isStatic = property.GetAccessors()[0].IsStatic;
         string name = property.GetIndexParameters().Length == 0
@@ -107,18 +131,27 @@ public sealed class PublicApiTests
             + $" {name} {{ {accessors}}}";
     }
 
-    private static string Mark(NullabilityInfo info) => !info.Type.IsValueType && info.ReadState == NullabilityState.Nullable ? "?" : "";
+    private static string Mark(NullabilityInfo info) =>
+        !info.Type.IsValueType && info.ReadState == NullabilityState.Nullable ? "?" : "";
 
     private static bool IsVisible(MethodBase method) => method.IsPublic || method.IsFamily || method.IsFamilyOrAssembly;
 
-    private static bool IsAccessor(MethodInfo method) => method.IsSpecialName && !method.Name.StartsWith("op_", StringComparison.Ordinal);
+    private static bool IsAccessor(MethodInfo method) =>
+        method.IsSpecialName && !method.Name.StartsWith("op_", StringComparison.Ordinal);
 
     private static string Generics(MethodInfo method) =>
         method.IsGenericMethod ? $"<{string.Join(", ", method.GetGenericArguments().Select(t => t.Name))}>" : "";
 
-    private static string Parameters(MethodBase method) => string.Join(", ", method.GetParameters().Select(p =>
-        $"{(p.IsOut ? "out " : p.IsIn && p.ParameterType.IsByRef ? "in " : p.ParameterType.IsByRef ? "ref " : "")}{Name(p.ParameterType)}"
-        + $"{Mark(Nullability.Create(p))} {p.Name}{(p.HasDefaultValue ? $" = {p.DefaultValue ?? "default"}" : "")}"));
+    private static string Parameters(MethodBase method) =>
+        string.Join(
+            ", ",
+            method
+                .GetParameters()
+                .Select(p =>
+                    $"{(p.IsOut ? "out " : p.IsIn && p.ParameterType.IsByRef ? "in " : p.ParameterType.IsByRef ? "ref " : "")}{Name(p.ParameterType)}"
+                    + $"{Mark(Nullability.Create(p))} {p.Name}{(p.HasDefaultValue ? $" = {p.DefaultValue ?? "default"}" : "")}"
+                )
+        );
 
     private static string Name(Type type, bool full = false)
     {
@@ -142,7 +175,10 @@ public sealed class PublicApiTests
             return Name(underlying) + "?";
         }
 
-        string name = full ? type.FullName! : type.IsNested && !type.IsGenericParameter ? $"{type.DeclaringType!.Name}.{type.Name}" : type.Name;
+        string name =
+            full ? type.FullName!
+            : type.IsNested && !type.IsGenericParameter ? $"{type.DeclaringType!.Name}.{type.Name}"
+            : type.Name;
         return type.IsGenericType
             ? $"{name.Split('`')[0]}<{string.Join(", ", type.GetGenericArguments().Select(t => Name(t)))}>"
             : name;

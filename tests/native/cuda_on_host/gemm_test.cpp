@@ -36,10 +36,14 @@ std::vector<float> numbers(size_t n, unsigned seed) {
 
 float rounded(int32_t precision, float x) {
   switch (precision) {
-    case RFN_PRECISION_TF32: return cuda_on_host::bit_cast<float>(round_to_tf32(x));
-    case RFN_PRECISION_BF16: return bf16_to_float(float_to_bf16(x));
-    case RFN_PRECISION_F16: return f16_to_float(float_to_f16(x));
-    default: return x;
+    case RFN_PRECISION_TF32:
+      return cuda_on_host::bit_cast<float>(round_to_tf32(x));
+    case RFN_PRECISION_BF16:
+      return bf16_to_float(float_to_bf16(x));
+    case RFN_PRECISION_F16:
+      return f16_to_float(float_to_f16(x));
+    default:
+      return x;
   }
 }
 
@@ -84,27 +88,48 @@ struct Case {
 TEST_F(GemmTest, AnyLayoutAndPrecision_CloseToFloat64) {
   unsigned seed = 0;
   std::vector<Case> cases;
-  for (const auto& [m, n, k] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{1, 1, 1}, {7, 5, 3}, {16, 8, 64}, {33, 130, 257}, {140, 4, 300}}) {
+  for (const auto& [m, n, k] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
+           {1, 1, 1}, {7, 5, 3}, {16, 8, 64}, {33, 130, 257}, {140, 4, 300}}) {
     for (int i = 0; i < 12; ++i) {
-      cases.push_back({m, n, k, i % 2 != 0, i / 2 % 2 != 0, i % 3 == 0 ? 0 : i % 3 == 1 ? 4 : 1, i % 4 == 3, static_cast<Epilogue>(i % 3),
-                       i < 6 ? 1.0f : -0.5f, i % 5 < 3 ? 0.0f : 1.0f});
+      cases.push_back({m, n, k, i % 2 != 0, i / 2 % 2 != 0,
+                       i % 3 == 0   ? 0
+                       : i % 3 == 1 ? 4
+                                    : 1,
+                       i % 4 == 3, static_cast<Epilogue>(i % 3), i < 6 ? 1.0f : -0.5f, i % 5 < 3 ? 0.0f : 1.0f});
     }
   }
   int reduced = 0;
   for (const Case& c : cases) {
-    const int64_t lda = (c.transpose_a ? c.m : c.k) + c.padding, ldb = (c.transpose_b ? c.k : c.n) + c.padding, ldc = c.n + c.padding;
-    const auto values = [&](int64_t rows, int64_t ld) { return numbers(static_cast<size_t>(rows * ld + c.offset), ++seed); };
-    const std::vector<float> a = values(c.transpose_a ? c.k : c.m, lda), b = values(c.transpose_b ? c.n : c.k, ldb), bias = values(1, c.n);
+    const int64_t lda = (c.transpose_a ? c.m : c.k) + c.padding, ldb = (c.transpose_b ? c.k : c.n) + c.padding,
+                  ldc = c.n + c.padding;
+    const auto values = [&](int64_t rows, int64_t ld) {
+      return numbers(static_cast<size_t>(rows * ld + c.offset), ++seed);
+    };
+    const std::vector<float> a = values(c.transpose_a ? c.k : c.m, lda), b = values(c.transpose_b ? c.n : c.k, ldb),
+                             bias = values(1, c.n);
     std::vector<float> before = values(c.m, ldc);
     if (c.beta == 0.0f) std::fill(before.begin(), before.end(), NAN);  // is not read then
     const DeviceArray<float> device_a(a), device_b(b), device_bias(bias);
     for (const int32_t precision : {RFN_PRECISION_F32, RFN_PRECISION_TF32, RFN_PRECISION_BF16, RFN_PRECISION_F16}) {
       context_.precision = precision;
-      const int32_t used = c.offset == 0 && lda % 4 == 0 && ldb % 4 == 0 && ldc % 4 == 0 ? precision : RFN_PRECISION_F32;
+      const int32_t used =
+          c.offset == 0 && lda % 4 == 0 && ldb % 4 == 0 && ldc % 4 == 0 ? precision : RFN_PRECISION_F32;
       reduced += used != RFN_PRECISION_F32;
       const DeviceArray<float> device_c(before);
-      const Product p{c.transpose_a ? Transpose::kYes : Transpose::kNo, c.transpose_b ? Transpose::kYes : Transpose::kNo, c.m, c.n, c.k,
-                      device_a.get() + c.offset, lda, device_b.get() + c.offset, ldb, c.alpha, c.beta, device_c.get() + c.offset, ldc, c.epilogue,
+      const Product p{c.transpose_a ? Transpose::kYes : Transpose::kNo,
+                      c.transpose_b ? Transpose::kYes : Transpose::kNo,
+                      c.m,
+                      c.n,
+                      c.k,
+                      device_a.get() + c.offset,
+                      lda,
+                      device_b.get() + c.offset,
+                      ldb,
+                      c.alpha,
+                      c.beta,
+                      device_c.get() + c.offset,
+                      ldc,
+                      c.epilogue,
                       device_bias.get() + c.offset};
       ASSERT_EQ(multiply(p), RFN_OK) << last_error() << "; " << last_report();
       const std::vector<float> after = device_c.read();
@@ -112,7 +137,8 @@ TEST_F(GemmTest, AnyLayoutAndPrecision_CloseToFloat64) {
         for (int64_t j = 0; j < ldc; ++j) {
           const size_t at = static_cast<size_t>(c.offset + i * ldc + j);
           if (j >= c.n) {
-            ASSERT_EQ(std::memcmp(&after[at], &before[at], sizeof(float)), 0) << "row " << i << ": written past its end";
+            ASSERT_EQ(std::memcmp(&after[at], &before[at], sizeof(float)), 0)
+                << "row " << i << ": written past its end";
             continue;
           }
           double sum = 0;
@@ -134,9 +160,11 @@ TEST_F(GemmTest, AnyLayoutAndPrecision_CloseToFloat64) {
 
 TEST_F(GemmTest, LateAndCapturedCalls_SameBits) {
   const int64_t m = 70, n = 48, k = 300;
-  const DeviceArray<float> a(numbers(m * k, 1)), b(numbers(k * n, 2)), bias(numbers(n, 3)), now(m * n), late(m * n), captured(m * n);
+  const DeviceArray<float> a(numbers(m * k, 1)), b(numbers(k * n, 2)), bias(numbers(n, 3)), now(m * n), late(m * n),
+      captured(m * n);
   const auto product = [&](const DeviceArray<float>& c) {
-    return Product{Transpose::kNo, Transpose::kNo, m, n, k, a.get(), k, b.get(), n, 1.0f, 0.0f, c.get(), n, Epilogue::kBias, bias.get()};
+    return Product{Transpose::kNo,  Transpose::kNo, m, n, k, a.get(), k, b.get(), n, 1.0f, 0.0f, c.get(), n,
+                   Epilogue::kBias, bias.get()};
   };
   ASSERT_EQ(multiply(product(now)), RFN_OK) << last_error();
   auto settings = cuda_on_host::settings();
@@ -165,14 +193,18 @@ TEST_F(GemmTest, ManyRowsAndManyShapes) {
   {  // more rows than one call of the library takes
     const std::vector<float> values = numbers(static_cast<size_t>(rows), 5);
     const DeviceArray<float> a(values), b(std::vector<float>{2.0f}), c(static_cast<size_t>(rows));
-    ASSERT_EQ(multiply({Transpose::kNo, Transpose::kNo, rows, 1, 1, a.get(), 1, b.get(), 1, 1.0f, 0.0f, c.get(), 1}), RFN_OK) << last_error();
+    ASSERT_EQ(multiply({Transpose::kNo, Transpose::kNo, rows, 1, 1, a.get(), 1, b.get(), 1, 1.0f, 0.0f, c.get(), 1}),
+              RFN_OK)
+        << last_error();
     const std::vector<float> found = c.read();
     for (size_t i = 0; i < found.size(); ++i) ASSERT_EQ(found[i], 2 * values[i]) << i;
   }
   const int64_t most = 5000;  // more shapes than are remembered
   const DeviceArray<float> a(std::vector<float>(most, 3.0f)), b(std::vector<float>{2.0f}), c(most);
   for (int64_t m = 1; m <= most; ++m) {
-    ASSERT_EQ(multiply({Transpose::kNo, Transpose::kNo, m, 1, 1, a.get(), 1, b.get(), 1, 1.0f, m == 1 ? 0.0f : 1.0f, c.get() + most - m, 1}), RFN_OK);
+    ASSERT_EQ(multiply({Transpose::kNo, Transpose::kNo, m, 1, 1, a.get(), 1, b.get(), 1, 1.0f, m == 1 ? 0.0f : 1.0f,
+                        c.get() + most - m, 1}),
+              RFN_OK);
     if (m > 1) continue;
     ASSERT_CUDA(cudaMemset(c.get(), 0, (most - 1) * sizeof(float)));  // the others add to their neighbours' results
   }
@@ -182,7 +214,8 @@ TEST_F(GemmTest, ManyRowsAndManyShapes) {
 
 TEST_F(GemmTest, ProductsThatDifferInOneThing_AreChosenApart) {
   const DeviceArray<float> a(numbers(64, 1)), b(numbers(64, 2)), bias(numbers(4, 3)), c(64);
-  const Product plain{Transpose::kNo, Transpose::kNo, 4, 4, 4, a.get(), 4, b.get(), 4, 1.0f, 0.0f, c.get(), 4, Epilogue::kNone, bias.get()};
+  const Product plain{Transpose::kNo,  Transpose::kNo, 4, 4, 4, a.get(), 4, b.get(), 4, 1.0f, 0.0f, c.get(), 4,
+                      Epilogue::kNone, bias.get()};
   const auto result = [&](const Product& p) {
     EXPECT_CUDA(cudaMemset(c.get(), 0, 64 * sizeof(float)));
     EXPECT_EQ(multiply(p), RFN_OK) << last_error() << "; " << last_report();
@@ -203,7 +236,8 @@ TEST_F(GemmTest, ProductsThatDifferInOneThing_AreChosenApart) {
     EXPECT_TRUE(same_bits(results[0], results[1]));
   };
   for (int64_t Product::*size : {&Product::m, &Product::n, &Product::k}) differently([=](Product& p) { p.*size = 3; });
-  for (int64_t Product::*ld : {&Product::lda, &Product::ldb, &Product::ldc}) differently([=](Product& p) { p.*ld = 8; });
+  for (int64_t Product::*ld : {&Product::lda, &Product::ldb, &Product::ldc})
+    differently([=](Product& p) { p.*ld = 8; });
   differently([](Product& p) { p.transpose_a = Transpose::kYes; });
   differently([](Product& p) { p.transpose_b = Transpose::kYes; });
   differently([](Product& p) { ++p.a; });
@@ -222,8 +256,10 @@ TEST_F(GemmTest, EmptyAndWrongSizes) {
 
 TEST_F(GemmTest, EveryFailureOfTheDevice_IsReportedAndPasses) {
   const DeviceArray<float> a(numbers(64, 1)), c(64);
-  const Product p{Transpose::kNo, Transpose::kNo, 8, 8, 8, a.get(), 8, a.get(), 8, 1.0f, 0.0f, c.get(), 8, Epilogue::kBias, a.get() + 1};
-  for (const auto& [error, status] : {std::pair(cudaErrorMemoryAllocation, RFN_OUT_OF_MEMORY), std::pair(cudaErrorUnknown, RFN_DEVICE_ERROR)}) {
+  const Product p{Transpose::kNo,  Transpose::kNo, 8, 8, 8, a.get(), 8, a.get(), 8, 1.0f, 0.0f, c.get(), 8,
+                  Epilogue::kBias, a.get() + 1};
+  for (const auto& [error, status] :
+       {std::pair(cudaErrorMemoryAllocation, RFN_OUT_OF_MEMORY), std::pair(cudaErrorUnknown, RFN_DEVICE_ERROR)}) {
     device_.gemm.reset();
     fail_call(1, error);
     EXPECT_EQ(load_gemm(context_, &device_.gemm), status);
@@ -246,12 +282,14 @@ TEST_F(GemmTest, EveryFailureOfTheDevice_IsReportedAndPasses) {
 
 TEST_F(GemmTest, MatrixPastItsMemory_Faults) {
   const DeviceArray<float> a(64), b(64), c(63);
-  EXPECT_EQ(multiply({Transpose::kNo, Transpose::kNo, 8, 8, 8, a.get(), 8, b.get(), 8, 1.0f, 0.0f, c.get(), 8}), RFN_DEVICE_ERROR);
+  EXPECT_EQ(multiply({Transpose::kNo, Transpose::kNo, 8, 8, 8, a.get(), 8, b.get(), 8, 1.0f, 0.0f, c.get(), 8}),
+            RFN_DEVICE_ERROR);
   EXPECT_NE(std::string(last_error()).find("cudaErrorIllegalAddress"), std::string::npos) << last_error();
-  EXPECT_NE(last_report().find("D, 256 bytes, does not lie in memory of the device"), std::string::npos) << last_report();
+  EXPECT_NE(last_report().find("D, 256 bytes, does not lie in memory of the device"), std::string::npos)
+      << last_report();
 }
 
-// ---- the stand-in by itself -------------------------------------------------------------------------------------------------------------
+// ---- the stand-in by itself ---------------------------------------------------------------------
 
 // One product [rows, rows] = A B with k terms, as gemm.cpp sets it up.
 class CublasLtTest : public cuda_on_host::CudaOnHost {
@@ -260,7 +298,8 @@ class CublasLtTest : public cuda_on_host::CudaOnHost {
     CudaOnHost::SetUp();
     ASSERT_EQ(cublasLtCreate(&handle_), CUBLAS_STATUS_SUCCESS);
     ASSERT_EQ(cublasLtMatmulPreferenceCreate(&preference_), CUBLAS_STATUS_SUCCESS);
-    for (int i = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES; i <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES; ++i) prefer(i, uint32_t{16});
+    for (int i = CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES; i <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES; ++i)
+      prefer(i, uint32_t{16});
     describe(CUBLAS_COMPUTE_32F);
     layouts(kRows, kTerms, kRows);
   }
@@ -283,12 +322,14 @@ class CublasLtTest : public cuda_on_host::CudaOnHost {
   void layouts(uint64_t rows, uint64_t terms, int64_t ld) {
     for (const cublasLtMatrixLayout_t layout : {a_, b_, d_}) cublasLtMatrixLayoutDestroy(layout);
     ASSERT_EQ(cublasLtMatrixLayoutCreate(&a_, CUDA_R_32F, rows, terms, ld), CUBLAS_STATUS_SUCCESS);
-    ASSERT_EQ(cublasLtMatrixLayoutCreate(&b_, CUDA_R_32F, terms, rows, static_cast<int64_t>(terms)), CUBLAS_STATUS_SUCCESS);
+    ASSERT_EQ(cublasLtMatrixLayoutCreate(&b_, CUDA_R_32F, terms, rows, static_cast<int64_t>(terms)),
+              CUBLAS_STATUS_SUCCESS);
     ASSERT_EQ(cublasLtMatrixLayoutCreate(&d_, CUDA_R_32F, rows, rows, ld), CUBLAS_STATUS_SUCCESS);
   }
   template <class T>
   void prefer(int attribute, T value) {
-    ASSERT_EQ(cublasLtMatmulPreferenceSetAttribute(preference_, static_cast<cublasLtMatmulPreferenceAttributes_t>(attribute), &value, sizeof(value)),
+    ASSERT_EQ(cublasLtMatmulPreferenceSetAttribute(
+                  preference_, static_cast<cublasLtMatmulPreferenceAttributes_t>(attribute), &value, sizeof(value)),
               CUBLAS_STATUS_SUCCESS);
   }
   cublasStatus_t choose() {
@@ -297,7 +338,8 @@ class CublasLtTest : public cuda_on_host::CudaOnHost {
   }
   cublasStatus_t multiply(const float* a, const float* b, float* d, void* workspace = nullptr, size_t bytes = 0) {
     const float one = 1, zero = 0;
-    return cublasLtMatmul(handle_, desc_, &one, a, a_, b, b_, &zero, d, d_, d, d_, &choice_.algo, workspace, bytes, nullptr);
+    return cublasLtMatmul(handle_, desc_, &one, a, a_, b, b_, &zero, d, d_, d, d_, &choice_.algo, workspace, bytes,
+                          nullptr);
   }
 
   static constexpr uint64_t kRows = 8, kTerms = 300;
@@ -309,7 +351,8 @@ class CublasLtTest : public cuda_on_host::CudaOnHost {
 };
 
 TEST_F(CublasLtTest, ReductionInPlace_ChangesFromCallToCall) {
-  const DeviceArray<float> a(numbers(kRows * kTerms, 1)), b(numbers(kRows * kTerms, 2)), first(kRows * kRows), second(kRows * kRows);
+  const DeviceArray<float> a(numbers(kRows * kTerms, 1)), b(numbers(kRows * kTerms, 2)), first(kRows * kRows),
+      second(kRows * kRows);
   for (const uint32_t mask : {CUBLASLT_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE}) {
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, mask);
     ASSERT_EQ(choose(), CUBLAS_STATUS_SUCCESS);
@@ -353,17 +396,21 @@ TEST_F(CublasLtTest, WrongProblems_Refused) {
   layouts(kRows, kTerms, kRows + 1);  // rows that tensor cores can't load
   EXPECT_EQ(choose(), CUBLAS_STATUS_NOT_SUPPORTED);
   const uint32_t bias = CUBLASLT_EPILOGUE_BIAS;
-  ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, sizeof(bias)), CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, sizeof(bias)),
+            CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(choose(), CUBLAS_STATUS_INVALID_VALUE);  // no bias
-  EXPECT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, 8), CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, 8),
+            CUBLAS_STATUS_INVALID_VALUE);
 }
 
 TEST_F(CublasLtTest, MisalignedBias_Faults) {
   const DeviceArray<float> a(numbers(kRows * kTerms, 1)), d(kRows * kRows);
   const uint32_t bias = CUBLASLT_EPILOGUE_BIAS;
   const float* pointer = a.get() + 1;
-  ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, sizeof(bias)), CUBLAS_STATUS_SUCCESS);
-  ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointer, sizeof(pointer)), CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, sizeof(bias)),
+            CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointer, sizeof(pointer)),
+            CUBLAS_STATUS_SUCCESS);
   ASSERT_EQ(choose(), CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(multiply(a.get(), a.get(), d.get()), CUBLAS_STATUS_EXECUTION_FAILED);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorMisalignedAddress);

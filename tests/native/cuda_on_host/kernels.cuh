@@ -1,4 +1,5 @@
-// Demonstration kernels. Bug selects a mutation, None is the right kernel: the tests show that each mutation is noticed.
+// Demonstration kernels. Bug selects a mutation, None is the right kernel: the tests show that each mutation is
+// noticed.
 #pragma once
 #include "cuda/device.cuh"
 
@@ -7,8 +8,8 @@ namespace rfn::cuda {
 enum class Bug { None, First, Second, Third };
 
 // ---- C = A B, float32 [n,n], n a multiple of 16; a block per 16x16 tile, a thread per element
-// ----------------------------------------------- First: no barrier after the tiles are loaded; Second: none before the next ones are;
-// Third: a barrier in two branches.
+// ----------------------------------------------- First: no barrier after the tiles are loaded; Second: none before the
+// next ones are; Third: a barrier in two branches.
 
 inline constexpr int kTile = 16;
 
@@ -37,15 +38,16 @@ __global__ void matmul_kernel(const float* a, const float* b, float* c, int n) {
 }
 
 // ---- sums[block] = sum of the block's elements; 256 threads
-// -------------------------------------------------------------------------------- First: no barrier before the warps' sums are read;
-// Second: a full mask where 8 lanes shuffle; Third: the last warp's range not masked.
+// -------------------------------------------------------------------------------- First: no barrier before the warps'
+// sums are read; Second: a full mask where 8 lanes shuffle; Third: the last warp's range not masked.
 
 template <Bug bug>
 __global__ void reduce_kernel(const int* values, int* sums, int n) {
   RFN_SHARED(warp_sums, int[32]);
   const int thread = threadIdx.x;
   int sum = 0;
-  for (int i = blockIdx.x * blockDim.x + thread; bug == Bug::Third ? i <= n : i < n; i += gridDim.x * blockDim.x) sum += values[i];
+  for (int i = blockIdx.x * blockDim.x + thread; bug == Bug::Third ? i <= n : i < n; i += gridDim.x * blockDim.x)
+    sum += values[i];
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   if (thread % 32 == 0) warp_sums[thread / 32] = sum;
   if (bug != Bug::First) __syncthreads();
@@ -57,8 +59,9 @@ __global__ void reduce_kernel(const int* values, int* sums, int n) {
 }
 
 // ---- histogram of 64 bins, first in shared memory
-// ------------------------------------------------------------------------------------------ First: bins not cleared; Second: no barrier
-// between clearing and counting; Third: an addition that is not atomic, with the load and the store of one thread split by another's fence.
+// ------------------------------------------------------------------------------------------ First: bins not cleared;
+// Second: no barrier between clearing and counting; Third: an addition that is not atomic, with the load and the store
+// of one thread split by another's fence.
 
 template <Bug bug>
 __global__ void histogram_kernel(const int* values, int* bins, int n) {
@@ -80,8 +83,8 @@ __global__ void histogram_kernel(const int* values, int* bins, int n) {
 }
 
 // ---- each warp reverses 32 values through shared memory, four times
-// --------------------------------------------------------------------------- First: no __syncwarp between write and read; Second: none
-// between read and the next write; Third: half a mask, called by all.
+// --------------------------------------------------------------------------- First: no __syncwarp between write and
+// read; Second: none between read and the next write; Third: half a mask, called by all.
 
 template <Bug bug>
 __global__ void warp_reverse_kernel(int* values) {
@@ -98,9 +101,9 @@ __global__ void warp_reverse_kernel(int* values) {
 }
 
 // ---- C = A B^T, bf16 [m,k], [n,k] to float32 [m,n]; cp.async double buffer, ldmatrix, mma
-// ------------------------------------------------------ A block of (BM/WM)*(BN/WN) warps makes BM x BN, in steps of BK. Dynamic shared
-// memory: 2 (BM + BN) BK elements. First: one group too many left in flight; Second: no barrier before a buffer is filled again; Third: no
-// barrier after the wait.
+// ------------------------------------------------------ A block of (BM/WM)*(BN/WN) warps makes BM x BN, in steps of
+// BK. Dynamic shared memory: 2 (BM + BN) BK elements. First: one group too many left in flight; Second: no barrier
+// before a buffer is filled again; Third: no barrier after the wait.
 
 template <int BM, int BN, int BK, int WM, int WN, Bug bug>
 __global__ void gemm_kernel(const uint16_t* a, const uint16_t* b, float* c, int n, int k) {
@@ -162,8 +165,9 @@ __global__ void gemm_kernel(const uint16_t* a, const uint16_t* b, float* c, int 
 }
 
 // ---- out[row] = sum of row's first lengths[row] values; a warp per row, 64 columns, rows staged with cp.async
-// --------------------------------- Lengths are even, so 8-byte copies are all or nothing. First: what lies past the length is copied
-// instead of zeroed; Second: the copies are not committed; Third: no __syncwarp after the wait, while lanes read what others copied.
+// --------------------------------- Lengths are even, so 8-byte copies are all or nothing. First: what lies past the
+// length is copied instead of zeroed; Second: the copies are not committed; Third: no __syncwarp after the wait, while
+// lanes read what others copied.
 
 template <Bug bug>
 __global__ void row_sum_kernel(const float* rows, const int* lengths, float* out, int count) {
@@ -182,8 +186,9 @@ __global__ void row_sum_kernel(const float* rows, const int* lengths, float* out
 }
 
 // ---- producer and consumer warps over named barriers: out = 2 in, by way of shared memory
-// ----------------------------------------------------- Warp 0 writes, warp 1 reads. Barrier 1: full, barrier 2: empty. First: the consumer
-// does not wait for full; Second: the producer does not wait for empty; Third: the two sides expect different numbers of threads.
+// ----------------------------------------------------- Warp 0 writes, warp 1 reads. Barrier 1: full, barrier 2: empty.
+// First: the consumer does not wait for full; Second: the producer does not wait for empty; Third: the two sides expect
+// different numbers of threads.
 
 template <Bug bug>
 __global__ void pipeline_kernel(const int* in, int* out, int steps) {

@@ -1,4 +1,5 @@
-// Barriers, warp collectives, atomics, shared memory and number functions against what the CUDA C++ Programming Guide says of them.
+// Barriers, warp collectives, atomics, shared memory and number functions against what the CUDA C++ Programming Guide
+// says of them.
 #include "support.h"
 
 namespace rfn::cuda_on_host {
@@ -13,7 +14,7 @@ class LanguageEachSeed : public CudaOnHost, public testing::WithParamInterface<u
 };
 INSTANTIATE_TEST_SUITE_P(, LanguageEachSeed, testing::Values(0, 1, 2, 3, 4, 5));
 
-// ---- places ---------------------------------------------------------------------------------------------------------------------------
+// ---- places -------------------------------------------------------------------------------------
 
 __global__ void coordinates_kernel(int* out) {
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
@@ -37,7 +38,7 @@ TEST_F(Language, ThreadsThatNeverWait_CostOneSwitchPerBlock) {
   EXPECT_EQ(statistics().switches, 4u);
 }
 
-// ---- collectives ----------------------------------------------------------------------------------------------------------------------
+// ---- collectives --------------------------------------------------------------------------------
 
 // Lane 7 stays away. Rows of results, 32 lanes each.
 __global__ void collectives_kernel(int* out) {
@@ -102,7 +103,8 @@ TEST_P(LanguageEachSeed, WarpCollectives_ExchangeAmongTheLanesOfTheirMask) {
 
 __global__ void votes_kernel(int* out, int limit) {
   const int thread = threadIdx.x;
-  const int count = __syncthreads_count(thread < limit), all = __syncthreads_and(thread < limit), any = __syncthreads_or(thread < limit);
+  const int count = __syncthreads_count(thread < limit), all = __syncthreads_and(thread < limit),
+            any = __syncthreads_or(thread < limit);
   out[thread] = count * 4 + all * 2 + any;
 }
 
@@ -140,7 +142,7 @@ TEST_P(LanguageEachSeed, Schedule_IsTheSameForTheSameLaunches) {
   }
 }
 
-// ---- atomics --------------------------------------------------------------------------------------------------------------------------
+// ---- atomics ------------------------------------------------------------------------------------
 
 __global__ void atomics_kernel(int* ints, unsigned long long* wide, unsigned* ranks) {
   const int value = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -171,7 +173,7 @@ TEST_P(LanguageEachSeed, Atomics_LoseNothing) {
   }
 }
 
-// ---- errors ---------------------------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------
 
 enum class Fault {
   EarlyReturn,
@@ -246,26 +248,28 @@ TEST_P(LanguageFault, IsReportedWithBlockAndThread) {
     reset();
     set_seed(seed);
     const Device<int> out(32);
-    ASSERT_EQ(RFN_LAUNCH(faulty_kernel, 1, 32, 0, nullptr, GetParam().fault, out.get(), 0), GetParam().error) << last_report();
+    ASSERT_EQ(RFN_LAUNCH(faulty_kernel, 1, 32, 0, nullptr, GetParam().fault, out.get(), 0), GetParam().error)
+        << last_report();
     EXPECT_NE(last_report().find(GetParam().report), std::string::npos) << last_report();
     EXPECT_EQ(last_report().rfind("faulty_kernel, block (0,0,0), thread (", 0), 0u) << last_report();
     EXPECT_EQ(cudaStreamSynchronize(nullptr), GetParam().error) << "a fault sticks";
   }
 }
-INSTANTIATE_TEST_SUITE_P(, LanguageFault,
-                         testing::Values(FaultCase{Fault::EarlyReturn, cudaErrorLaunchFailure, "1 threads have ended while 31 wait"},
-                                         FaultCase{Fault::ForeignLane, cudaErrorLaunchFailure,
-                                                   "__shfl_sync reads lane 20, which is not in the mask"},
-                                         FaultCase{Fault::MissingLane, cudaErrorLaunchFailure, "in __syncwarp with mask 0xffffffff"},
-                                         FaultCase{Fault::TwoCollectives, cudaErrorLaunchFailure, "divergent warp"},
-                                         FaultCase{Fault::TwoPlaces, cudaErrorLaunchFailure, "divergent warp"},
-                                         FaultCase{Fault::BadWidth, cudaErrorLaunchFailure, "width 12"},
-                                         FaultCase{Fault::Trap, cudaErrorIllegalInstruction, "thread (9,0,0): trap at"},
-                                         FaultCase{Fault::Assertion, cudaErrorAssert, "lane < 30"},
-                                         FaultCase{Fault::DivideByZero, cudaErrorLaunchFailure, "division by zero"},
-                                         FaultCase{Fault::StackOverflow, cudaErrorIllegalAddress, "stack overflow"}));
+INSTANTIATE_TEST_SUITE_P(
+    , LanguageFault,
+    testing::Values(FaultCase{Fault::EarlyReturn, cudaErrorLaunchFailure, "1 threads have ended while 31 wait"},
+                    FaultCase{Fault::ForeignLane, cudaErrorLaunchFailure,
+                              "__shfl_sync reads lane 20, which is not in the mask"},
+                    FaultCase{Fault::MissingLane, cudaErrorLaunchFailure, "in __syncwarp with mask 0xffffffff"},
+                    FaultCase{Fault::TwoCollectives, cudaErrorLaunchFailure, "divergent warp"},
+                    FaultCase{Fault::TwoPlaces, cudaErrorLaunchFailure, "divergent warp"},
+                    FaultCase{Fault::BadWidth, cudaErrorLaunchFailure, "width 12"},
+                    FaultCase{Fault::Trap, cudaErrorIllegalInstruction, "thread (9,0,0): trap at"},
+                    FaultCase{Fault::Assertion, cudaErrorAssert, "lane < 30"},
+                    FaultCase{Fault::DivideByZero, cudaErrorLaunchFailure, "division by zero"},
+                    FaultCase{Fault::StackOverflow, cudaErrorIllegalAddress, "stack overflow"}));
 
-// ---- shared memory --------------------------------------------------------------------------------------------------------------------
+// ---- shared memory ------------------------------------------------------------------------------
 
 // Every block leaves its mark behind and looks for that of an earlier one, in static and dynamic memory.
 __global__ void leftovers_kernel(float* out) {
@@ -338,11 +342,14 @@ __global__ void large_static_kernel(int variables) {
 
 TEST_F(Language, SharedMemory_LimitsOfTheDeviceHold) {
   ASSERT_CUDA(RFN_LAUNCH(large_static_kernel, 1, 1, 49152, nullptr, 1));
-  EXPECT_EQ(RFN_LAUNCH(large_static_kernel, 1, 1, 49153, nullptr, 1), cudaErrorInvalidValue) << "more needs the attribute";
+  EXPECT_EQ(RFN_LAUNCH(large_static_kernel, 1, 1, 49153, nullptr, 1), cudaErrorInvalidValue)
+      << "more needs the attribute";
   ASSERT_CUDA(cudaFuncSetAttribute(large_static_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 163 << 10));
-  EXPECT_EQ(cudaFuncSetAttribute(large_static_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (163 << 10) + 1), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFuncSetAttribute(large_static_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (163 << 10) + 1),
+            cudaErrorInvalidValue);
   ASSERT_CUDA(RFN_LAUNCH(large_static_kernel, 1, 1, 130 << 10, nullptr, 1));
-  EXPECT_EQ(RFN_LAUNCH(large_static_kernel, 1, 1, 140 << 10, nullptr, 1), cudaErrorLaunchFailure) << "static and dynamic together";
+  EXPECT_EQ(RFN_LAUNCH(large_static_kernel, 1, 1, 140 << 10, nullptr, 1), cudaErrorLaunchFailure)
+      << "static and dynamic together";
   reset();
   EXPECT_EQ(RFN_LAUNCH(large_static_kernel, 1, 1, 0, nullptr, 2), cudaErrorLaunchFailure) << "static alone, 48 KB";
 }
@@ -359,7 +366,7 @@ TEST_F(Language, Constants_AreCopiedInStreamOrder) {
   EXPECT_EQ(cudaMemcpyToSymbol(constant_table, values, sizeof values, 4), cudaErrorInvalidValue);
 }
 
-// ---- numbers --------------------------------------------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------
 
 TEST_F(Language, BitFunctions_MatchTheirDefinitions) {
   EXPECT_EQ(__popc(0xf0f0u), 8);

@@ -1,4 +1,5 @@
-// The right kernels pass under every schedule, with the same bits; each mutated one is noticed by some, and by all where races are checked.
+// The right kernels pass under every schedule, with the same bits; each mutated one is noticed by some, and by all
+// where races are checked.
 #include "kernels.cuh"
 #include "support.h"
 
@@ -71,11 +72,12 @@ bool gemm() {
   std::vector<float> expected(m * n);
   for (size_t i = 0; i < m; ++i)
     for (size_t j = 0; j < n; ++j)
-      for (size_t l = 0; l < k; ++l) expected[i * n + j] += cuda::bf16_to_float(a[i * k + l]) * cuda::bf16_to_float(b[j * k + l]);
+      for (size_t l = 0; l < k; ++l)
+        expected[i * n + j] += cuda::bf16_to_float(a[i * k + l]) * cuda::bf16_to_float(b[j * k + l]);
   const Device<uint16_t> da(a), db(b);
   const Device<float> dc(m * n);
-  static_cast<void>(RFN_LAUNCH((cuda::gemm_kernel<64, 64, 32, 32, 32, bug>), dim3(n / 64, m / 64), 128, 2 * (64 + 64) * 32 * 2, nullptr,
-                               da.get(), db.get(), dc.get(), n, k));
+  static_cast<void>(RFN_LAUNCH((cuda::gemm_kernel<64, 64, 32, 32, 32, bug>), dim3(n / 64, m / 64), 128,
+                               2 * (64 + 64) * 32 * 2, nullptr, da.get(), db.get(), dc.get(), n, k));
   return dc.read() == expected;
 }
 
@@ -91,7 +93,8 @@ bool row_sum() {
   }
   const Device<float> in(values), out(rows);
   const Device<int> dl(lengths);
-  static_cast<void>(RFN_LAUNCH(cuda::row_sum_kernel<bug>, (rows + 3) / 4, 128, 0, nullptr, in.get(), dl.get(), out.get(), rows));
+  static_cast<void>(
+      RFN_LAUNCH(cuda::row_sum_kernel<bug>, (rows + 3) / 4, 128, 0, nullptr, in.get(), dl.get(), out.get(), rows));
   return out.read() == expected;
 }
 
@@ -109,7 +112,8 @@ bool pipeline() {
 struct Case {
   const char* name;
   bool (*run)();
-  const char* report;  // nullptr: a right kernel; "": some seed notices; else every seed ends in an error with these words
+  const char*
+      report;  // nullptr: a right kernel; "": some seed notices; else every seed ends in an error with these words
 };
 std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
 
@@ -172,7 +176,8 @@ TEST_P(Mutation, IsNoticedBySomeSeedAndTheRightKernelByNone) {
     EXPECT_NE(report.find("thread ("), std::string::npos);
   }
 }
-INSTANTIATE_TEST_SUITE_P(, Mutation, testing::ValuesIn(kCases), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(, Mutation, testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace rfn::cuda_on_host

@@ -1,4 +1,5 @@
-// The demonstration kernels and everything of device.cuh through nvcc: what runs on the host layer is what a device would be given.
+// The demonstration kernels and everything of device.cuh through nvcc: what runs on the host layer is what a device
+// would be given.
 #include "kernels.cuh"
 
 namespace rfn::cuda {
@@ -43,12 +44,14 @@ __global__ void everything_kernel(const uint16_t* in, float* out, int n) {
 cudaError_t launch_everything(const uint16_t* in, float* out, int* ints, cudaStream_t stream) {
   cudaError_t error = cudaFuncSetAttribute(everything_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 65536);
   if (error == cudaSuccess) error = RFN_LAUNCH(everything_kernel, 1, 64, 1024, stream, in, out, 4);
-  if (error == cudaSuccess) error = RFN_LAUNCH((matmul_kernel<Bug::None>), dim3(4, 4), dim3(kTile, kTile), 0, stream, out, out, out, 64);
+  if (error == cudaSuccess)
+    error = RFN_LAUNCH((matmul_kernel<Bug::None>), dim3(4, 4), dim3(kTile, kTile), 0, stream, out, out, out, 64);
   if (error == cudaSuccess) error = RFN_LAUNCH((reduce_kernel<Bug::None>), 4, 256, 0, stream, ints, ints, 64);
   if (error == cudaSuccess) error = RFN_LAUNCH((histogram_kernel<Bug::None>), 4, 256, 0, stream, ints, ints, 64);
   if (error == cudaSuccess) error = RFN_LAUNCH((warp_reverse_kernel<Bug::None>), 4, 256, 0, stream, ints);
   if (error == cudaSuccess)
-    error = RFN_LAUNCH((gemm_kernel<64, 64, 32, 32, 32, Bug::None>), dim3(1, 1), 128, 16384, stream, in, in, out, 64, 64);
+    error =
+        RFN_LAUNCH((gemm_kernel<64, 64, 32, 32, 32, Bug::None>), dim3(1, 1), 128, 16384, stream, in, in, out, 64, 64);
   if (error == cudaSuccess) error = RFN_LAUNCH((row_sum_kernel<Bug::None>), 4, 128, 0, stream, out, ints, out, 64);
   if (error == cudaSuccess) error = RFN_LAUNCH((pipeline_kernel<Bug::None>), 1, 64, 0, stream, ints, ints, 4);
   return error;

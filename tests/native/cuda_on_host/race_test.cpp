@@ -153,7 +153,8 @@ TEST_P(Race, IsReportedUnderEveryScheduleOrUnderNone) {
     reset();
     set_seed(seed);
     const Device<int> global(std::vector<int>{1, 2, 3}), out(128);
-    const cudaError_t error = RFN_LAUNCH(pattern_kernel, 2, 64, 0, nullptr, GetParam().pattern, global.get(), out.get());
+    const cudaError_t error =
+        RFN_LAUNCH(pattern_kernel, 2, 64, 0, nullptr, GetParam().pattern, global.get(), out.get());
     if (GetParam().report == nullptr) {
       EXPECT_EQ(error, cudaSuccess) << "seed " << seed << ": " << last_report();
     } else {

@@ -27,7 +27,7 @@ __global__ void load_kernel(const int* values, int index, int* out) {
   if (threadIdx.x == 17) *out = values[index];
 }
 
-// ---- memory ---------------------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, DeviceMemory_BeginsAsNaNAndAligned) {
   for (const size_t bytes : {4, 252, 256, 5000}) {
@@ -70,7 +70,8 @@ TEST_F(RuntimeTest, OutOfBounds_WritesIntoPaddingAreFoundAfterTheLaunch) {
     reset();
     const Device<int> values(3);
     EXPECT_EQ(RFN_LAUNCH(store_kernel, 1, 32, 0, nullptr, values.get(), index), cudaErrorIllegalAddress);
-    EXPECT_NE(last_report().find(index < 0 ? "wrote before 12 bytes" : "wrote past the end of 12 bytes"), std::string::npos)
+    EXPECT_NE(last_report().find(index < 0 ? "wrote before 12 bytes" : "wrote past the end of 12 bytes"),
+              std::string::npos)
         << last_report();
   }
 }
@@ -83,7 +84,9 @@ TEST_F(RuntimeTest, FreedMemory_IsReportedWhenUsed) {
   EXPECT_EQ(cudaFree(values), cudaErrorInvalidValue);
   const Device<int*> indirect(std::vector<int*>{values});
   EXPECT_EQ(RFN_LAUNCH(store_kernel, 1, 32, 0, nullptr, values, 0), cudaErrorIllegalAddress);
-  EXPECT_NE(last_report().find("argument 0 does not point to memory of the device: freed memory at byte 0 of 256 bytes"), std::string::npos)
+  EXPECT_NE(
+      last_report().find("argument 0 does not point to memory of the device: freed memory at byte 0 of 256 bytes"),
+      std::string::npos)
       << last_report();
 }
 
@@ -156,7 +159,7 @@ TEST_F(RuntimeTest, HiddenDeviceMemory_FaultsTheHostButNotKernels) {
 }
 #endif
 
-// ---- streams --------------------------------------------------------------------------------------------------------------------------
+// ---- streams ------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, LateStreams_RunNothingBeforeSomethingWaits) {
   change([](Settings& s) { s.late_streams = true; });
@@ -242,7 +245,7 @@ TEST_F(RuntimeTest, Events_MeasureTime) {
   ASSERT_CUDA(cudaEventDestroy(stop));
 }
 
-// ---- graphs ---------------------------------------------------------------------------------------------------------------------------
+// ---- graphs -------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, Graph_ReplaysWhatWasCapturedOnTwoStreams) {
   cudaStream_t stream, side;
@@ -316,7 +319,7 @@ TEST_F(RuntimeTest, Graph_UnjoinedStreamIsReported) {
   ASSERT_CUDA(cudaStreamDestroy(side));
 }
 
-// ---- errors and limits ----------------------------------------------------------------------------------------------------------------
+// ---- errors and limits --------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, NoDevice_IsAnErrorThatWritesNothing) {
   for (const cudaError_t error : {cudaErrorNoDevice, cudaErrorInsufficientDriver}) {
@@ -394,7 +397,8 @@ TEST_F(RuntimeTest, Workers_RunBlocksSideBySideWithTheSameResult) {
   }
   change([](Settings& s) { s.workers = 4; });
   const Device<int> values(64);
-  EXPECT_EQ(RFN_LAUNCH(store_kernel, 100, 32, 0, nullptr, values.get(), 64), cudaErrorIllegalAddress) << "faults on any worker";
+  EXPECT_EQ(RFN_LAUNCH(store_kernel, 100, 32, 0, nullptr, values.get(), 64), cudaErrorIllegalAddress)
+      << "faults on any worker";
 }
 
 }  // namespace

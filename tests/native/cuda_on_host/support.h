@@ -47,7 +47,8 @@ class CudaOnHost : public testing::Test {
   void SetUp() override { reset(); }
   void TearDown() override {
     if (last_report().empty()) {
-      for (const LiveObject& object : live_objects()) ADD_FAILURE() << "leaked " << object.kind << ", object " << object.number;
+      for (const LiveObject& object : live_objects())
+        ADD_FAILURE() << "leaked " << object.kind << ", object " << object.number;
     }
     reset();
   }

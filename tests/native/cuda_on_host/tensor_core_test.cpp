@@ -26,7 +26,8 @@ __global__ void mma_k16_kernel(float* out) {
   const int lane = threadIdx.x, r = lane / 4, c = lane % 4 * 2;
   const auto pack = [](float low, float high) { return Half ? pack_f16(low, high) : pack_bf16(low, high); };
   const uint32_t a[4] = {pack(a_value(r, c), a_value(r, c + 1)), pack(a_value(r + 8, c), a_value(r + 8, c + 1)),
-                         pack(a_value(r, c + 8), a_value(r, c + 9)), pack(a_value(r + 8, c + 8), a_value(r + 8, c + 9))};
+                         pack(a_value(r, c + 8), a_value(r, c + 9)),
+                         pack(a_value(r + 8, c + 8), a_value(r + 8, c + 9))};
   const uint32_t b[2] = {pack(b_value(c, r), b_value(c + 1, r)), pack(b_value(c + 8, r), b_value(c + 9, r))};
   float d[4] = {c_value(r, c), c_value(r, c + 1), c_value(r + 8, c), c_value(r + 8, c + 1)};
   if (Half) {
@@ -42,8 +43,8 @@ __global__ void mma_k16_kernel(float* out) {
 
 __global__ void mma_k8_kernel(float* out) {
   const int lane = threadIdx.x, r = lane / 4, c = lane % 4;
-  const uint32_t a[4] = {round_to_tf32(a_value(r, c)), round_to_tf32(a_value(r + 8, c)), round_to_tf32(a_value(r, c + 4)),
-                         round_to_tf32(a_value(r + 8, c + 4))};
+  const uint32_t a[4] = {round_to_tf32(a_value(r, c)), round_to_tf32(a_value(r + 8, c)),
+                         round_to_tf32(a_value(r, c + 4)), round_to_tf32(a_value(r + 8, c + 4))};
   const uint32_t b[2] = {round_to_tf32(b_value(c, r)), round_to_tf32(b_value(c + 4, r))};
   float d[4] = {c_value(r, 2 * c), c_value(r, 2 * c + 1), c_value(r + 8, 2 * c), c_value(r + 8, 2 * c + 1)};
   mma_m16n8k8_tf32(d, a, b);
@@ -88,7 +89,9 @@ __global__ void ldmatrix_kernel(uint32_t* out, int shift) {
   const int lane = threadIdx.x;
   for (int i = lane; i < 4 * 64; i += 32) matrices[i] = static_cast<uint16_t>(i / 64 * 100 + i % 64 / 8 * 10 + i % 8);
   __syncwarp();
-  const auto row = [&](int count) { return reinterpret_cast<const char*>(matrices + (lane % (8 * count)) * 8) + shift; };
+  const auto row = [&](int count) {
+    return reinterpret_cast<const char*>(matrices + (lane % (8 * count)) * 8) + shift;
+  };
   uint32_t x1[1], x2[2], x4[4], t1[1], t2[2], t4[4];
   ldmatrix_x4(x4, row(4));
   ldmatrix_x2(x2, row(2));
@@ -96,7 +99,8 @@ __global__ void ldmatrix_kernel(uint32_t* out, int shift) {
   ldmatrix_x4_trans(t4, row(4));
   ldmatrix_x2_trans(t2, row(2));
   ldmatrix_x1_trans(t1, row(1));
-  const uint32_t all[14] = {x1[0], x2[0], x2[1], x4[0], x4[1], x4[2], x4[3], t1[0], t2[0], t2[1], t4[0], t4[1], t4[2], t4[3]};
+  const uint32_t all[14] = {x1[0], x2[0], x2[1], x4[0], x4[1], x4[2], x4[3],
+                            t1[0], t2[0], t2[1], t4[0], t4[1], t4[2], t4[3]};
   for (int i = 0; i < 14; ++i) out[i * 32 + lane] = all[i];
 }
 
@@ -108,8 +112,10 @@ TEST_P(TensorCore, Ldmatrix_EveryElementIsInItsPlace) {
   for (int i = 0; i < 14; ++i) {
     for (int lane = 0; lane < 32; ++lane) {
       const int r = lane / 4, c = lane % 4 * 2, base = matrix[i] * 100;
-      const int low = base + (i < 7 ? r * 10 + c : c * 10 + r), high = base + (i < 7 ? r * 10 + c + 1 : (c + 1) * 10 + r);
-      EXPECT_EQ(found[static_cast<size_t>(i * 32 + lane)], static_cast<uint32_t>(low | high << 16)) << i << " lane " << lane;
+      const int low = base + (i < 7 ? r * 10 + c : c * 10 + r),
+                high = base + (i < 7 ? r * 10 + c + 1 : (c + 1) * 10 + r);
+      EXPECT_EQ(found[static_cast<size_t>(i * 32 + lane)], static_cast<uint32_t>(low | high << 16))
+          << i << " lane " << lane;
     }
   }
 }
@@ -119,7 +125,7 @@ TEST_P(TensorCore, Ldmatrix_MisalignedRowIsReported) {
   EXPECT_EQ(RFN_LAUNCH(ldmatrix_kernel, 1, 32, 0, nullptr, out.get(), 8), cudaErrorMisalignedAddress);
 }
 
-// ---- cp.async -------------------------------------------------------------------------------------------------------------------------
+// ---- cp.async -----------------------------------------------------------------------------------
 
 // Each thread copies 4, 8 and 16 bytes, and 16 of which only `valid` are read, in two groups.
 __global__ void cp_async_kernel(const int* in, int* out, int valid) {
@@ -200,7 +206,7 @@ TEST_P(TensorCore, CpAsync_BadAddressesAreReported) {
   EXPECT_NE(last_report().find("destination outside shared memory"), std::string::npos) << last_report();
 }
 
-// ---- formats --------------------------------------------------------------------------------------------------------------------------
+// ---- formats ------------------------------------------------------------------------------------
 
 TEST_F(CudaOnHost, F16_EveryValueSurvivesAndEveryFloatRoundsToTheNearest) {
   for (int i = 0; i < 0x10000; ++i) {

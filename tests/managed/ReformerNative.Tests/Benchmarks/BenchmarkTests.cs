@@ -12,16 +12,19 @@ public sealed class BenchmarkTests
     private const int HeadSize = 12;
     private const int Chunk = 8;
 
-    /// <param name="length">Within a chunk, one past some chunks, many. Where a query sees one key, gradients are rounding errors alone.</param>
+    /// <param name="length">Within a chunk, one past some chunks, many. Where a query sees one key, gradients are
+    /// rounding errors alone.</param>
     /// <param name="rounds">0 for dense attention.</param>
     /// <param name="causal">Whether later positions are hidden.</param>
     /// <param name="threads">Of both.</param>
     [Test]
     public void ManagedAttention_NumbersAreTheNativeOps(
-        [Values(3, 8, 33, 128)] int length, [Values(0, 1, 2, 4)] int rounds, [Values] bool causal, [Values(1, 2)] int threads)
+        [Values(3, 8, 33, 128)] int length, [Values(0, 1, 2, 4)] int rounds, [Values] bool causal,
+        [Values(1, 2)] int threads)
     {
         using var context = new ReformerContext(threads: threads);
-        AttentionOptions options = rounds == 0 ? AttentionOptions.Full(causal) : AttentionProblem.Lsh(length, Chunk, rounds, causal);
+        AttentionOptions options =
+            rounds == 0 ? AttentionOptions.Full(causal) : AttentionProblem.Lsh(length, Chunk, rounds, causal);
         using var problem = new AttentionProblem(context, options, length, Heads, HeadSize);
         for (int run = 0; run < 2; run++) // nothing is left behind by the first
         {
@@ -41,11 +44,24 @@ public sealed class BenchmarkTests
     [Test]
     public void ManagedAttention_OtherForms_AreRefused()
     {
-        AttentionOptions paper = AttentionOptions.Lsh(AttentionPreset.Paper, causal: true, Chunk, rounds: 1, new BucketFactors(4));
-        Assert.That(() => new TensorAttention(paper, 16, Heads, HeadSize, threads: 1), Throws.TypeOf<NotSupportedException>());
+        AttentionOptions paper = AttentionOptions.Lsh(
+            AttentionPreset.Paper, causal: true, Chunk, rounds: 1, new BucketFactors(4));
         Assert.That(
-            () => new TensorAttention(AttentionOptions.Full(causal: true) with { Dropout = 0.1f }, 16, Heads, HeadSize, threads: 1),
-            Throws.TypeOf<NotSupportedException>());
+            () => new TensorAttention(paper, 16, Heads, HeadSize, threads: 1), Throws.TypeOf<NotSupportedException>());
+        Assert.That(
+            () =>
+                new TensorAttention(
+                    AttentionOptions.Full(causal: true) with
+                    {
+                        Dropout = 0.1f,
+                    },
+                    16,
+                    Heads,
+                    HeadSize,
+                    threads: 1
+                ),
+            Throws.TypeOf<NotSupportedException>()
+        );
     }
 
     /// <summary>Every benchmark once, with tiny sizes; nothing is timed.</summary>
@@ -54,9 +70,11 @@ public sealed class BenchmarkTests
     {
         using var directory = new TemporaryDirectory();
         (int code, string output, string errors) = Repository.Run(
-            "dotnet", Path.Combine(AppContext.BaseDirectory, "ReformerNative.Benchmarks.dll"), "--smoke", "--artifacts", directory.Path);
+            "dotnet", Path.Combine(AppContext.BaseDirectory, "ReformerNative.Benchmarks.dll"), "--smoke", "--artifacts",
+            directory.Path);
         Assert.That(code, Is.Zero, output + errors);
-        foreach (string name in (string[])["NativeLsh8", "ManagedLsh4", "LayerNormOfEight", "TrainingStepBenchmarks.Step"])
+        foreach (
+            string name in (string[])["NativeLsh8", "ManagedLsh4", "LayerNormOfEight", "TrainingStepBenchmarks.Step"])
         {
             Assert.That(output, Does.Contain(name));
         }
@@ -70,7 +88,9 @@ public sealed class BenchmarkTests
         for (int i = 0; i < expected.Length; i++)
         {
             Assert.That(
-                managed[i], float.IsFinite(expected[i]) ? Is.EqualTo(expected[i]).Within(limit * largest) : Is.EqualTo(expected[i]), $"{name}[{i}]");
+                managed[i],
+                float.IsFinite(expected[i]) ? Is.EqualTo(expected[i]).Within(limit * largest) : Is.EqualTo(expected[i]),
+                $"{name}[{i}]");
         }
     }
 }

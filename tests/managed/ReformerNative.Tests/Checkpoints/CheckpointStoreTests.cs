@@ -53,7 +53,8 @@ public sealed class CheckpointStoreTests
         Assert.Multiple(() =>
         {
             Assert.That(CheckpointStore.List(run.Path), Has.Count.EqualTo(12));
-            Assert.That(File.ReadAllText(Path.Combine(CheckpointStore.Resolve(run.Path), "config.json")), Is.EqualTo("11"));
+            Assert.That(
+                File.ReadAllText(Path.Combine(CheckpointStore.Resolve(run.Path), "config.json")), Is.EqualTo("11"));
         });
     }
 
@@ -65,8 +66,12 @@ public sealed class CheckpointStoreTests
         Directory.CreateDirectory(run.File(".writing-step-00000001"));
         Assert.Multiple(() =>
         {
-            Assert.That(() => CheckpointStore.Resolve(run.Path), Throws.TypeOf<DirectoryNotFoundException>().With.Message.Contains("neither"));
-            Assert.That(() => CheckpointStore.Resolve(run.File("no")), Throws.TypeOf<DirectoryNotFoundException>().With.Message.Contains("nothing"));
+            Assert.That(
+                () => CheckpointStore.Resolve(run.Path),
+                Throws.TypeOf<DirectoryNotFoundException>().With.Message.Contains("neither"));
+            Assert.That(
+                () => CheckpointStore.Resolve(run.File("no")),
+                Throws.TypeOf<DirectoryNotFoundException>().With.Message.Contains("nothing"));
             Assert.That(CheckpointStore.List(run.File("no")), Is.Empty);
         });
     }

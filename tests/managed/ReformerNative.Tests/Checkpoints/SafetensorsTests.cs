@@ -26,11 +26,14 @@ public sealed class SafetensorsTests
         {
             Assert.That(reader.Entries.Select(entry => entry.Name), Is.EqualTo(new[] { "b", "ä\"\n", "none" }));
             Assert.That(reader.Get("b").Shape, Is.EqualTo(new[] { 2, 3 }));
-            Assert.That(reader.ReadFloats("b").Select(BitConverter.SingleToInt32Bits), Is.EqualTo(Values.Select(BitConverter.SingleToInt32Bits)));
+            Assert.That(
+                reader.ReadFloats("b").Select(BitConverter.SingleToInt32Bits),
+                Is.EqualTo(Values.Select(BitConverter.SingleToInt32Bits)));
             Assert.That(reader.ReadIntegers("ä\"\n"), Is.EqualTo(new[] { -7 }));
             Assert.That(reader.ReadFloats("none"), Is.Empty);
             Assert.That(reader.Metadata["format"], Is.EqualTo("pt"));
-            Assert.That(new FileInfo(path).Length % 8, Is.EqualTo(((6 * 4) + 4) % 8), "the data starts at a multiple of 8");
+            Assert.That(
+                new FileInfo(path).Length % 8, Is.EqualTo(((6 * 4) + 4) % 8), "the data starts at a multiple of 8");
         });
     }
 
@@ -71,12 +74,24 @@ public sealed class SafetensorsTests
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}""", 8, "begin <= end")]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[0]}}""", 8, "begin, end")]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,99999999999999999999]}}""", 8, "data_offsets")]
-    [TestCase("""{"a":{"dtype":"F32","shape":[2305843009213693951],"data_offsets":[0,9223372036854775804]}}""", 8, "within the file")]
+    [TestCase(
+        """{"a":{"dtype":"F32","shape":[2305843009213693951],"data_offsets":[0,9223372036854775804]}}""",
+        8,
+        "within the file"
+    )]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}""", 12, "hole")]
-    [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}""", 8, "overlaps")]
+    [TestCase(
+        """{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}""",
+        8,
+        "overlaps"
+    )]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}""", 12, "found a file")]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}""", 4, "within the file")]
-    [TestCase("""{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}""", 0, "twice")]
+    [TestCase(
+        """{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}""",
+        0,
+        "twice"
+    )]
     [TestCase("""{"__metadata__":{"a":1}}""", 0, "__metadata__.a")]
     [TestCase("""{"__metadata__":[]}""", 0, "__metadata__")]
     [TestCase("""{"a":[[[[[[[[[[[1]]]]]]]]]]]}""", 0, "JSON")]
@@ -85,7 +100,9 @@ public sealed class SafetensorsTests
     {
         using var directory = new TemporaryDirectory();
         string path = WriteRaw(directory, header, new byte[dataBytes]);
-        ReformerFormatException error = Assert.Throws<ReformerFormatException>(() => SafetensorsReader.Open(path).Dispose())!;
+        ReformerFormatException error = Assert.Throws<ReformerFormatException>(() =>
+            SafetensorsReader.Open(path).Dispose()
+        )!;
         Assert.That(error.Message, Does.StartWith(path).And.Contain(problem).And.Contain("expected"));
     }
 
@@ -142,7 +159,13 @@ public sealed class SafetensorsTests
                 using SafetensorsReader reader = SafetensorsReader.Open(path);
                 foreach (SafetensorsEntry entry in reader.Entries)
                 {
-                    if (entry.Type is SafetensorsType.F32 or SafetensorsType.F16 or SafetensorsType.BF16 or SafetensorsType.F64)
+                    if (
+                        entry.Type
+                        is SafetensorsType.F32
+                            or SafetensorsType.F16
+                            or SafetensorsType.BF16
+                            or SafetensorsType.F64
+                    )
                     {
                         reader.ReadFloats(entry.Name);
                     }
@@ -172,10 +195,18 @@ public sealed class SafetensorsTests
         using SafetensorsReader reader = SafetensorsReader.Open(WriteSample(directory));
         Assert.Multiple(() =>
         {
-            Assert.That(() => reader.ReadFloats("integers"), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("found I32"));
-            Assert.That(() => reader.ReadIntegers("floats"), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("found F32"));
-            Assert.That(() => reader.ReadFloats("absent"), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("'absent'"));
-            Assert.That(() => reader.ReadBytes(reader.Get("floats"), 23, new byte[2]), Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(
+                () => reader.ReadFloats("integers"),
+                Throws.TypeOf<ReformerFormatException>().With.Message.Contains("found I32"));
+            Assert.That(
+                () => reader.ReadIntegers("floats"),
+                Throws.TypeOf<ReformerFormatException>().With.Message.Contains("found F32"));
+            Assert.That(
+                () => reader.ReadFloats("absent"),
+                Throws.TypeOf<ReformerFormatException>().With.Message.Contains("'absent'"));
+            Assert.That(
+                () => reader.ReadBytes(reader.Get("floats"), 23, new byte[2]),
+                Throws.TypeOf<ArgumentOutOfRangeException>());
         });
     }
 
@@ -186,8 +217,10 @@ public sealed class SafetensorsTests
         byte[] data = new byte[8];
         BinaryPrimitives.WriteInt64LittleEndian(data, 1L << 32);
         using SafetensorsReader reader = SafetensorsReader.Open(
-            WriteRaw(directory, """{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}""", data));
-        Assert.That(() => reader.ReadIntegers("a"), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("'a'"));
+            WriteRaw(directory, """{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}""", data)
+        );
+        Assert.That(
+            () => reader.ReadIntegers("a"), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("'a'"));
     }
 
     [Test]
@@ -196,8 +229,12 @@ public sealed class SafetensorsTests
         using var directory = new TemporaryDirectory();
         Assert.Multiple(() =>
         {
-            Assert.That(() => SafetensorsReader.Open(directory.File("no")), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("nothing"));
-            Assert.That(() => SafetensorsReader.Open(directory.Path), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("a directory"));
+            Assert.That(
+                () => SafetensorsReader.Open(directory.File("no")),
+                Throws.TypeOf<FileNotFoundException>().With.Message.Contains("nothing"));
+            Assert.That(
+                () => SafetensorsReader.Open(directory.Path),
+                Throws.TypeOf<FileNotFoundException>().With.Message.Contains("a directory"));
         });
     }
 
@@ -218,7 +255,8 @@ public sealed class SafetensorsTests
         Assert.Multiple(() =>
         {
             Assert.That(File.ReadAllBytes(path), Is.EqualTo(before));
-            Assert.That(Directory.EnumerateFileSystemEntries(directory.Path).Count(), Is.EqualTo(1), "nothing is left beside");
+            Assert.That(
+                Directory.EnumerateFileSystemEntries(directory.Path).Count(), Is.EqualTo(1), "nothing is left beside");
         });
     }
 
@@ -227,7 +265,11 @@ public sealed class SafetensorsTests
     public void Writer_GivenBadNames_Throws(string first, string second)
     {
         using var directory = new TemporaryDirectory();
-        SafetensorsItem[] items = [SafetensorsItem.FromFloats(first, [], new float[1]), SafetensorsItem.FromFloats(second, [], new float[1])];
+        SafetensorsItem[] items =
+        [
+            SafetensorsItem.FromFloats(first, [], new float[1]),
+            SafetensorsItem.FromFloats(second, [], new float[1]),
+        ];
         Assert.Throws<ArgumentException>(() => SafetensorsWriter.Write(directory.File("a"), items));
     }
 
@@ -236,8 +278,12 @@ public sealed class SafetensorsTests
         string path = directory.File("sample");
         SafetensorsWriter.Write(
             path,
-            [SafetensorsItem.FromIntegers("integers", [2, 2], new[] { 1, 2, 3, 4 }), SafetensorsItem.FromFloats("floats", [6], Values)],
-            new Dictionary<string, string> { ["a"] = "b" });
+            [
+                SafetensorsItem.FromIntegers("integers", [2, 2], new[] { 1, 2, 3, 4 }),
+                SafetensorsItem.FromFloats("floats", [6], Values),
+            ],
+            new Dictionary<string, string> { ["a"] = "b" }
+        );
         return path;
     }
 

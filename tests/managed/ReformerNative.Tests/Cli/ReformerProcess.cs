@@ -8,7 +8,11 @@ internal sealed record ReformerResult(int ExitCode, string Output, string Errors
 {
     /// <summary>The output as JSON, one object a line.</summary>
     public JsonElement[] Lines =>
-        [.. Output.Split('\n', StringSplitOptions.RemoveEmptyEntries).Select(line => JsonDocument.Parse(line).RootElement)];
+        [
+            .. Output
+                .Split('\n', StringSplitOptions.RemoveEmptyEntries)
+                .Select(line => JsonDocument.Parse(line).RootElement),
+        ];
 }
 
 /// <summary>The built command in a process of its own, as a user starts it.</summary>
@@ -48,7 +52,8 @@ internal sealed class ReformerProcess : IDisposable
     /// <summary>Sends a signal, for example INT, as Ctrl+C does.</summary>
     public void Signal(string name)
     {
-        (int code, _, string errors) = Repository.Run("kill", $"-{name}", _process.Id.ToString(System.Globalization.CultureInfo.InvariantCulture));
+        (int code, _, string errors) = Repository.Run(
+            "kill", $"-{name}", _process.Id.ToString(System.Globalization.CultureInfo.InvariantCulture));
         Assert.That(code, Is.Zero, errors);
     }
 
@@ -83,18 +88,27 @@ internal static class CliInputs
     public static string WriteConfig(TemporaryDirectory directory)
     {
         string path = directory.File("config.json");
-        (ReformerNative.Model.ReformerPresets.Text with
-        {
-            HiddenSize = 32, AxialPosEmbdsDim = [8, 24], NumAttentionHeads = 2, AttentionHeadSize = 16, FeedForwardSize = 64,
-            LshAttnChunkLength = 16, LocalAttnChunkLength = 16, HiddenDropoutProb = 0.1,
-        }).Save(path);
+        (
+            ReformerNative.Model.ReformerPresets.Text with
+            {
+                HiddenSize = 32,
+                AxialPosEmbdsDim = [8, 24],
+                NumAttentionHeads = 2,
+                AttentionHeadSize = 16,
+                FeedForwardSize = 64,
+                LshAttnChunkLength = 16,
+                LocalAttnChunkLength = 16,
+                HiddenDropoutProb = 0.1,
+            }
+        ).Save(path);
         return path;
     }
 
     public static string WriteText(TemporaryDirectory directory)
     {
         string path = directory.File("text.txt");
-        File.WriteAllText(path, string.Concat(Enumerable.Range(0, 2000).Select(i => $"line {i} of a text to train on, {i * i}\n")));
+        File.WriteAllText(
+            path, string.Concat(Enumerable.Range(0, 2000).Select(i => $"line {i} of a text to train on, {i * i}\n")));
         return path;
     }
 

@@ -19,14 +19,23 @@ public sealed class ReportTests
             "bench", "report", "--quick", "--lengths", "64,128", "--tokens", "256", "--out", path, "--json");
         Assert.That(result.ExitCode, Is.Zero, result.Errors);
         JsonElement item = result.Lines.Single();
-        Assert.That(CliInputs.Names(item), Is.EqualTo((string[])[
-            "version", "measured", "machine", "tokens", "attention", "memory_length", "memory", "shares", "commands", "out",
-        ]));
+        Assert.That(
+            CliInputs.Names(item),
+            Is.EqualTo(
+                (string[])
+                    [
+                        "version", "measured", "machine", "tokens", "attention", "memory_length", "memory", "shares",
+                        "commands", "out",
+                    ]
+            )
+        );
 
         JsonElement[] points = [.. item.GetProperty("attention").EnumerateArray()];
         int[] lengths = [.. points.Select(point => point.GetProperty("length").GetInt32())];
         Assert.That(lengths, Is.EqualTo(Rounds.Select(_ => 64).Concat(Rounds.Select(_ => 128))));
-        Assert.That(points.Select(point => point.GetProperty("length").GetInt32() * point.GetProperty("batch").GetInt32()), Is.All.EqualTo(256));
+        Assert.That(
+            points.Select(point => point.GetProperty("length").GetInt32() * point.GetProperty("batch").GetInt32()),
+            Is.All.EqualTo(256));
         foreach (JsonElement point in points)
         {
             double forward = point.GetProperty("forward_seconds").GetDouble();
@@ -35,12 +44,19 @@ public sealed class ReportTests
         }
 
         JsonElement[] memory = [.. item.GetProperty("memory").EnumerateArray()];
-        Assert.That(memory.Select(point => point.GetProperty("layers").GetInt32()), Is.EqualTo((int[])[2, 6, 12, 24, 48]));
-        Assert.That(memory.Select(point => point.GetProperty("activation_bytes").GetInt64()).Distinct().Count(), Is.EqualTo(1), "whatever the depth");
+        Assert.That(
+            memory.Select(point => point.GetProperty("layers").GetInt32()), Is.EqualTo((int[])[2, 6, 12, 24, 48]));
+        Assert.That(
+            memory.Select(point => point.GetProperty("activation_bytes").GetInt64()).Distinct().Count(), Is.EqualTo(1),
+            "whatever the depth");
         long planned = memory[0].GetProperty("planned_bytes").GetInt64();
         Assert.That(memory[0].GetProperty("peak_bytes").GetInt64(), Is.EqualTo(planned).Within(10).Percent);
-        Assert.That(item.GetProperty("shares").EnumerateArray().Select(share => share.GetProperty("share").GetDouble()), Is.All.Positive);
-        Assert.That(item.GetProperty("commands")[0].GetString(), Does.StartWith("reformer bench report --quick --lengths 64,128"));
+        Assert.That(
+            item.GetProperty("shares").EnumerateArray().Select(share => share.GetProperty("share").GetDouble()),
+            Is.All.Positive);
+        Assert.That(
+            item.GetProperty("commands")[0].GetString(),
+            Does.StartWith("reformer bench report --quick --lengths 64,128"));
 
         string text = File.ReadAllText(path);
         Assert.That(text, Does.Contain(item.GetProperty("machine").GetProperty("device").GetString()));
@@ -60,7 +76,11 @@ public sealed class ReportTests
             Commands = ["reformer bench report --out <&>.html"],
             Times =
             [
-                .. Rounds.Select((rounds, i) => new TimePoint(ReportMeasurements.SeriesName(rounds), 7, 1, 1e-7 * Math.Pow(30, i), 300, 1, 2, null)),
+                .. Rounds.Select(
+                    (rounds, i) =>
+                        new TimePoint(
+                            ReportMeasurements.SeriesName(rounds), 7, 1, 1e-7 * Math.Pow(30, i), 300, 1, 2, null)
+                ),
             ],
             Memory = [new MemoryPoint(2, 5000, 1000, null)],
             Shares = [],
@@ -87,7 +107,8 @@ public sealed class ReportTests
     /// <summary>One file with nothing from elsewhere; every chart has a text alternative and a table.</summary>
     private static void CheckPage(string text, int markers)
     {
-        using var reader = XmlReader.Create(new StringReader(text), new XmlReaderSettings { DtdProcessing = DtdProcessing.Ignore });
+        using var reader = XmlReader.Create(
+            new StringReader(text), new XmlReaderSettings { DtdProcessing = DtdProcessing.Ignore });
         XElement page = XDocument.Load(reader).Root!;
         Assert.That(page.Descendants("script"), Is.Empty);
         IEnumerable<XAttribute> links = page.Descendants().Attributes().Where(a => a.Name.LocalName is "src" or "href");
@@ -105,7 +126,11 @@ public sealed class ReportTests
         }
 
         Assert.That(
-            charts.SelectMany(chart => chart.Descendants("g")).Count(g => ((string?)g.Attribute("transform"))?.StartsWith("translate") == true),
-            Is.EqualTo(markers), "a marker for each value");
+            charts
+                .SelectMany(chart => chart.Descendants("g"))
+                .Count(g => ((string?)g.Attribute("transform"))?.StartsWith("translate") == true),
+            Is.EqualTo(markers),
+            "a marker for each value"
+        );
     }
 }

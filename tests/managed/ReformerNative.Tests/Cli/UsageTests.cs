@@ -1,6 +1,8 @@
 namespace ReformerNative.Tests.Cli;
 
-/// <summary>Wrong usage is exit code 2, bad input is 1; both say what was expected and found, and never show a stack trace.</summary>
+/// <summary>
+/// Wrong usage is exit code 2, bad input is 1; both say what was expected and found, and never show a stack trace.
+/// </summary>
 public sealed class UsageTests
 {
     private static readonly string[][] Wrong =
@@ -70,8 +72,8 @@ public sealed class UsageTests
         using var directory = new TemporaryDirectory();
         string run = directory.File("run");
         ReformerResult trained = ReformerProcess.Run(
-            "train", "--config", CliInputs.WriteConfig(directory), "--data", CliInputs.WriteText(directory), "--length", "48", "--batch", "1",
-            "--steps", "1", "--out", run, "--threads", "1", "--sample", "0");
+            "train", "--config", CliInputs.WriteConfig(directory), "--data", CliInputs.WriteText(directory), "--length",
+            "48", "--batch", "1", "--steps", "1", "--out", run, "--threads", "1", "--sample", "0");
         Assert.That(trained.ExitCode, Is.Zero, trained.Errors);
         CliInputs.Truncate(Path.Combine(run, "step-00000001", file), bytes);
         ReformerResult result = AssertRefused(["train", "--resume", run, "--steps", "2", "--threads", "1"], 1);
@@ -83,7 +85,15 @@ public sealed class UsageTests
     {
         string[][] commands =
         [
-            [], ["train"], ["generate"], ["evaluate"], ["verify"], ["bench"], ["bench", "attention"], ["bench", "step"], ["bench", "generate"],
+            [],
+            ["train"],
+            ["generate"],
+            ["evaluate"],
+            ["verify"],
+            ["bench"],
+            ["bench", "attention"],
+            ["bench", "step"],
+            ["bench", "generate"],
             ["experiment", "duplicate"],
             ["plan"], ["info"], ["convert"],
         ];

@@ -6,7 +6,10 @@ namespace ReformerNative.Tests.Cli;
 /// <summary><c>reformer verify</c> on directories of vectors.</summary>
 public sealed class VerifyCommandTests
 {
-    private static readonly string[] Inputs = ["input_ids", "attention_mask", "labels", "qk", "v", "grad_out", "input_mask", "rotations"];
+    private static readonly string[] Inputs =
+    [
+        "input_ids", "attention_mask", "labels", "qk", "v", "grad_out", "input_mask", "rotations",
+    ];
 
     private static string Model => Repository.PathOf("tests", "vectors", "hf", "mlm-padded");
 
@@ -18,13 +21,20 @@ public sealed class VerifyCommandTests
         ReformerResult result = ReformerProcess.Run("verify", Model, Attention, "--json", "--threads", "1");
         Assert.That(result.ExitCode, Is.Zero, result.Errors);
         JsonElement[] cases = result.Lines;
-        Assert.That(cases.Select(item => item.GetProperty("case").GetString()), Is.EqualTo((string[])["mlm-padded", "causal-4hash-nodup"]));
+        Assert.That(
+            cases.Select(item => item.GetProperty("case").GetString()),
+            Is.EqualTo((string[])["mlm-padded", "causal-4hash-nodup"]));
         foreach ((JsonElement item, string directory) in cases.Zip([Model, Attention]))
         {
             Assert.That(item.GetProperty("passed").GetBoolean(), Is.True);
             JsonElement[] tensors = [.. item.GetProperty("tensors").EnumerateArray()];
-            Assert.That(tensors, Has.All.Matches<JsonElement>(tensor =>
-                CliInputs.Names(tensor).SequenceEqual(["name", "relative", "limit", "passed"]) && tensor.GetProperty("passed").GetBoolean()));
+            Assert.That(
+                tensors,
+                Has.All.Matches<JsonElement>(tensor =>
+                    CliInputs.Names(tensor).SequenceEqual(["name", "relative", "limit", "passed"])
+                    && tensor.GetProperty("passed").GetBoolean()
+                )
+            );
             using SafetensorsReader io = SafetensorsReader.Open(Path.Combine(directory, "io.safetensors"));
             IEnumerable<string> expected = io.Entries.Select(entry => entry.Name)
                 .Where(name => !name.StartsWith("f64.", StringComparison.Ordinal) && !Inputs.Contains(name));
@@ -35,11 +45,14 @@ public sealed class VerifyCommandTests
     [Test]
     public void Verify_TinyLimits_Fails()
     {
-        ReformerResult result = ReformerProcess.Run("verify", Model, "--limit-scale", "1e-6", "--json", "--threads", "1");
+        ReformerResult result = ReformerProcess.Run(
+            "verify", Model, "--limit-scale", "1e-6", "--json", "--threads", "1");
         Assert.That(result.ExitCode, Is.EqualTo(1), result.Errors);
         JsonElement item = result.Lines.Single();
         Assert.That(item.GetProperty("passed").GetBoolean(), Is.False);
-        JsonElement logits = item.GetProperty("tensors").EnumerateArray().Single(tensor => tensor.GetProperty("name").GetString() == "logits");
+        JsonElement logits = item.GetProperty("tensors")
+            .EnumerateArray()
+            .Single(tensor => tensor.GetProperty("name").GetString() == "logits");
         Assert.That(logits.GetProperty("passed").GetBoolean(), Is.False);
         Assert.That(logits.GetProperty("limit").GetDouble(), Is.EqualTo(1e-11).Within(1e-20));
     }
@@ -87,6 +100,7 @@ public sealed class VerifyCommandTests
         Assert.That(result.ExitCode, Is.EqualTo(1));
         Assert.That(result.Errors, Does.Contain(file).And.Contain("expected"));
         Assert.That(result.Errors, Does.Not.Contain("   at "), "no stack trace");
-        Assert.That(result.Lines.Select(item => item.GetProperty("passed").GetBoolean()), Is.EqualTo((bool[])[false, true]));
+        Assert.That(
+            result.Lines.Select(item => item.GetProperty("passed").GetBoolean()), Is.EqualTo((bool[])[false, true]));
     }
 }

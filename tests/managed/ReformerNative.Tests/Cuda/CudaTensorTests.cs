@@ -40,7 +40,8 @@ public sealed class CudaTensorTests
     public void DeviceMemory_AsSpan_IsRefused()
     {
         using Tensor tensor = _cuda.Zeros(new TensorShape(3));
-        Assert.That(() => tensor.AsSpan<float>(), Throws.TypeOf<NotSupportedException>().With.Message.Contains("cuda-on-host"));
+        Assert.That(
+            () => tensor.AsSpan<float>(), Throws.TypeOf<NotSupportedException>().With.Message.Contains("cuda-on-host"));
     }
 
     [Test]
@@ -102,8 +103,19 @@ public sealed class CudaTensorTests
         using Tensor row = _cuda.Zeros(new TensorShape(6));
         using var workspace = new Workspace(_cuda);
         Assert.That(
-            () => new LayerNorm { Epsilon = 1, X = x, Weight = row, Bias = row, Y = y }.Forward(workspace),
-            Throws.ArgumentException.With.Message.Contains("belongs to cpu").And.Message.Contains("runs on cuda-on-host"));
+            () =>
+                new LayerNorm
+                {
+                    Epsilon = 1,
+                    X = x,
+                    Weight = row,
+                    Bias = row,
+                    Y = y,
+                }.Forward(workspace),
+            Throws
+                .ArgumentException.With.Message.Contains("belongs to cpu")
+                .And.Message.Contains("runs on cuda-on-host")
+        );
     }
 
     [Test]
@@ -145,5 +157,7 @@ public sealed class CudaTensorTests
 
     [Test]
     public void OtherDevice_IsRefusedWithASentence() =>
-        Assert.That(() => new ReformerContext(new Device(DeviceType.CudaOnHost, 7)), Throws.ArgumentException.With.Message.Contains("got 7"));
+        Assert.That(
+            () => new ReformerContext(new Device(DeviceType.CudaOnHost, 7)),
+            Throws.ArgumentException.With.Message.Contains("got 7"));
 }

@@ -14,8 +14,15 @@ public sealed class CudaTrainingTests
 {
     private static readonly TrainingOptions Options = new()
     {
-        Seed = 11, Steps = 3, BatchSize = 2, Length = 36, LearningRate = 3e-3, WarmupSteps = 0, Schedule = LearningRateSchedule.Constant,
-        WeightDecay = 0.01, KeepCheckpoints = 0,
+        Seed = 11,
+        Steps = 3,
+        BatchSize = 2,
+        Length = 36,
+        LearningRate = 3e-3,
+        WarmupSteps = 0,
+        Schedule = LearningRateSchedule.Constant,
+        WeightDecay = 0.01,
+        KeepCheckpoints = 0,
     };
 
     private static readonly DuplicationTask Task = new(31);
@@ -25,9 +32,10 @@ public sealed class CudaTrainingTests
         foreach (ResidualMode residual in Enum.GetValues<ResidualMode>())
         {
             ReformerConfig decoder = TrainerTests.Config with { Residual = residual };
-            yield return new TestCaseData(decoder, OptimizerKind.AdamW).SetArgDisplayNames("decoder", $"{residual}", "AdamW");
-            yield return new TestCaseData(Encoder(decoder), OptimizerKind.Adafactor)
-                .SetArgDisplayNames("encoder", $"{residual}", "Adafactor");
+            yield return new TestCaseData(decoder, OptimizerKind.AdamW).SetArgDisplayNames(
+                "decoder", $"{residual}", "AdamW");
+            yield return new TestCaseData(Encoder(decoder), OptimizerKind.Adafactor).SetArgDisplayNames(
+                "encoder", $"{residual}", "Adafactor");
         }
     }
 
@@ -35,8 +43,8 @@ public sealed class CudaTrainingTests
         decoder with { IsDecoder = false, Task = ReformerTask.MaskedLanguageModel, LshPreset = AttentionPreset.Trax };
 
     /// <summary>
-    /// The two backends compute the same function with other orders of summation, so that they differ by float32 rounding. A rounding that
-    /// crosses a point of the residual grid (2^-16) moves a stream by that much.
+    /// The two backends compute the same function with other orders of summation, so that they differ by float32
+    /// rounding. A rounding that crosses a point of the residual grid (2^-16) moves a stream by that much.
     /// </summary>
     [TestCaseSource(nameof(Models))]
     public void ThreeSteps_OnCudaAndOnTheCpu_EndAlike(ReformerConfig config, OptimizerKind optimizer)
@@ -56,7 +64,9 @@ public sealed class CudaTrainingTests
             TestContext.Out.WriteLine(FormattableString.Invariant(
                 $"step {step + 1}: loss {a.Loss.Loss} {b.Loss.Loss}, gradient norm {a.GradientNorm} {b.GradientNorm}"));
             Assert.That(b.Loss.Loss, Is.EqualTo(a.Loss.Loss).Within(2e-6 * a.Loss.Loss), $"loss of step {step + 1}");
-            Assert.That(b.GradientNorm, Is.EqualTo(a.GradientNorm).Within(2e-5 * a.GradientNorm), $"gradient norm of step {step + 1}");
+            Assert.That(
+                b.GradientNorm, Is.EqualTo(a.GradientNorm).Within(2e-5 * a.GradientNorm),
+                $"gradient norm of step {step + 1}");
             Assert.That(b.Loss.Count, Is.EqualTo(a.Loss.Count));
         }
 
@@ -71,7 +81,8 @@ public sealed class CudaTrainingTests
             Assert.That(Distance(end[i], other[i]), Is.LessThanOrEqualTo(1e-4 * moved), expected.Parameters[i].Name);
         }
 
-        TestContext.Out.WriteLine(FormattableString.Invariant($"largest distance of a parameter: {worst:e2} of its way"));
+        TestContext.Out.WriteLine(
+            FormattableString.Invariant($"largest distance of a parameter: {worst:e2} of its way"));
     }
 
     [Test]
@@ -79,7 +90,8 @@ public sealed class CudaTrainingTests
     {
         using ReformerContext cuda = CudaOnHost.Open();
         using ReformerModel model = ReformerModel.Create(TrainerTests.Config, cuda, 1);
-        model.ForwardBackward(ModelTests.RandomBatch(2, Math.Max(2, length), 31, 5), new RunOptions { Seed = 3, Dropout = true });
+        model.ForwardBackward(
+            ModelTests.RandomBatch(2, Math.Max(2, length), 31, 5), new RunOptions { Seed = 3, Dropout = true });
         Assert.That(model.MeasureReconstruction(), Is.EqualTo(new Reconstruction(true, 0)));
     }
 
@@ -89,7 +101,12 @@ public sealed class CudaTrainingTests
         using ReformerContext cuda = CudaOnHost.Open();
         using var whole = new TemporaryDirectory();
         using var parts = new TemporaryDirectory();
-        TrainingOptions options = Options with { Optimizer = optimizer, AccumulationSteps = 2, CheckpointDirectory = whole.Path };
+        TrainingOptions options = Options with
+        {
+            Optimizer = optimizer,
+            AccumulationSteps = 2,
+            CheckpointDirectory = whole.Path,
+        };
         string last = Train(options);
         Train(options with { Steps = 1, CheckpointDirectory = parts.Path });
         string first = CheckpointStore.Resolve(parts.Path);
@@ -145,17 +162,27 @@ public sealed class CudaTrainingTests
     public void Generation_FromNaN_IsRefusedOnBoth([Values] bool onCuda)
     {
         using ReformerContext context = onCuda ? CudaOnHost.Open() : new ReformerContext(threads: 1);
-        using ReformerModel model = ReformerModel.Create(TrainerTests.Config with { Residual = ResidualMode.Float }, context, 1);
+        using ReformerModel model = ReformerModel.Create(
+            TrainerTests.Config with
+            {
+                Residual = ResidualMode.Float,
+            },
+            context,
+            1
+        );
         TensorView bias = model.Parameters.Single(parameter => parameter.Name == "lm_head.bias").Value;
         float[] values = bias.ToArray<float>();
         values[2] = float.NaN;
         bias.CopyFrom<float>(values);
         using var generator = new Generator(model);
-        Assert.That(() => generator.Generate([1, 2, 3], new GenerationOptions { Count = 1 }).ToList(), Throws.ArgumentException);
+        Assert.That(
+            () => generator.Generate([1, 2, 3], new GenerationOptions { Count = 1 }).ToList(),
+            Throws.ArgumentException);
     }
 
     [Test]
-    public void Plan_OfATrainingRun_IsWhatTheDeviceGives([Values] OptimizerKind optimizer, [Values] ResidualMode residual)
+    public void Plan_OfATrainingRun_IsWhatTheDeviceGives(
+        [Values] OptimizerKind optimizer, [Values] ResidualMode residual)
     {
         using ReformerContext cuda = CudaOnHost.Open();
         ReformerConfig config = TrainerTests.Config with { Residual = residual };
@@ -190,7 +217,14 @@ public sealed class CudaTrainingTests
     public void StreamOutOfRange_IsReportedWithItsPlace()
     {
         using ReformerContext cuda = CudaOnHost.Open();
-        using ReformerModel model = ReformerModel.Create(TrainerTests.Config with { ResidualGridExponent = -24 }, cuda, 1);
+        using ReformerModel model = ReformerModel.Create(
+            TrainerTests.Config with
+            {
+                ResidualGridExponent = -24,
+            },
+            cuda,
+            1
+        );
         Parameter word = model.Parameters[0];
         float[] values = word.Value.ToArray<float>();
         values[3] = 5; // of token 0; the range is +-1
@@ -201,7 +235,9 @@ public sealed class CudaTrainingTests
         Assert.That((error.Layer, error.Stream), Is.EqualTo((-1, 1)), error.Message);
     }
 
-    private static float[][] Values(ReformerModel model) => [.. model.Parameters.Select(parameter => parameter.Value.ToArray<float>())];
+    private static float[][] Values(ReformerModel model) =>
+        [.. model.Parameters.Select(parameter => parameter.Value.ToArray<float>())];
 
-    private static double Distance(float[] a, float[] b) => Math.Sqrt(a.Zip(b, (x, y) => Math.Pow((double)x - y, 2)).Sum());
+    private static double Distance(float[] a, float[] b) =>
+        Math.Sqrt(a.Zip(b, (x, y) => Math.Pow((double)x - y, 2)).Sum());
 }

@@ -5,10 +5,14 @@ namespace ReformerNative.Tests.Data;
 
 public sealed class DataTests
 {
-    /// <summary>Known answers of the generator's authors: counter and key of zeros, of ones, and digits of pi.</summary>
+    /// <summary>
+    /// Known answers of the generator's authors: counter and key of zeros, of ones, and digits of pi.
+    /// </summary>
     [TestCase(0u, 0u, 0u, 0u, 0ul, "6627e8d5 e169c58d bc57ac4c 9b00dbd8")]
     [TestCase(~0u, ~0u, ~0u, ~0u, ~0ul, "408f276d 41c83b0e a20bc7c6 6d5451fd")]
-    [TestCase(0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0x299f31d0a4093822ul, "d16cfe09 94fdcceb 5001e420 24126ea1")]
+    [TestCase(
+        0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0x299f31d0a4093822ul,
+        "d16cfe09 94fdcceb 5001e420 24126ea1")]
     public void Philox_KnownCounters_GivesKnownWords(uint c0, uint c1, uint c2, uint c3, ulong key, string words)
     {
         (uint a, uint b, uint c, uint d) = CounterRandom.Philox(c0, c1, c2, c3, key);
@@ -57,7 +61,8 @@ public sealed class DataTests
     [Test]
     public void DuplicationTask_OddLength_IsRefused() =>
         Assert.That(
-            () => new DuplicationTask().Fill(new TokenBatch(1, 7), DataSplit.Train, 0, 0), Throws.ArgumentException.With.Message.Contains("found 7"));
+            () => new DuplicationTask().Fill(new TokenBatch(1, 7), DataSplit.Train, 0, 0),
+            Throws.ArgumentException.With.Message.Contains("found 7"));
 
     [Test]
     public void Sources_SameArguments_GiveTheSameBatch_OthersGiveOthers()
@@ -125,7 +130,8 @@ public sealed class DataTests
         {
             for (int count = 0; count <= whole.Length - start; count++)
             {
-                Assert.That(Ids(text, start, count), Is.EqualTo(whole[start..(start + count)]), $"{count} from {start}");
+                Assert.That(
+                    Ids(text, start, count), Is.EqualTo(whole[start..(start + count)]), $"{count} from {start}");
             }
         }
 
@@ -158,10 +164,18 @@ public sealed class DataTests
         using TextFiles text = TextFiles.Open([directory.Path], heldOutFraction: 0);
         Assert.Multiple(() =>
         {
-            Assert.That(() => TextFiles.Open([directory.File("no")]), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("no"));
-            Assert.That(() => TextFiles.Open([directory.Path], "*.xml"), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("*.xml"));
-            Assert.That(() => TextFiles.Open([directory.Path], heldOutFraction: 1), Throws.TypeOf<ArgumentOutOfRangeException>());
-            Assert.That(() => text.Fill(new TokenBatch(1, 5), DataSplit.Train, 0, 0), Throws.ArgumentException.With.Message.Contains("found 5"));
+            Assert.That(
+                () => TextFiles.Open([directory.File("no")]),
+                Throws.TypeOf<FileNotFoundException>().With.Message.Contains("no"));
+            Assert.That(
+                () => TextFiles.Open([directory.Path], "*.xml"),
+                Throws.TypeOf<FileNotFoundException>().With.Message.Contains("*.xml"));
+            Assert.That(
+                () => TextFiles.Open([directory.Path], heldOutFraction: 1),
+                Throws.TypeOf<ArgumentOutOfRangeException>());
+            Assert.That(
+                () => text.Fill(new TokenBatch(1, 5), DataSplit.Train, 0, 0),
+                Throws.ArgumentException.With.Message.Contains("found 5"));
             Assert.That(() => text.Fill(new TokenBatch(1, 4), DataSplit.Train, 0, 0), Throws.Nothing);
             Assert.That(() => text.Fill(new TokenBatch(1, 4), DataSplit.HeldOut, 0, 0), Throws.ArgumentException);
         });
@@ -186,6 +200,7 @@ public sealed class DataTests
     {
         var ids = new int[text.TokenCount(split)];
         text.Read(split, 0, ids);
-        return string.Concat(ids.Select(id => id == ByteVocabulary.EndOfText ? "|" : Encoding.ASCII.GetString([(byte)(id - 2)])));
+        return string.Concat(
+            ids.Select(id => id == ByteVocabulary.EndOfText ? "|" : Encoding.ASCII.GetString([(byte)(id - 2)])));
     }
 }

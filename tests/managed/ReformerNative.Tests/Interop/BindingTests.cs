@@ -42,7 +42,9 @@ public sealed class BindingTests
         try
         {
             string include = Directory.CreateDirectory(Path.Combine(root, "native", "include")).FullName;
-            string interop = Directory.CreateDirectory(Path.Combine(root, "managed", "ReformerNative", "Interop")).FullName;
+            string interop = Directory
+                .CreateDirectory(Path.Combine(root, "managed", "ReformerNative", "Interop"))
+                .FullName;
             string header = File.ReadAllText(HeaderPath);
             string changed = header.Replace("int32_t top_k;", "int64_t top_k;", StringComparison.Ordinal);
             File.WriteAllText(Path.Combine(include, "reformer_native.h"), changed);
@@ -53,7 +55,12 @@ public sealed class BindingTests
 
             (int exitCode, _, string errors) = RunGenerator("--check", root);
             Assert.That(exitCode, Is.EqualTo(1));
-            Assert.That(errors, Does.Contain("NativeStructs.g.cs: ").And.Contain("+     internal long top_k;").And.Contain("1 of 3 files differ"));
+            Assert.That(
+                errors,
+                Does.Contain("NativeStructs.g.cs: ")
+                    .And.Contain("+     internal long top_k;")
+                    .And.Contain("1 of 3 files differ")
+            );
 
             (exitCode, _, errors) = RunGenerator(root);
             Assert.That(exitCode, Is.Zero, errors);
@@ -69,7 +76,8 @@ public sealed class BindingTests
     public void Generator_WrongUsage_ExitsWithTwo()
     {
         Assert.That(RunGenerator("--wrong").ExitCode, Is.EqualTo(2));
-        Assert.That(RunGenerator("--check", Path.Combine(Path.GetTempPath(), "no-such-folder")).ExitCode, Is.EqualTo(2));
+        Assert.That(
+            RunGenerator("--check", Path.Combine(Path.GetTempPath(), "no-such-folder")).ExitCode, Is.EqualTo(2));
     }
 
     [Test]
@@ -94,7 +102,9 @@ public sealed class BindingTests
         (int exitCode, string output, string errors) = Repository.Run(
             "nm", "-D", "--defined-only", "-j", Path.Combine(AppContext.BaseDirectory, "libreformer_native.so"));
         Assert.That(exitCode, Is.Zero, errors);
-        IEnumerable<string> exported = output.Split('\n', StringSplitOptions.RemoveEmptyEntries).Select(s => s.Split('@')[0]);
+        IEnumerable<string> exported = output
+            .Split('\n', StringSplitOptions.RemoveEmptyEntries)
+            .Select(s => s.Split('@')[0]);
         Assert.That(exported, Is.EquivalentTo(Imports.Select(m => m.Name)), "exports and imports");
     }
 
@@ -105,7 +115,8 @@ public sealed class BindingTests
         {
             foreach (ParameterInfo parameter in method.GetParameters().Append(method.ReturnParameter))
             {
-                Assert.That(IsBlittable(parameter.ParameterType), $"{method.Name}: {parameter.ParameterType} {parameter.Name}");
+                Assert.That(
+                    IsBlittable(parameter.ParameterType), $"{method.Name}: {parameter.ParameterType} {parameter.Name}");
             }
         }
     }
@@ -125,10 +136,14 @@ public sealed class BindingTests
     private static (int ExitCode, string Output, string Errors) RunGenerator(params string[] arguments) =>
         Repository.Run("dotnet", [typeof(CSharpWriter).Assembly.Location, .. arguments]);
 
-    private static Type StructType(string name) => typeof(NativeMethods).Assembly.GetType($"ReformerNative.Interop.{name}", throwOnError: true)!;
+    private static Type StructType(string name) =>
+        typeof(NativeMethods).Assembly.GetType($"ReformerNative.Interop.{name}", throwOnError: true)!;
 
     private static FieldInfo[] Fields(Type type) =>
-        [.. type.GetFields(BindingFlags.Instance | BindingFlags.NonPublic | BindingFlags.Public).OrderBy(f => f.MetadataToken)];
+        [
+            .. type.GetFields(BindingFlags.Instance | BindingFlags.NonPublic | BindingFlags.Public)
+                .OrderBy(f => f.MetadataToken),
+        ];
 
     private static bool IsBlittable(Type type)
     {
@@ -137,8 +152,15 @@ public sealed class BindingTests
             return IsBlittable(type.GetElementType()!);
         }
 
-        return type == typeof(void) || type == typeof(byte) || type == typeof(int) || type == typeof(uint) || type == typeof(long)
-            || type == typeof(ulong) || type == typeof(float) || type == typeof(double) || type == typeof(nint)
+        return type == typeof(void)
+            || type == typeof(byte)
+            || type == typeof(int)
+            || type == typeof(uint)
+            || type == typeof(long)
+            || type == typeof(ulong)
+            || type == typeof(float)
+            || type == typeof(double)
+            || type == typeof(nint)
             || typeof(SafeHandle).IsAssignableFrom(type)
             || (type.Namespace == "ReformerNative.Interop" && type.IsValueType && !type.IsAutoLayout
                 && Fields(type).All(f => IsBlittable(f.FieldType)));

@@ -102,7 +102,8 @@ public sealed class HandleTests
     {
         using var context = new ReformerContext(threads: 1);
         var error = Assert.Throws<InsufficientMemoryException>(() => new Tensor(context, new TensorShape(1L << 50)));
-        Assert.That(error!.Message, Does.Contain((4L << 50).ToString(System.Globalization.CultureInfo.InvariantCulture)));
+        Assert.That(
+            error!.Message, Does.Contain((4L << 50).ToString(System.Globalization.CultureInfo.InvariantCulture)));
     }
 
     [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]

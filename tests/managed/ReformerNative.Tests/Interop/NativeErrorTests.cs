@@ -25,10 +25,12 @@ public sealed class NativeErrorTests
 
     [Test]
     public void OutOfMemory_IsAnOutOfMemoryException() =>
-        Assert.That(NativeError.ToException(NativeConstants.RFN_OUT_OF_MEMORY, ""), Is.InstanceOf<OutOfMemoryException>());
+        Assert.That(
+            NativeError.ToException(NativeConstants.RFN_OUT_OF_MEMORY, ""), Is.InstanceOf<OutOfMemoryException>());
 
     [Test]
-    public void ThrowIfFailed_Ok_DoesNothing() => Assert.DoesNotThrow(() => NativeError.ThrowIfFailed(NativeConstants.RFN_OK));
+    public void ThrowIfFailed_Ok_DoesNothing() =>
+        Assert.DoesNotThrow(() => NativeError.ThrowIfFailed(NativeConstants.RFN_OK));
 
     [Test]
     public void Context_OfAnUnknownDevice_ThrowsWithTheNativeMessage()

@@ -12,10 +12,13 @@ public sealed class NativeLoaderTests
         try
         {
             File.WriteAllText(notALibrary, "text");
-            var error = Assert.Throws<DllNotFoundException>(
-                () => NativeLoader.Load(["/no/such/folder/libreformer_native.so", notALibrary, "libno-such-library-anywhere.so"], out _));
+            var error = Assert.Throws<DllNotFoundException>(() =>
+                NativeLoader.Load(
+                    ["/no/such/folder/libreformer_native.so", notALibrary, "libno-such-library-anywhere.so"], out _)
+            );
             Assert.That(error!.Message, Does.Contain("/no/such/folder/libreformer_native.so: no such file"));
-            Assert.That(error.Message, Does.Contain(notALibrary + ": ").And.Not.Contain(notALibrary + ": no such file"));
+            Assert.That(
+                error.Message, Does.Contain(notALibrary + ": ").And.Not.Contain(notALibrary + ": no such file"));
             Assert.That(error.Message, Does.Contain("libno-such-library-anywhere.so: "));
             Assert.That(error.Message, Does.Contain("RFN_NATIVE_PATH"));
         }
@@ -31,14 +34,24 @@ public sealed class NativeLoaderTests
         string rid = RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? "linux-arm64" : "linux-x64";
         Assert.That(
             NativeLoader.Candidates(null, "/app/"),
-            Is.EqualTo(new[] { "/app/libreformer_native.so", $"/app/runtimes/{rid}/native/libreformer_native.so", "libreformer_native.so" }));
+            Is.EqualTo(
+                new[]
+                {
+                    "/app/libreformer_native.so",
+                    $"/app/runtimes/{rid}/native/libreformer_native.so",
+                    "libreformer_native.so",
+                }
+            )
+        );
     }
 
     [Test]
     public void Candidates_WithVariable_AreThatFileOrFolderAlone()
     {
         string folder = Path.GetTempPath();
-        Assert.That(NativeLoader.Candidates(folder, "/app/"), Is.EqualTo(new[] { Path.Combine(folder, "libreformer_native.so") }));
+        Assert.That(
+            NativeLoader.Candidates(folder, "/app/"),
+            Is.EqualTo(new[] { Path.Combine(folder, "libreformer_native.so") }));
         Assert.That(NativeLoader.Candidates("/somewhere/else.so", "/app/"), Is.EqualTo(new[] { "/somewhere/else.so" }));
     }
 
@@ -46,19 +59,29 @@ public sealed class NativeLoaderTests
     [TestCase(NativeConstants.RFN_ABI_MAJOR - 1, 7)]
     public void CheckVersion_OtherMajor_Throws(int major, int minor)
     {
-        var error = Assert.Throws<NotSupportedException>(() => NativeLoader.CheckVersion(((uint)major << 16) | (uint)minor, "/lib/x.so"));
-        Assert.That(error!.Message, Does.Contain("/lib/x.so").And.Contain($"{major}.{minor}")
-            .And.Contain($"{NativeConstants.RFN_ABI_MAJOR}.{NativeConstants.RFN_ABI_MINOR}"));
+        var error = Assert.Throws<NotSupportedException>(() =>
+            NativeLoader.CheckVersion(((uint)major << 16) | (uint)minor, "/lib/x.so")
+        );
+        Assert.That(
+            error!.Message,
+            Does.Contain("/lib/x.so")
+                .And.Contain($"{major}.{minor}")
+                .And.Contain($"{NativeConstants.RFN_ABI_MAJOR}.{NativeConstants.RFN_ABI_MINOR}")
+        );
     }
 
     [Test]
     public void CheckVersion_LaterMinor_Passes() =>
-        Assert.DoesNotThrow(() => NativeLoader.CheckVersion((NativeConstants.RFN_ABI_MAJOR << 16) | (NativeConstants.RFN_ABI_MINOR + 1), "x"));
+        Assert.DoesNotThrow(() =>
+            NativeLoader.CheckVersion((NativeConstants.RFN_ABI_MAJOR << 16) | (NativeConstants.RFN_ABI_MINOR + 1), "x")
+        );
 
     [Test]
     public void EnsureLoaded_Version_IsTheHeaders()
     {
         NativeLoader.EnsureLoaded();
-        Assert.That(NativeMethods.rfn_abi_version(), Is.EqualTo((NativeConstants.RFN_ABI_MAJOR << 16) | NativeConstants.RFN_ABI_MINOR));
+        Assert.That(
+            NativeMethods.rfn_abi_version(),
+            Is.EqualTo((NativeConstants.RFN_ABI_MAJOR << 16) | NativeConstants.RFN_ABI_MINOR));
     }
 }

@@ -43,7 +43,8 @@ public sealed class ConfigTests
             """;
         ReformerConfig config = ReformerConfig.Parse(json);
         Assert.That(config.ToJson(), Is.EqualTo(json));
-        JsonNode changed = JsonNode.Parse((config with { NumHashes = 8, VocabSize = 320, NumBuckets = [64, 128] }).ToJson())!;
+        JsonNode changed = JsonNode.Parse(
+            (config with { NumHashes = 8, VocabSize = 320, NumBuckets = [64, 128] }).ToJson())!;
         Assert.Multiple(() =>
         {
             Assert.That((int)changed["num_hashes"]!, Is.EqualTo(8));
@@ -83,7 +84,12 @@ public sealed class ConfigTests
             ClassifierDropout = 0.25,
             NumBuckets = [2],
         };
-        yield return new ReformerConfig { Task = ReformerTask.SequenceClassification, NumLabels = 5, PadTokenId = null };
+        yield return new ReformerConfig
+        {
+            Task = ReformerTask.SequenceClassification,
+            NumLabels = 5,
+            PadTokenId = null,
+        };
     }
 
     [TestCaseSource(nameof(Written))]
@@ -106,21 +112,39 @@ public sealed class ConfigTests
     [TestCase("""{"layer_norm_eps": 1e400}""", "layer_norm_eps: expected")]
     [TestCase("""{"is_decoder": 1}""", "is_decoder: expected true or false, found 1")]
     [TestCase("""{"attn_layers": []}""", "attn_layers: expected at least one layer")]
-    [TestCase("""{"attn_layers": ["lsh", "LSH"]}""", "attn_layers: expected one of lsh, local, full, auto, found \"LSH\"")]
+    [TestCase(
+        """{"attn_layers": ["lsh", "LSH"]}""",
+        "attn_layers: expected one of lsh, local, full, auto, found \"LSH\""
+    )]
     [TestCase("""{"attn_layers": "lsh"}""", "attn_layers: expected a list, found \"lsh\"")]
     [TestCase("""{"num_hidden_layers": 5}""", "num_hidden_layers: expected the length of attn_layers (6), found 5")]
-    [TestCase("""{"num_buckets": [4, 3]}""", "num_buckets: expected null, an even number from 2 up, or 1 to 8 of them, found [4, 3]")]
+    [TestCase(
+        """{"num_buckets": [4, 3]}""",
+        "num_buckets: expected null, an even number from 2 up, or 1 to 8 of them, found [4, 3]"
+    )]
     [TestCase("""{"num_buckets": 0}""", "num_buckets: expected")]
     [TestCase("""{"num_buckets": [65536, 65536]}""", "num_buckets: expected a product below 2^31")]
-    [TestCase("""{"axial_pos_embds_dim": [64, 64]}""", "axial_pos_embds_dim: expected a sum of hidden_size (256), found [64, 64]")]
+    [TestCase(
+        """{"axial_pos_embds_dim": [64, 64]}""",
+        "axial_pos_embds_dim: expected a sum of hidden_size (256), found [64, 64]"
+    )]
     [TestCase("""{"axial_pos_shape": [64]}""", "axial_pos_embds_dim: expected as many")]
     [TestCase("""{"hidden_act": "mish"}""", "hidden_act: expected one of relu,")]
     [TestCase("""{"model_type": "bert"}""", "model_type: expected reformer, found \"bert\"")]
     [TestCase("""{"architectures": ["BertModel"]}""", "architectures: expected one of ReformerModelWithLMHead,")]
-    [TestCase("""{"architectures": ["ReformerModelWithLMHead"]}""", "is_decoder: expected true for a causal language model")]
-    [TestCase("""{"is_decoder": true, "lsh_num_chunks_after": 1}""", "lsh_num_chunks_after: expected 0, because is_decoder is true, found 1")]
+    [TestCase(
+        """{"architectures": ["ReformerModelWithLMHead"]}""",
+        "is_decoder: expected true for a causal language model"
+    )]
+    [TestCase(
+        """{"is_decoder": true, "lsh_num_chunks_after": 1}""",
+        "lsh_num_chunks_after: expected 0, because is_decoder is true, found 1"
+    )]
     [TestCase("""{"lsh_preset": "strict"}""", "is_decoder: expected true, because the LSH window is strict")]
-    [TestCase("""{"attn_layers": ["auto"], "num_hidden_layers": 1, "lsh_preset": "strict"}""", "is_decoder: expected true, because the LSH window")]
+    [TestCase(
+        """{"attn_layers": ["auto"], "num_hidden_layers": 1, "lsh_preset": "strict"}""",
+        "is_decoder: expected true, because the LSH window"
+    )]
     [TestCase("""{"lsh_preset": "other"}""", "lsh_preset: expected one of trax, hf, paper, lucidrains, strict")]
     [TestCase("""{"tie_word_embeddings": true}""", "tie_word_embeddings: expected false")]
     [TestCase("""{"residual_grid_exponent": 0}""", "residual_grid_exponent: expected an integer of -24 .. -4, found 0")]
@@ -130,7 +154,9 @@ public sealed class ConfigTests
     [TestCase("", "expected JSON")]
     public void BadConfig_Parsed_NamesFileKeyExpectedAndFound(string json, string message)
     {
-        ReformerFormatException error = Assert.Throws<ReformerFormatException>(() => ReformerConfig.Parse(json, "some/config.json"))!;
+        ReformerFormatException error = Assert.Throws<ReformerFormatException>(() =>
+            ReformerConfig.Parse(json, "some/config.json")
+        )!;
         Assert.That(error.Message, Does.StartWith("some/config.json: ").And.Contain(message));
     }
 
@@ -164,7 +190,8 @@ public sealed class ConfigTests
 
             try
             {
-                ReformerConfig.Parse(new string(damaged)[..random.Next(trial % 2 == 0 ? damaged.Length : 0, damaged.Length + 1)]);
+                ReformerConfig.Parse(
+                    new string(damaged)[..random.Next(trial % 2 == 0 ? damaged.Length : 0, damaged.Length + 1)]);
             }
             catch (ReformerFormatException)
             {
@@ -185,8 +212,12 @@ public sealed class ConfigTests
         using var directory = new TemporaryDirectory();
         Assert.Multiple(() =>
         {
-            Assert.That(() => ReformerConfig.Load(directory.File("no")), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("nothing"));
-            Assert.That(() => ReformerConfig.Load(directory.Path), Throws.TypeOf<FileNotFoundException>().With.Message.Contains("a directory"));
+            Assert.That(
+                () => ReformerConfig.Load(directory.File("no")),
+                Throws.TypeOf<FileNotFoundException>().With.Message.Contains("nothing"));
+            Assert.That(
+                () => ReformerConfig.Load(directory.Path),
+                Throws.TypeOf<FileNotFoundException>().With.Message.Contains("a directory"));
         });
     }
 
@@ -202,7 +233,8 @@ public sealed class ConfigTests
     [TestCase(97, false, 192)]
     [TestCase(20, true, 20)]
     [TestCase(40, true, 64)]
-    public void PaddedLength_OfMixedChunks_IsTheCommonMultipleBeyondTheSmallest(int length, bool fullAttention, long padded)
+    public void PaddedLength_OfMixedChunks_IsTheCommonMultipleBeyondTheSmallest(
+        int length, bool fullAttention, long padded)
     {
         ReformerConfig config = new() { LshAttnChunkLength = 48, LocalAttnChunkLength = 32 };
         config = fullAttention ? config : config with { LshAttnChunkLength = 16, LocalAttnChunkLength = 96 };

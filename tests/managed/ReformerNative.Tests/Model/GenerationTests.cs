@@ -20,19 +20,34 @@ public sealed class GenerationTests
         ["other chunks"] = ModelTests.Small with { LocalAttnChunkLength = 4, LshAttnChunkLength = 12 },
         ["floats, no positions"] = ModelTests.Small with
         {
-            Residual = ResidualMode.Float, Positions = PositionEncoding.None, HashSeed = 3, AttnLayers = [AttentionKind.Lsh, AttentionKind.Lsh],
+            Residual = ResidualMode.Float,
+            Positions = PositionEncoding.None,
+            HashSeed = 3,
+            AttnLayers = [AttentionKind.Lsh, AttentionKind.Lsh],
         },
         ["mean, full"] = ModelTests.Small with
         {
-            FinalCombine = StreamCombination.Mean, AttnLayers = [AttentionKind.Full, AttentionKind.Lsh, AttentionKind.Local],
+            FinalCombine = StreamCombination.Mean,
+            AttnLayers = [AttentionKind.Full, AttentionKind.Lsh, AttentionKind.Local],
             Positions = PositionEncoding.Learned,
         },
         ["auto"] = ModelTests.Small with { AttnLayers = [AttentionKind.Auto, AttentionKind.Local] },
-        ["wide local"] = ModelTests.Small with { AttnLayers = [AttentionKind.Local], LocalNumChunksBefore = 3, LocalWrap = false },
+        ["wide local"] = ModelTests.Small with
+        {
+            AttnLayers = [AttentionKind.Local],
+            LocalNumChunksBefore = 3,
+            LocalWrap = false,
+        },
         ["every key once a round"] = ModelTests.Small with
         {
-            LshPreset = AttentionPreset.Strict with { Duplicates = DuplicateCorrection.None, Rotations = RotationScope.Shared, KeyNorm = KeyNorm.L2 },
-            NumBuckets = [4, 2], LshLogitScale = 1.5,
+            LshPreset = AttentionPreset.Strict with
+            {
+                Duplicates = DuplicateCorrection.None,
+                Rotations = RotationScope.Shared,
+                KeyNorm = KeyNorm.L2,
+            },
+            NumBuckets = [4, 2],
+            LshLogitScale = 1.5,
         },
     };
 
@@ -44,8 +59,12 @@ public sealed class GenerationTests
 
     [Test]
     public void Logits_OfEveryToken_AreThoseOfTheWholePass(
-        [Values("text", "other chunks", "floats, no positions", "mean, full", "auto", "wide local", "every key once a round")] string name,
-        [Values(1, 7, 8, 9, 50)] int prompt)
+        [Values(
+            "text", "other chunks", "floats, no positions", "mean, full", "auto", "wide local",
+            "every key once a round")]
+            string name,
+        [Values(1, 7, 8, 9, 50)] int prompt
+    )
     {
         const int Last = 80;
         using ReformerModel model = ReformerModel.Create(Models[name], _context, 3);
@@ -68,14 +87,23 @@ public sealed class GenerationTests
         int[] ids = Ids(60);
         foreach (int length in (int[])[20, 21, 23, 12, 13, 60, 3])
         {
-            AssertClose(cache.NextTokenLogits(ids.AsSpan(0, length)).ToArray<float>(), Whole(model, ids[..length], default), $"{length} tokens");
+            AssertClose(
+                cache.NextTokenLogits(ids.AsSpan(0, length)).ToArray<float>(), Whole(model, ids[..length], default),
+                $"{length} tokens");
         }
     }
 
     [Test]
     public void GreedyText_OfATrainedModel_IsTheSameWithAndWithoutTheCache()
     {
-        using ReformerModel model = ReformerModel.Create(TrainerTests.Config with { LshPreset = AttentionPreset.Strict }, _context, 1);
+        using ReformerModel model = ReformerModel.Create(
+            TrainerTests.Config with
+            {
+                LshPreset = AttentionPreset.Strict,
+            },
+            _context,
+            1
+        );
         using var trainer = new Trainer(model, new DuplicationTask(31), TrainerTests.Options with { Steps = 20 });
         for (int step = 0; step < 20; step++)
         {
@@ -94,17 +122,28 @@ public sealed class GenerationTests
         }
     }
 
-    /// <summary>Beyond the capacity it starts with, beyond the window, and with a model that runs other passes in between.</summary>
+    /// <summary>
+    /// Beyond the capacity it starts with, beyond the window, and with a model that runs other passes in between.
+    /// </summary>
     [TestCase(600, null, TestName = "Text_LongerThanTheFirstCapacity_IsTheSame")]
     [TestCase(60, 24, TestName = "Text_LongerThanTheContext_IsTheSame")]
     [TestCase(300, null, TestName = "Text_LongerThanThePositions_IsTheSame")]
     public void Text_WithTheCache_IsTheSame(int count, int? context)
     {
-        ReformerConfig config = count == 600 ? ModelTests.Small with { Positions = PositionEncoding.None } : ModelTests.Small;
+        ReformerConfig config =
+            count == 600 ? ModelTests.Small with { Positions = PositionEncoding.None } : ModelTests.Small;
         using ReformerModel model = ReformerModel.Create(config, _context, 4);
         using var generator = new Generator(model);
         using var other = new Generator(model);
-        var options = new GenerationOptions { Count = count, Temperature = 0.7f, TopK = 9, Seed = 8, Context = context, Cache = CacheUse.On };
+        var options = new GenerationOptions
+        {
+            Count = count,
+            Temperature = 0.7f,
+            TopK = 9,
+            Seed = 8,
+            Context = context,
+            Cache = CacheUse.On,
+        };
         int[] expected = [.. generator.Generate([1, 2, 3], options with { Cache = CacheUse.Off })];
         Assert.That(expected, Has.Length.EqualTo(count));
         var found = new List<int>();
@@ -123,9 +162,18 @@ public sealed class GenerationTests
     [Test]
     public void Auto_WhereALaterTokenChangesEarlierOnes_KeepsNothing()
     {
-        using ReformerModel model = ReformerModel.Create(ModelTests.Small with { LshPreset = AttentionPreset.Trax }, _context, 3);
+        using ReformerModel model = ReformerModel.Create(
+            ModelTests.Small with
+            {
+                LshPreset = AttentionPreset.Trax,
+            },
+            _context,
+            3
+        );
         using var cache = new TokenCache(model, default, 100);
-        Assert.That((cache.IsExact(8), cache.IsExact(9), cache.IsExact(100)), Is.EqualTo((true, false, false)), "hashed beyond a chunk of 8");
+        Assert.That(
+            (cache.IsExact(8), cache.IsExact(9), cache.IsExact(100)), Is.EqualTo((true, false, false)),
+            "hashed beyond a chunk of 8");
         using var generator = new Generator(model);
         var options = new GenerationOptions { Count = 100, Temperature = 0, Seed = 2 };
         int[] Text(CacheUse use) => [.. generator.Generate(Ids(4), options with { Cache = use })];
@@ -142,17 +190,26 @@ public sealed class GenerationTests
     [TestCase(true, 2, 0, true, ExpectedResult = false)]
     [TestCase(true, 2, 0, false, ExpectedResult = true)]
     [TestCase(false, 3, 2, true, ExpectedResult = true)]
-    public bool IsPrefixCausal_OfLocalAttention_NeedsThatNoChunkComesFromBehind(bool wrap, int before, int after, bool repeat) =>
-        (AttentionOptions.Local(causal: true, 8, before, after, wrap) with { RepeatChunks = repeat }).IsPrefixCausal;
+    public bool IsPrefixCausal_OfLocalAttention_NeedsThatNoChunkComesFromBehind(
+        bool wrap,
+        int before,
+        int after,
+        bool repeat
+    ) => (AttentionOptions.Local(causal: true, 8, before, after, wrap) with { RepeatChunks = repeat }).IsPrefixCausal;
 
     [Test]
-    public void IsPrefixCausal_WithoutCausality_IsFalse() => Assert.Multiple(() =>
-    {
-        Assert.That(AttentionOptions.Full(causal: true).IsPrefixCausal, Is.True);
-        Assert.That(AttentionOptions.Full(causal: false).IsPrefixCausal, Is.False);
-        Assert.That(AttentionPreset.All.Where(preset => AttentionOptions.Lsh(preset, true, 8, 1, new BucketFactors(4)).IsPrefixCausal),
-            Is.EqualTo((AttentionPreset[])[AttentionPreset.Strict]));
-    });
+    public void IsPrefixCausal_WithoutCausality_IsFalse() =>
+        Assert.Multiple(() =>
+        {
+            Assert.That(AttentionOptions.Full(causal: true).IsPrefixCausal, Is.True);
+            Assert.That(AttentionOptions.Full(causal: false).IsPrefixCausal, Is.False);
+            Assert.That(
+                AttentionPreset.All.Where(preset =>
+                    AttentionOptions.Lsh(preset, true, 8, 1, new BucketFactors(4)).IsPrefixCausal
+                ),
+                Is.EqualTo((AttentionPreset[])[AttentionPreset.Strict])
+            );
+        });
 
     [Test]
     public void Cache_OnAGpu_IsRefusedOrLeftOut()
@@ -173,7 +230,11 @@ public sealed class GenerationTests
         using var cache = new TokenCache(model, default, 100);
         int[] ids = Ids(30);
         cache.NextTokenLogits(ids.AsSpan(0, 29));
-        TensorView bias = model.Parameters.Single(parameter => parameter.Name == "reformer.encoder.layers.1.feed_forward.output.dense.bias").Value;
+        TensorView bias = model
+            .Parameters.Single(parameter =>
+                parameter.Name == "reformer.encoder.layers.1.feed_forward.output.dense.bias"
+            )
+            .Value;
         float[] values = bias.ToArray<float>();
         values[5] = 1000;
         bias.CopyFrom<float>(values);

@@ -47,7 +47,8 @@ public sealed class ModelTests
         {
             Assert.That(loaded.Config.NumBuckets, Is.EqualTo(model.Config.NumBuckets));
             Assert.That(loaded.Evaluate(batch), Is.EqualTo(loss));
-            Assert.That(loaded.Evaluate(RandomBatch(1, 250, 31, 5)).Count, Is.EqualTo(249), "another length, the same buckets");
+            Assert.That(
+                loaded.Evaluate(RandomBatch(1, 250, 31, 5)).Count, Is.EqualTo(249), "another length, the same buckets");
             Assert.That(loaded.Config.NumBuckets, Is.EqualTo(new[] { 10 }));
         });
     }
@@ -55,7 +56,13 @@ public sealed class ModelTests
     [Test]
     public void Initialisation_FollowsTheSeedAndTheConfiguredDeviations()
     {
-        ReformerConfig config = Small with { InitializerRange = 0.02, AxialNormStd = 0.5, HiddenSize = 256, AxialPosEmbdsDim = [128, 128] };
+        ReformerConfig config = Small with
+        {
+            InitializerRange = 0.02,
+            AxialNormStd = 0.5,
+            HiddenSize = 256,
+            AxialPosEmbdsDim = [128, 128],
+        };
         using ReformerModel one = ReformerModel.Create(config, _context, 1);
         using ReformerModel same = ReformerModel.Create(config, _context, 1);
         using ReformerModel other = ReformerModel.Create(config, _context, 2);
@@ -77,7 +84,8 @@ public sealed class ModelTests
                 {
                     double expected = a.Name.Contains("position", StringComparison.Ordinal) ? 0.5 : 0.02;
                     double found = Math.Sqrt(values.Average(value => (double)value * value));
-                    Assert.That(found, Is.EqualTo(expected).Within(6 / Math.Sqrt(2 * values.Length) * 100).Percent, a.Name);
+                    Assert.That(
+                        found, Is.EqualTo(expected).Within(6 / Math.Sqrt(2 * values.Length) * 100).Percent, a.Name);
                     Assert.That(c.Value.ToArray<float>(), Is.Not.EqualTo(values), a.Name);
                 }
             }
@@ -85,7 +93,8 @@ public sealed class ModelTests
     }
 
     [Test]
-    public void EveryLength_FromOneToThreeChunksAndOne_TrainsFinitely([Values] ResidualMode residual, [Values] bool decoder)
+    public void EveryLength_FromOneToThreeChunksAndOne_TrainsFinitely(
+        [Values] ResidualMode residual, [Values] bool decoder)
     {
         ReformerConfig config = Small with
         {
@@ -100,11 +109,14 @@ public sealed class ModelTests
         using ReformerModel model = ReformerModel.Create(config, _context, 3);
         for (int length = decoder ? 2 : 1; length <= 25; length++)
         {
-            LossResult loss = model.ForwardBackward(RandomBatch(2, length, 31, 7), new RunOptions { Seed = 1, Dropout = true });
+            LossResult loss = model.ForwardBackward(
+                RandomBatch(2, length, 31, 7), new RunOptions { Seed = 1, Dropout = true });
             Assert.That(loss.Loss, Is.GreaterThan(0).And.LessThan(10), $"length {length}");
         }
 
-        Assert.That(model.Parameters.SelectMany(parameter => parameter.Gradient.ToArray<float>()), Has.All.Matches<float>(float.IsFinite));
+        Assert.That(
+            model.Parameters.SelectMany(parameter => parameter.Gradient.ToArray<float>()),
+            Has.All.Matches<float>(float.IsFinite));
     }
 
     [Test]
@@ -112,7 +124,9 @@ public sealed class ModelTests
     {
         ReformerConfig config = Small with
         {
-            HiddenDropoutProb = 0.1, LshAttentionProbsDropoutProb = 0.1, LocalAttentionProbsDropoutProb = 0.1,
+            HiddenDropoutProb = 0.1,
+            LshAttentionProbsDropoutProb = 0.1,
+            LocalAttentionProbsDropoutProb = 0.1,
             AttnLayers = [.. Enumerable.Repeat(AttentionKind.Lsh, 6), AttentionKind.Local],
         };
         using ReformerModel model = ReformerModel.Create(config, _context, 3);
@@ -122,8 +136,17 @@ public sealed class ModelTests
         Assert.That(() => model.MeasureReconstruction(), Throws.InvalidOperationException, "the memory has been used");
 
         using ReformerModel plain = ReformerModel.Create(config with { Residual = ResidualMode.Float }, _context, 3);
-        plain.ForwardBackward(RandomBatch(2, 37, 31, 7), new RunOptions { Seed = 5, Step = 9, Dropout = true });
-        Assert.That(plain.MeasureReconstruction().MaxAbs, Is.GreaterThan(0).And.LessThan(1e-3), "so the measure can fail");
+        plain.ForwardBackward(
+            RandomBatch(2, 37, 31, 7),
+            new RunOptions
+            {
+                Seed = 5,
+                Step = 9,
+                Dropout = true,
+            }
+        );
+        Assert.That(
+            plain.MeasureReconstruction().MaxAbs, Is.GreaterThan(0).And.LessThan(1e-3), "so the measure can fail");
     }
 
     [Test]
@@ -149,9 +172,14 @@ public sealed class ModelTests
         // Full attention and a smooth activation: no hash or kink can flip between the two sides.
         ReformerConfig config = Small with
         {
-            Residual = ResidualMode.Float, Task = task, IsDecoder = task == ReformerTask.CausalLanguageModel, LabelSmoothing = 0,
+            Residual = ResidualMode.Float,
+            Task = task,
+            IsDecoder = task == ReformerTask.CausalLanguageModel,
+            LabelSmoothing = 0,
             AttnLayers = [AttentionKind.Full, AttentionKind.Local, AttentionKind.Full],
-            FinalCombine = task == ReformerTask.MaskedLanguageModel ? StreamCombination.Mean : StreamCombination.Concatenate, NumLabels = 4,
+            FinalCombine =
+                task == ReformerTask.MaskedLanguageModel ? StreamCombination.Mean : StreamCombination.Concatenate,
+            NumLabels = 4,
         };
         using ReformerModel model = ReformerModel.Create(config, _context, 3);
         TokenBatch batch = RandomBatch(2, 21, task == ReformerTask.SequenceClassification ? 4 : 31, 7);
@@ -159,13 +187,16 @@ public sealed class ModelTests
         var random = new Random(11);
         float[][] values = [.. model.Parameters.Select(parameter => parameter.Value.ToArray<float>())];
         double[][] direction = [.. values.Select(v => v.Select(_ => (random.NextDouble() * 2) - 1).ToArray())];
-        double slope = model.Parameters.Zip(direction, (p, d) => p.Gradient.ToArray<float>().Zip(d, (g, x) => g * x).Sum()).Sum();
+        double slope = model
+            .Parameters.Zip(direction, (p, d) => p.Gradient.ToArray<float>().Zip(d, (g, x) => g * x).Sum())
+            .Sum();
 
         double At(double distance)
         {
             foreach ((Parameter parameter, int i) in model.Parameters.Select((parameter, i) => (parameter, i)))
             {
-                parameter.Value.CopyFrom<float>(values[i].Zip(direction[i], (v, d) => (float)(v + (distance * d))).ToArray());
+                parameter.Value.CopyFrom<float>(
+                    values[i].Zip(direction[i], (v, d) => (float)(v + (distance * d))).ToArray());
             }
 
             return model.Evaluate(batch).Loss;
@@ -179,7 +210,11 @@ public sealed class ModelTests
     [Test]
     public void StrictCausalModel_TokenChanged_ChangesNothingBefore()
     {
-        ReformerConfig config = Small with { AttnLayers = [AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh], NumBuckets = [4] };
+        ReformerConfig config = Small with
+        {
+            AttnLayers = [AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh],
+            NumBuckets = [4],
+        };
         using ReformerModel model = ReformerModel.Create(config, _context, 3);
         const int length = 43;
         TokenBatch batch = RandomBatch(1, length, 31, 7);
@@ -221,8 +256,11 @@ public sealed class ModelTests
     {
         ReformerConfig config = Small with
         {
-            LshPreset = AttentionPreset.FromName(preset), IsDecoder = false, Task = ReformerTask.MaskedLanguageModel,
-            LshNumChunksAfter = 1, LocalNumChunksAfter = 1,
+            LshPreset = AttentionPreset.FromName(preset),
+            IsDecoder = false,
+            Task = ReformerTask.MaskedLanguageModel,
+            LshNumChunksAfter = 1,
+            LocalNumChunksAfter = 1,
         };
         using ReformerModel model = ReformerModel.Create(config, _context, 3);
         TokenBatch batch = RandomBatch(2, 30, 31, 7);
@@ -245,7 +283,9 @@ public sealed class ModelTests
         {
             if (!padding.Contains(row))
             {
-                Assert.That(after[(row * 31)..((row + 1) * 31)], Is.EqualTo(before[(row * 31)..((row + 1) * 31)]), $"row {row}");
+                Assert.That(
+                    after[(row * 31)..((row + 1) * 31)], Is.EqualTo(before[(row * 31)..((row + 1) * 31)]),
+                    $"row {row}");
             }
         }
     }
@@ -270,7 +310,9 @@ public sealed class ModelTests
         Assert.That(sum.Count, Is.EqualTo(78));
         foreach ((Parameter parameter, float[] whole) in model.Parameters.Zip(expected))
         {
-            double apart = parameter.Gradient.ToArray<float>().Zip(whole, (x, y) => Math.Abs(x - y)).Max() / Math.Max(1e-3, whole.Max(Math.Abs));
+            double apart =
+                parameter.Gradient.ToArray<float>().Zip(whole, (x, y) => Math.Abs(x - y)).Max()
+                / Math.Max(1e-3, whole.Max(Math.Abs));
             Assert.That(apart, Is.LessThan(1e-3), parameter.Name);
         }
     }
@@ -295,7 +337,12 @@ public sealed class ModelTests
     [Test]
     public void LongBatch_OfSeveralHeadStretches_HasTheLossOfItsParts()
     {
-        ReformerConfig config = Small with { AttnLayers = [AttentionKind.Local], Positions = PositionEncoding.None, LocalWrap = false };
+        ReformerConfig config = Small with
+        {
+            AttnLayers = [AttentionKind.Local],
+            Positions = PositionEncoding.None,
+            LocalWrap = false,
+        };
         using ReformerModel model = ReformerModel.Create(config, _context, 3);
         TokenBatch all = RandomBatch(3, 3000, 31, 7);
         LossResult whole = model.Evaluate(all);
@@ -320,16 +367,24 @@ public sealed class ModelTests
     public void StreamOutOfRange_IsReportedWithItsPlace()
     {
         using ReformerModel model = ReformerModel.Create(Small with { ResidualGridExponent = -24 }, _context, 3);
-        Parameter norm = model.Parameters.Single(parameter => parameter.Name == "reformer.encoder.layers.1.feed_forward.output.dense.bias");
+        Parameter norm = model.Parameters.Single(parameter =>
+            parameter.Name == "reformer.encoder.layers.1.feed_forward.output.dense.bias"
+        );
         norm.Value.CopyFrom<float>(Enumerable.Range(0, 24).Select(i => i == 5 ? 100f : 0).ToArray());
         Parameter words = model.Parameters[0];
         words.Value.Zero();
-        foreach (Parameter position in model.Parameters.Where(parameter => parameter.Name.Contains("position", StringComparison.Ordinal)))
+        foreach (
+            Parameter position in model.Parameters.Where(parameter =>
+                parameter.Name.Contains("position", StringComparison.Ordinal)
+            )
+        )
         {
             position.Value.Zero();
         }
 
-        ResidualRangeException error = Assert.Throws<ResidualRangeException>(() => model.Evaluate(RandomBatch(2, 20, 31, 7)))!;
+        ResidualRangeException error = Assert.Throws<ResidualRangeException>(() =>
+            model.Evaluate(RandomBatch(2, 20, 31, 7))
+        )!;
         Assert.Multiple(() =>
         {
             Assert.That(error.Layer, Is.EqualTo(1));
@@ -351,11 +406,21 @@ public sealed class ModelTests
 
         Assert.Multiple(() =>
         {
-            Assert.That(() => model.Evaluate(Changed(b => b.Ids[23] = 31)), Throws.ArgumentException.With.Message.Contains("example 1, token 3"));
-            Assert.That(() => model.Evaluate(Changed(b => b.Ids[0] = -1)), Throws.ArgumentException.With.Message.Contains("found -1"));
-            Assert.That(() => model.Evaluate(Changed(b => b.Labels[3] = 31)), Throws.ArgumentException.With.Message.Contains("labels"));
-            Assert.That(() => model.Evaluate(Changed(b => b.Labels.Fill(-100))), Throws.ArgumentException.With.Message.Contains("at least one"));
-            Assert.That(() => model.Evaluate(RandomBatch(1, 257, 31, 7)), Throws.ArgumentException.With.Message.Contains("256 positions"));
+            Assert.That(
+                () => model.Evaluate(Changed(b => b.Ids[23] = 31)),
+                Throws.ArgumentException.With.Message.Contains("example 1, token 3"));
+            Assert.That(
+                () => model.Evaluate(Changed(b => b.Ids[0] = -1)),
+                Throws.ArgumentException.With.Message.Contains("found -1"));
+            Assert.That(
+                () => model.Evaluate(Changed(b => b.Labels[3] = 31)),
+                Throws.ArgumentException.With.Message.Contains("labels"));
+            Assert.That(
+                () => model.Evaluate(Changed(b => b.Labels.Fill(-100))),
+                Throws.ArgumentException.With.Message.Contains("at least one"));
+            Assert.That(
+                () => model.Evaluate(RandomBatch(1, 257, 31, 7)),
+                Throws.ArgumentException.With.Message.Contains("256 positions"));
             Assert.That(
                 () => model.Evaluate(RandomBatch(1, 20, 31, 7), new RunOptions { Rounds = 0 }),
                 Throws.ArgumentException.With.Message.Contains("rounds"));
@@ -372,14 +437,17 @@ public sealed class ModelTests
         byte[] good = File.ReadAllBytes(weights);
         const string name = "reformer.encoder.layers.1.attention.self_attention.query_key.weight";
 
-        void Refused(string expected, Action<List<SafetensorsItem>> change, Func<ReformerConfig, ReformerConfig>? config = null)
+        void Refused(
+            string expected, Action<List<SafetensorsItem>> change, Func<ReformerConfig, ReformerConfig>? config = null)
         {
             File.WriteAllBytes(weights, good);
             using (SafetensorsReader reader = SafetensorsReader.Open(weights))
             {
                 List<SafetensorsItem> items =
                 [
-                    .. reader.Entries.Select(entry => SafetensorsItem.FromFloats(entry.Name, entry.Shape, reader.ReadFloats(entry.Name))),
+                    .. reader.Entries.Select(entry =>
+                        SafetensorsItem.FromFloats(entry.Name, entry.Shape, reader.ReadFloats(entry.Name))
+                    ),
                 ];
                 change(items);
                 SafetensorsWriter.Write(weights, items);
@@ -388,7 +456,8 @@ public sealed class ModelTests
             long live = NativeRuntime.LiveObjects;
             Assert.That(
                 () => ReformerModel.Load(directory.Path, _context, config),
-                Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(weights).And.Message.Contains(expected));
+                Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(weights).And.Message.Contains(expected)
+            );
             Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(live), "nothing stays allocated");
         }
 
@@ -398,31 +467,57 @@ public sealed class ModelTests
             {
                 var values = new float[24 * 24];
                 values[77] = bad;
-                Refused($"'{name}': expected finite values", items =>
-                    items[items.FindIndex(item => item.Name == name)] = SafetensorsItem.FromFloats(name, [24, 24], values));
+                Refused(
+                    $"'{name}': expected finite values",
+                    items =>
+                        items[items.FindIndex(item => item.Name == name)] = SafetensorsItem.FromFloats(
+                            name, [24, 24], values)
+                );
             }
 
             Refused($"expected a tensor '{name}', found none", items => items.RemoveAll(item => item.Name == name));
-            Refused("'lm_head.decoder.bias': expected the values of 'lm_head.bias'", items =>
-                items[items.FindIndex(item => item.Name == "lm_head.decoder.bias")] =
-                    SafetensorsItem.FromFloats("lm_head.decoder.bias", [31], Enumerable.Repeat(1f, 31).ToArray()));
-            Refused("expected no tensor 'extra'", items => items.Add(SafetensorsItem.FromFloats("extra", [], new float[1])));
-            Refused("found I32", items =>
-                items[items.FindIndex(item => item.Name == name)] = SafetensorsItem.FromIntegers(name, [24, 24], new int[24 * 24]));
-            Refused("expected the shape [30, 24] by the configuration, found [31, 24]", _ => { }, config => config with { VocabSize = 30 });
+            Refused(
+                "'lm_head.decoder.bias': expected the values of 'lm_head.bias'",
+                items =>
+                    items[items.FindIndex(item => item.Name == "lm_head.decoder.bias")] = SafetensorsItem.FromFloats(
+                        "lm_head.decoder.bias", [31], Enumerable.Repeat(1f, 31).ToArray())
+            );
+            Refused(
+                "expected no tensor 'extra'",
+                items => items.Add(SafetensorsItem.FromFloats("extra", [], new float[1])));
+            Refused(
+                "found I32",
+                items =>
+                    items[items.FindIndex(item => item.Name == name)] = SafetensorsItem.FromIntegers(
+                        name, [24, 24], new int[24 * 24])
+            );
+            Refused(
+                "expected the shape [30, 24] by the configuration, found [31, 24]", _ => { },
+                config => config with { VocabSize = 30 });
         });
 
         // Hugging Face's constants and the second name of the bias are no parameters: a file may lack them.
         File.WriteAllBytes(weights, good);
         using (SafetensorsReader reader = SafetensorsReader.Open(weights))
         {
-            SafetensorsWriter.Write(weights, [.. reader.Entries
-                .Where(entry => !entry.Name.Contains("mask_value", StringComparison.Ordinal) && entry.Name != "lm_head.decoder.bias")
-                .Select(entry => SafetensorsItem.FromFloats(entry.Name, entry.Shape, reader.ReadFloats(entry.Name)))]);
+            SafetensorsWriter.Write(
+                weights,
+                [
+                    .. reader
+                        .Entries.Where(entry =>
+                            !entry.Name.Contains("mask_value", StringComparison.Ordinal)
+                            && entry.Name != "lm_head.decoder.bias"
+                        )
+                        .Select(entry =>
+                            SafetensorsItem.FromFloats(entry.Name, entry.Shape, reader.ReadFloats(entry.Name))
+                        ),
+                ]
+            );
         }
 
         using ReformerModel loaded = ReformerModel.Load(directory.Path, _context);
-        Assert.That(loaded.Parameters[^1].Value.ToArray<float>(), Is.EqualTo(model.Parameters[^1].Value.ToArray<float>()));
+        Assert.That(
+            loaded.Parameters[^1].Value.ToArray<float>(), Is.EqualTo(model.Parameters[^1].Value.ToArray<float>()));
     }
 
     [Test]
@@ -440,7 +535,9 @@ public sealed class ModelTests
         LossResult loss = loaded.ForwardBackward(RandomBatch(1, 500, 320, 1), new RunOptions { Dropout = true });
         Assert.Multiple(() =>
         {
-            Assert.That(new FileInfo(directory.File("model.safetensors")).Length, Is.InRange(4 * 2_748_224, (4 * 2_748_224) + 20_000));
+            Assert.That(
+                new FileInfo(directory.File("model.safetensors")).Length,
+                Is.InRange(4 * 2_748_224, (4 * 2_748_224) + 20_000));
             Assert.That(loss.Loss, Is.EqualTo(Math.Log(320)).Within(10).Percent, "nothing is learnt yet");
         });
     }
@@ -460,7 +557,9 @@ public sealed class ModelTests
         Assert.Multiple(() =>
         {
             Assert.That(losses.Distinct().Count(), Is.EqualTo(4));
-            Assert.That(model.Evaluate(batch, new RunOptions { FullAttention = true, Seed = 9 }).Loss, Is.EqualTo(losses[2]), "nothing random");
+            Assert.That(
+                model.Evaluate(batch, new RunOptions { FullAttention = true, Seed = 9 }).Loss, Is.EqualTo(losses[2]),
+                "nothing random");
             Assert.That(model.Evaluate(batch).Loss, Is.EqualTo(losses[0]));
         });
     }
@@ -493,8 +592,29 @@ public sealed class ModelTests
             Assert.That(Draw(new GenerationOptions { Count = 20, Seed = 6 }), Is.Not.EqualTo(one));
             Assert.That(greedy[0], Is.EqualTo(Array.IndexOf(logits, logits.Max())));
             Assert.That(Draw(new GenerationOptions { Count = 12, TopK = 1 }), Is.EqualTo(greedy));
-            Assert.That(Draw(new GenerationOptions { Count = 12, Temperature = 0, EndToken = greedy[0] }), Has.Length.EqualTo(1));
-            Assert.That(Draw(new GenerationOptions { Count = 300, Seed = 1, Context = 16 }), Has.Length.EqualTo(300), "past the last position");
+            Assert.That(
+                Draw(
+                    new GenerationOptions
+                    {
+                        Count = 12,
+                        Temperature = 0,
+                        EndToken = greedy[0],
+                    }
+                ),
+                Has.Length.EqualTo(1)
+            );
+            Assert.That(
+                Draw(
+                    new GenerationOptions
+                    {
+                        Count = 300,
+                        Seed = 1,
+                        Context = 16,
+                    }
+                ),
+                Has.Length.EqualTo(300),
+                "past the last position"
+            );
             Assert.That(() => generator.Generate([], new GenerationOptions()), Throws.ArgumentException);
         });
     }

@@ -6,7 +6,10 @@ using ReformerNative.Tensors;
 
 namespace ReformerNative.Tests.Model;
 
-/// <summary>Whole models against vectors of another implementation, held to its float64 run at the limits of the vectors' README.</summary>
+/// <summary>
+/// Whole models against vectors of another implementation, held to its float64 run at the limits of the vectors'
+/// README.
+/// </summary>
 public sealed class VectorTests
 {
     private const double Activations = 1e-5;
@@ -46,13 +49,18 @@ public sealed class VectorTests
         for (int layer = 0; layer < trace.Layers.Count; layer++)
         {
             LayerTrace found = trace.Layers[layer];
-            Close($"layers.{layer}.self_attention", found.AttentionResult, Activations, config.NumAttentionHeads * config.AttentionHeadSize);
+            Close(
+                $"layers.{layer}.self_attention", found.AttentionResult, Activations,
+                config.NumAttentionHeads * config.AttentionHeadSize);
             Close($"layers.{layer}.attn_output", found.Stream1, Activations, e);
             Close($"layers.{layer}.hidden_states", found.Stream2, Activations, e);
-            Assert.That(found.Buckets is not null, Is.EqualTo(io.TryGet($"buckets.layer{layer}.raw", out _)), $"layer {layer} hashes");
+            Assert.That(
+                found.Buckets is not null, Is.EqualTo(io.TryGet($"buckets.layer{layer}.raw", out _)),
+                $"layer {layer} hashes");
             if (found.Buckets is not null)
             {
-                Assert.That(found.Buckets, Is.EqualTo(RealBuckets(io, layer, batch.Length)), $"buckets.layer{layer}.raw");
+                Assert.That(
+                    found.Buckets, Is.EqualTo(RealBuckets(io, layer, batch.Length)), $"buckets.layer{layer}.raw");
                 compared++;
             }
         }
@@ -69,8 +77,10 @@ public sealed class VectorTests
             }
         }
 
-        int expected = io.Entries.Count(
-            entry => entry.Name.StartsWith("f64.", StringComparison.Ordinal) || entry.Name.EndsWith(".raw", StringComparison.Ordinal));
+        int expected = io.Entries.Count(entry =>
+            entry.Name.StartsWith("f64.", StringComparison.Ordinal)
+            || entry.Name.EndsWith(".raw", StringComparison.Ordinal)
+        );
         Assert.That(compared, Is.EqualTo(expected), "every tensor of the file is compared");
     }
 
@@ -127,10 +137,13 @@ public sealed class VectorTests
     }
 
     private static float[]?[] Rotations(SafetensorsReader io, ReformerConfig config) =>
-    [
-        .. Enumerable.Range(0, config.AttnLayers.Count)
-            .Select(layer => io.TryGet($"rotations.layer{layer}", out _) ? io.ReadFloats($"rotations.layer{layer}") : null),
-    ];
+        [
+            .. Enumerable
+                .Range(0, config.AttnLayers.Count)
+                .Select(layer =>
+                    io.TryGet($"rotations.layer{layer}", out _) ? io.ReadFloats($"rotations.layer{layer}") : null
+                ),
+        ];
 
     /// <summary>The file's buckets cover its own padding; ours only the real length.</summary>
     private static int[] RealBuckets(SafetensorsReader io, int layer, int length)
@@ -140,8 +153,11 @@ public sealed class VectorTests
         return [.. io.ReadIntegers(name).Where((_, i) => i % padded < length)];
     }
 
-    /// <summary>Largest difference relative to the largest magnitude, over real positions when a row width is given.</summary>
-    private static double Relative(SafetensorsReader io, string name, ReadOnlySpan<float> found, TokenBatch? batch, long width)
+    /// <summary>
+    /// Largest difference relative to the largest magnitude, over real positions when a row width is given.
+    /// </summary>
+    private static double Relative(
+        SafetensorsReader io, string name, ReadOnlySpan<float> found, TokenBatch? batch, long width)
     {
         float[] expected = io.ReadFloats(name);
         if (batch is null)

@@ -25,36 +25,101 @@ public sealed class AllocationTests
         BlockParameters parameters = Block(row, square);
         using Tensor report = context.Zeros(new TensorShape(4), DType.Int64);
         using Tensor rotations = context.Zeros(new TensorShape(1, 4, 1, 2));
-        AttentionOptions attention = AttentionOptions.Lsh(AttentionPreset.Trax, causal: true, 2, 1, new BucketFactors(4));
+        AttentionOptions attention = AttentionOptions.Lsh(
+            AttentionPreset.Trax, causal: true, 2, 1, new BucketFactors(4));
         var host = new float[32];
 
-        AssertNoAllocation("layer norm", () =>
-        {
-            var op = new LayerNorm { Epsilon = 1e-6f, X = x, Weight = row, Bias = row, Y = y };
-            op.Forward(workspace);
-            (op with { GradY = y, GradX = z, GradWeight = gradRow, GradBias = gradRow2 }).Backward(workspace);
-        });
-        AssertNoAllocation("feed-forward", () =>
-            new FeedForward { X = x, W1 = square, B1 = row, W2 = square, B2 = row, Y = y }.Forward(workspace));
-        AssertNoAllocation("global norm", () => new GlobalNorm { MaxNorm = 1, Gradients = gradients, Result = result }.Run(workspace));
-        AssertNoAllocation("random normal", () => new RandomNormal { Site = RandomSite.Data, StandardDeviation = 1, Destination = x }.Run(context));
-        AssertNoAllocation("AdamW", () => new AdamW
-        {
-            LearningRate = 1e-3f, Beta1 = 0.9f, Beta2 = 0.999f, Epsilon = 1e-8f, Step = 1, Parameter = x, Gradient = y, Moment1 = z, Moment2 = w,
-        }.Run(context));
-        AssertNoAllocation("reversible block", () => new ReversibleBlock
-        {
-            Attention = attention, Heads = 2, LayerNormEpsilon = 1e-6f,
-            Residual = ResidualMode.Exact, GridExponent = -16,
-            Stream1 = x.Reshape(new TensorShape(1, 4, 8)), Stream2 = y.Reshape(new TensorShape(1, 4, 8)),
-            Rotations = rotations, RangeReport = report, Parameters = parameters,
-        }.Forward(workspace));
-        AssertNoAllocation("copies", () =>
-        {
-            x.CopyTo<float>(host);
-            x.CopyFrom<float>(host);
-            x.Rows(1, 2).Zero();
-        });
+        AssertNoAllocation(
+            "layer norm",
+            () =>
+            {
+                var op = new LayerNorm
+                {
+                    Epsilon = 1e-6f,
+                    X = x,
+                    Weight = row,
+                    Bias = row,
+                    Y = y,
+                };
+                op.Forward(workspace);
+                (op with { GradY = y, GradX = z, GradWeight = gradRow, GradBias = gradRow2 }).Backward(workspace);
+            }
+        );
+        AssertNoAllocation(
+            "feed-forward",
+            () =>
+                new FeedForward
+                {
+                    X = x,
+                    W1 = square,
+                    B1 = row,
+                    W2 = square,
+                    B2 = row,
+                    Y = y,
+                }.Forward(workspace)
+        );
+        AssertNoAllocation(
+            "global norm",
+            () =>
+                new GlobalNorm
+                {
+                    MaxNorm = 1,
+                    Gradients = gradients,
+                    Result = result,
+                }.Run(workspace)
+        );
+        AssertNoAllocation(
+            "random normal",
+            () =>
+                new RandomNormal
+                {
+                    Site = RandomSite.Data,
+                    StandardDeviation = 1,
+                    Destination = x,
+                }.Run(context)
+        );
+        AssertNoAllocation(
+            "AdamW",
+            () =>
+                new AdamW
+                {
+                    LearningRate = 1e-3f,
+                    Beta1 = 0.9f,
+                    Beta2 = 0.999f,
+                    Epsilon = 1e-8f,
+                    Step = 1,
+                    Parameter = x,
+                    Gradient = y,
+                    Moment1 = z,
+                    Moment2 = w,
+                }.Run(context)
+        );
+        AssertNoAllocation(
+            "reversible block",
+            () =>
+                new ReversibleBlock
+                {
+                    Attention = attention,
+                    Heads = 2,
+                    LayerNormEpsilon = 1e-6f,
+                    Residual = ResidualMode.Exact,
+                    GridExponent = -16,
+                    Stream1 = x.Reshape(new TensorShape(1, 4, 8)),
+                    Stream2 = y.Reshape(new TensorShape(1, 4, 8)),
+                    Rotations = rotations,
+                    RangeReport = report,
+                    Parameters = parameters,
+                }.Forward(workspace)
+        );
+        AssertNoAllocation(
+            "copies",
+            () =>
+            {
+                x.CopyTo<float>(host);
+                x.CopyFrom<float>(host);
+                x.Rows(1, 2).Zero();
+            }
+        );
     }
 
     private static void AssertNoAllocation(string name, Action call)
@@ -71,12 +136,22 @@ public sealed class AllocationTests
             call();
         }
 
-        Assert.That(GC.GetAllocatedBytesForCurrentThread() - before, Is.Zero, $"{name}: bytes allocated by {calls} calls");
+        Assert.That(
+            GC.GetAllocatedBytesForCurrentThread() - before, Is.Zero, $"{name}: bytes allocated by {calls} calls");
     }
 
     private static BlockParameters Block(Tensor row, Tensor square) => new()
     {
-        AttentionNormWeight = row, AttentionNormBias = row, Query = square, Value = square, Output = square,
-        FeedForwardNormWeight = row, FeedForwardNormBias = row, W1 = square, B1 = row, W2 = square, B2 = row,
+        AttentionNormWeight = row,
+        AttentionNormBias = row,
+        Query = square,
+        Value = square,
+        Output = square,
+        FeedForwardNormWeight = row,
+        FeedForwardNormBias = row,
+        W1 = square,
+        B1 = row,
+        W2 = square,
+        B2 = row,
     };
 }

@@ -23,15 +23,29 @@ public sealed class OpMappingTests
         AssertSame(op, Native(op, context), context, type.Name);
     }
 
-    private static Type[] OpTypes() => [.. typeof(LayerNorm).Assembly.GetTypes()
-        .Where(t => t.Namespace == typeof(LayerNorm).Namespace && t.IsValueType && !t.IsByRefLike && HasContextParameter(t))];
+    private static Type[] OpTypes() =>
+        [
+            .. typeof(LayerNorm)
+                .Assembly.GetTypes()
+                .Where(t =>
+                    t.Namespace == typeof(LayerNorm).Namespace
+                    && t.IsValueType
+                    && !t.IsByRefLike
+                    && HasContextParameter(t)
+                ),
+        ];
 
     private static bool HasContextParameter(Type type) =>
-        type.GetMethod("ToNative", Any) is MethodInfo method && method.GetParameters().Length == 1
-        && method.ReturnType.Name.StartsWith("rfn_", StringComparison.Ordinal) && method.ReturnType != typeof(rfn_tensor_array4);
+        type.GetMethod("ToNative", Any) is MethodInfo method
+        && method.GetParameters().Length == 1
+        && method.ReturnType.Name.StartsWith("rfn_", StringComparison.Ordinal)
+        && method.ReturnType != typeof(rfn_tensor_array4);
 
     private static PropertyInfo[] Settable(Type type) =>
-        [.. type.GetProperties(BindingFlags.Instance | BindingFlags.Public).Where(p => p.CanWrite && p.GetIndexParameters().Length == 0)];
+        [
+            .. type.GetProperties(BindingFlags.Instance | BindingFlags.Public)
+                .Where(p => p.CanWrite && p.GetIndexParameters().Length == 0),
+        ];
 
     private static object Native(object managed, ReformerContext context)
     {
@@ -62,7 +76,8 @@ public sealed class OpMappingTests
 
         return type == typeof(TensorView) ? TensorView.Meta(new TensorShape(counter, 1))
             : type == typeof(PositionTables)
-                ? new PositionTables(TensorView.Meta(new TensorShape(counter, 1)), TensorView.Meta(new TensorShape(++counter, 1)))
+                ? new PositionTables(
+                    TensorView.Meta(new TensorShape(counter, 1)), TensorView.Meta(new TensorShape(++counter, 1)))
             : type == typeof(BucketFactors) ? new BucketFactors(2 * counter, 4)
             : type == typeof(bool) ? true
             : type == typeof(int) ? counter
@@ -80,8 +95,13 @@ public sealed class OpMappingTests
         Assert.That(fields["structsize"].GetValue(native), Is.EqualTo((uint)SizeOf(native.GetType())), path);
         PropertyInfo[] properties = Settable(managed.GetType());
         Assert.That(
-            fields.Values.Select(f => f.Name).Except(FilledByTheOp).Select(n => n.Replace("_", "", StringComparison.Ordinal)),
-            Is.EquivalentTo(properties.Select(p => p.Name)).IgnoreCase, path);
+            fields
+                .Values.Select(f => f.Name)
+                .Except(FilledByTheOp)
+                .Select(n => n.Replace("_", "", StringComparison.Ordinal)),
+            Is.EquivalentTo(properties.Select(p => p.Name)).IgnoreCase,
+            path
+        );
         foreach (PropertyInfo property in properties)
         {
             string name = $"{path}.{property.Name}";
@@ -103,7 +123,8 @@ public sealed class OpMappingTests
                 case BucketFactors factors:
                     Assert.That(fields["factorcount"].GetValue(native), Is.EqualTo(factors.Count), name);
                     var digits = (int_array8)actual;
-                    Assert.That(((ReadOnlySpan<int>)digits)[..factors.Count].ToArray(), Is.EqualTo(factors.ToArray()), name);
+                    Assert.That(
+                        ((ReadOnlySpan<int>)digits)[..factors.Count].ToArray(), Is.EqualTo(factors.ToArray()), name);
                     break;
                 case AttentionOptions or BlockParameters:
                     AssertSame(expected, actual, context, name);
@@ -120,9 +141,12 @@ public sealed class OpMappingTests
     {
         Assert.That(actual.struct_size, Is.EqualTo((uint)Unsafe.SizeOf<rfn_tensor>()), name);
         Assert.That(actual.dtype, Is.EqualTo(NativeConstants.RFN_F32), name);
-        Assert.That((actual.rank, actual.shape[0], actual.shape[1], actual.shape[2]), Is.EqualTo((2, expected.Shape[0], 1L, 0L)), name);
+        Assert.That(
+            (actual.rank, actual.shape[0], actual.shape[1], actual.shape[2]),
+            Is.EqualTo((2, expected.Shape[0], 1L, 0L)), name);
         Assert.That((actual.data, actual.bytes), Is.EqualTo(((nint)0, 4 * expected.Shape[0])), name);
     }
 
-    private static int SizeOf(Type type) => (int)typeof(Unsafe).GetMethod(nameof(Unsafe.SizeOf))!.MakeGenericMethod(type).Invoke(null, null)!;
+    private static int SizeOf(Type type) =>
+        (int)typeof(Unsafe).GetMethod(nameof(Unsafe.SizeOf))!.MakeGenericMethod(type).Invoke(null, null)!;
 }

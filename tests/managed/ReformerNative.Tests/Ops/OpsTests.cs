@@ -42,7 +42,9 @@ public sealed class OpsTests
         Tensor gradBias = Values([1, 1], new TensorShape(2));
         Tensor gradY = Values([1, 1, 1, 1], new TensorShape(2, 2));
         (op with { GradY = gradY, GradX = gradX, GradWeight = gradWeight, GradBias = gradBias }).Backward(workspace);
-        Assert.That(gradX.ToArray<float>(), Is.All.EqualTo(0).Within(1e-5), "two values normalise to the same whatever they are");
+        Assert.That(
+            gradX.ToArray<float>(), Is.All.EqualTo(0).Within(1e-5),
+            "two values normalise to the same whatever they are");
         Assert.That(gradWeight.ToArray<float>(), Is.EqualTo(new float[] { 1, 1 }).Within(1e-6));
         Assert.That(gradBias.ToArray<float>(), Is.EqualTo(new float[] { 3, 3 }).Within(1e-6));
     }
@@ -61,7 +63,15 @@ public sealed class OpsTests
         Tensor gradX = Nan(new TensorShape(1, 2));
         Tensor gradWeight = Values([1, 1, 1, 1], new TensorShape(2, 2));
         Tensor gradY = Values([2, 2], new TensorShape(1, 2));
-        (op with { GradY = gradY, GradX = gradX, GradWeight = gradWeight, GradBias = Values([0, 0], new TensorShape(2)) }).Backward(workspace);
+        (
+            op with
+            {
+                GradY = gradY,
+                GradX = gradX,
+                GradWeight = gradWeight,
+                GradBias = Values([0, 0], new TensorShape(2)),
+            }
+        ).Backward(workspace);
         Assert.That(gradX.ToArray<float>(), Is.EqualTo(new float[] { 6, 8 }));
         Assert.That(gradWeight.ToArray<float>(), Is.EqualTo(new float[] { 3, 5, 1, 1 }));
     }
@@ -73,7 +83,16 @@ public sealed class OpsTests
         Tensor zero = Values([0, 0], new TensorShape(2));
         Tensor y = Nan(new TensorShape(3, 2));
         Tensor x = Values([1, -2, 3, 4, -5, 6], new TensorShape(3, 2));
-        new FeedForward { Activation = Activation.Relu, X = x, W1 = identity, B1 = zero, W2 = identity, B2 = zero, Y = y }.Forward(workspace);
+        new FeedForward
+        {
+            Activation = Activation.Relu,
+            X = x,
+            W1 = identity,
+            B1 = zero,
+            W2 = identity,
+            B2 = zero,
+            Y = y,
+        }.Forward(workspace);
         Assert.That(y.ToArray<float>(), Is.EqualTo(new float[] { 1, 0, 3, 4, 0, 6 }));
     }
 
@@ -83,8 +102,12 @@ public sealed class OpsTests
         Tensor y = Nan(new TensorShape(1, 2));
         new FinalNorm
         {
-            Combine = StreamCombination.Mean, Epsilon = 1e-12f, Stream1 = Values([1, 3], new TensorShape(1, 2)),
-            Stream2 = Values([1, 7], new TensorShape(1, 2)), Weight = Values([1, 1], new TensorShape(2)), Bias = Values([0, 0], new TensorShape(2)),
+            Combine = StreamCombination.Mean,
+            Epsilon = 1e-12f,
+            Stream1 = Values([1, 3], new TensorShape(1, 2)),
+            Stream2 = Values([1, 7], new TensorShape(1, 2)),
+            Weight = Values([1, 1], new TensorShape(2)),
+            Bias = Values([0, 0], new TensorShape(2)),
             Y = y,
         }.Forward(workspace);
         Assert.That(y.ToArray<float>(), Is.EqualTo(new float[] { -1, 1 }).Within(1e-6));
@@ -98,10 +121,16 @@ public sealed class OpsTests
         Tensor gradBias = Keep(context.Zeros(new TensorShape(4)));
         new HeadLoss
         {
-            IgnoreIndex = -100, LossScale = 1, X = Values([1, 2, 3, 4, 5, 6], new TensorShape(3, 2)),
-            Weight = Values(new float[8], new TensorShape(4, 2)), Bias = Values(new float[4], new TensorShape(4)),
-            Labels = Keep(context.FromValues<int>([0, -100, 3], new TensorShape(3))), Statistics = statistics,
-            GradX = gradX, GradWeight = Keep(context.Zeros(new TensorShape(4, 2))), GradBias = gradBias,
+            IgnoreIndex = -100,
+            LossScale = 1,
+            X = Values([1, 2, 3, 4, 5, 6], new TensorShape(3, 2)),
+            Weight = Values(new float[8], new TensorShape(4, 2)),
+            Bias = Values(new float[4], new TensorShape(4)),
+            Labels = Keep(context.FromValues<int>([0, -100, 3], new TensorShape(3))),
+            Statistics = statistics,
+            GradX = gradX,
+            GradWeight = Keep(context.Zeros(new TensorShape(4, 2))),
+            GradBias = gradBias,
         }.Backward(workspace);
         Assert.That(statistics.ToArray<double>(), Is.EqualTo(new[] { 2 * Math.Log(4), 2, 1 }).Within(1e-6));
         Assert.That(gradX.ToArray<float>(), Is.All.EqualTo(0), "the weights are zero");
@@ -115,10 +144,13 @@ public sealed class OpsTests
         Tensor stream2 = Nan(new TensorShape(1, 4, 2));
         var op = new Embedding
         {
-            Positions = PositionEncoding.Axial, Ids = Keep(context.FromValues<int>([2, 0, 1, 2], new TensorShape(1, 4))),
+            Positions = PositionEncoding.Axial,
+            Ids = Keep(context.FromValues<int>([2, 0, 1, 2], new TensorShape(1, 4))),
             Word = Values([1, 2, 3, 4, 5, 6], new TensorShape(3, 2)),
-            Position = new PositionTables(Values([10, 20], new TensorShape(2, 1)), Values([100, 200], new TensorShape(2, 1))),
-            Stream1 = stream1, Stream2 = stream2,
+            Position = new PositionTables(
+                Values([10, 20], new TensorShape(2, 1)), Values([100, 200], new TensorShape(2, 1))),
+            Stream1 = stream1,
+            Stream2 = stream2,
         };
         op.Forward(workspace);
         Assert.That(stream1.ToArray<float>(), Is.EqualTo(new float[] { 15, 106, 11, 202, 23, 104, 25, 206 }));
@@ -128,8 +160,15 @@ public sealed class OpsTests
         Tensor gradRow = Keep(context.Zeros(new TensorShape(2, 1)));
         Tensor gradColumn = Keep(context.Zeros(new TensorShape(2, 1)));
         Tensor ones = Values([1, 1, 1, 1, 1, 1, 1, 1], new TensorShape(1, 4, 2));
-        (op with { GradStream1 = ones, GradStream2 = ones, GradWord = gradWord, GradPosition = new PositionTables(gradRow, gradColumn) })
-            .Backward(workspace);
+        (
+            op with
+            {
+                GradStream1 = ones,
+                GradStream2 = ones,
+                GradWord = gradWord,
+                GradPosition = new PositionTables(gradRow, gradColumn),
+            }
+        ).Backward(workspace);
         Assert.That(gradWord.ToArray<float>(), Is.EqualTo(new float[] { 2, 2, 2, 2, 4, 4 }));
         Assert.That(gradRow.ToArray<float>(), Is.EqualTo(new float[] { 4, 4 }));
         Assert.That(gradColumn.ToArray<float>(), Is.EqualTo(new float[] { 4, 4 }));
@@ -143,8 +182,12 @@ public sealed class OpsTests
         Tensor lse = Nan(new TensorShape(1, 1, 3));
         new Attention
         {
-            Options = AttentionOptions.Full(causal: true), Q = Values([1, 1, 1], shape), K = Values([0, 0, 0], shape), V = Values([3, 6, 9], shape),
-            Out = output, Lse = lse,
+            Options = AttentionOptions.Full(causal: true),
+            Q = Values([1, 1, 1], shape),
+            K = Values([0, 0, 0], shape),
+            V = Values([3, 6, 9], shape),
+            Out = output,
+            Lse = lse,
         }.Forward(workspace);
         Assert.That(output.ToArray<float>(), Is.EqualTo(new float[] { 3, 4.5f, 6 }).Within(1e-6));
         Assert.That(lse.ToArray<float>(), Is.EqualTo(new[] { 0, MathF.Log(2), MathF.Log(3) }).Within(1e-6));
@@ -159,7 +202,8 @@ public sealed class OpsTests
     {
         const int batch = 2, length = 13, heads = 2, size = 8;
         AttentionPreset preset = AttentionPreset.FromName(name);
-        AttentionOptions options = AttentionOptions.Lsh(preset, causal: true, chunkLength: 4, rounds: 2, new BucketFactors(4));
+        AttentionOptions options = AttentionOptions.Lsh(
+            preset, causal: true, chunkLength: 4, rounds: 2, new BucketFactors(4));
         var shape = new TensorShape(batch, length, heads, size);
         Tensor q = Random(shape, 1);
         Tensor v = Random(shape, 2);
@@ -169,7 +213,13 @@ public sealed class OpsTests
         Tensor wholeBuckets = Keep(new Tensor(context, options.BucketsShape(batch, heads, length), DType.Int32));
         var whole = new Attention
         {
-            Options = options, Q = q, V = v, Rotations = rotations, Buckets = wholeBuckets, Out = wholeOut, Lse = wholeLse,
+            Options = options,
+            Q = q,
+            V = v,
+            Rotations = rotations,
+            Buckets = wholeBuckets,
+            Out = wholeOut,
+            Lse = wholeLse,
         };
         whole.Forward(workspace);
 
@@ -178,9 +228,12 @@ public sealed class OpsTests
         Tensor stageBuckets = Keep(new Tensor(context, options.BucketsShape(batch, heads, length), DType.Int32));
         Attention stages = whole with
         {
-            Buckets = stageBuckets, Out = stageOut, Lse = stageLse,
+            Buckets = stageBuckets,
+            Out = stageOut,
+            Lse = stageLse,
             Sorted = Keep(new Tensor(context, new TensorShape(batch, heads, 2, 16), DType.Int32)),
-            RoundOut = Nan(new TensorShape(2 * batch, length, heads, size)), RoundLse = Nan(new TensorShape(2, batch, heads, length)),
+            RoundOut = Nan(new TensorShape(2 * batch, length, heads, size)),
+            RoundLse = Nan(new TensorShape(2, batch, heads, length)),
         };
         stages.Hash(workspace);
         stages.Sort(workspace);
@@ -197,7 +250,8 @@ public sealed class OpsTests
         const int width = 16, heads = 2, size = 8, hidden = 24, length = 21;
         BlockParameters parameters = Parameters(width, heads * size, hidden, seed: 10, scale: 0.3f);
         BlockParameters gradients = Parameters(width, heads * size, hidden, seed: 0, scale: 0);
-        AttentionOptions options = AttentionOptions.Lsh(AttentionPreset.Trax, causal: true, chunkLength: 4, rounds: 2, new BucketFactors(4)) with
+        AttentionOptions options = AttentionOptions.Lsh(
+            AttentionPreset.Trax, causal: true, chunkLength: 4, rounds: 2, new BucketFactors(4)) with
         {
             Dropout = 0.1f,
         };
@@ -205,11 +259,25 @@ public sealed class OpsTests
         Tensor report = Keep(context.Zeros(new TensorShape(4), DType.Int64));
         var block = new ReversibleBlock
         {
-            Attention = options, Heads = heads, Activation = Activation.GeluErf, LayerNormEpsilon = 1e-6f, AttentionOutputDropout = 0.1f,
-            FeedForwardDropout = 0.1f, Residual = ResidualMode.Exact, GridExponent = -16,
-            Stream1 = Grid(Random(shape, 4)), Stream2 = Grid(Random(shape, 5)),
-            GradStream1 = Random(shape, 6), GradStream2 = Random(shape, 7), RangeReport = report, Parameters = parameters, Gradients = gradients,
-            Rotations = Random(options.RotationsShape(RotationScope.PerHead, 1, heads, size), 8), Seed = 3, Step = 9, Layer = 2,
+            Attention = options,
+            Heads = heads,
+            Activation = Activation.GeluErf,
+            LayerNormEpsilon = 1e-6f,
+            AttentionOutputDropout = 0.1f,
+            FeedForwardDropout = 0.1f,
+            Residual = ResidualMode.Exact,
+            GridExponent = -16,
+            Stream1 = Grid(Random(shape, 4)),
+            Stream2 = Grid(Random(shape, 5)),
+            GradStream1 = Random(shape, 6),
+            GradStream2 = Random(shape, 7),
+            RangeReport = report,
+            Parameters = parameters,
+            Gradients = gradients,
+            Rotations = Random(options.RotationsShape(RotationScope.PerHead, 1, heads, size), 8),
+            Seed = 3,
+            Step = 9,
+            Layer = 2,
         };
         float[] before1 = block.Stream1.ToArray<float>();
         float[] before2 = block.Stream2.ToArray<float>();
@@ -239,9 +307,15 @@ public sealed class OpsTests
         Tensor parameter = Values([1, 1], new TensorShape(2));
         new AdamW
         {
-            LearningRate = 0.1f, Beta1 = 0.9f, Beta2 = 0.999f, Epsilon = 1e-8f, Step = 1, Parameter = parameter,
+            LearningRate = 0.1f,
+            Beta1 = 0.9f,
+            Beta2 = 0.999f,
+            Epsilon = 1e-8f,
+            Step = 1,
+            Parameter = parameter,
             Gradient = Values([5, -7], new TensorShape(2)),
-            Moment1 = Values([0, 0], new TensorShape(2)), Moment2 = Values([0, 0], new TensorShape(2)),
+            Moment1 = Values([0, 0], new TensorShape(2)),
+            Moment2 = Values([0, 0], new TensorShape(2)),
         }.Run(context);
         Assert.That(parameter.ToArray<float>(), Is.EqualTo(new[] { 0.9f, 1.1f }).Within(1e-5));
     }
@@ -252,8 +326,15 @@ public sealed class OpsTests
         Tensor parameter = Values([1, 1], new TensorShape(2));
         new Adafactor
         {
-            LearningRate = 0.1f, DecayExponent = 0.8f, ClipThreshold = 1, Epsilon1 = 1e-30f, Epsilon2 = 1e-3f, Step = 1, Parameter = parameter,
-            Gradient = Values([5, -7], new TensorShape(2)), Moment2 = Values([0, 0], new TensorShape(2)),
+            LearningRate = 0.1f,
+            DecayExponent = 0.8f,
+            ClipThreshold = 1,
+            Epsilon1 = 1e-30f,
+            Epsilon2 = 1e-3f,
+            Step = 1,
+            Parameter = parameter,
+            Gradient = Values([5, -7], new TensorShape(2)),
+            Moment2 = Values([0, 0], new TensorShape(2)),
         }.Run(workspace);
         Assert.That(parameter.ToArray<float>(), Is.EqualTo(new[] { 0.9f, 1.1f }).Within(1e-5));
     }
@@ -262,7 +343,13 @@ public sealed class OpsTests
     public void Sample_WithoutTemperature_TakesTheFirstLargest()
     {
         Tensor ids = Keep(new Tensor(context, new TensorShape(2), DType.Int32));
-        var op = new Sample { Temperature = 0, TopP = 1, Logits = Values([1, 9, 9, 3, 4, 0], new TensorShape(2, 3)), Ids = ids };
+        var op = new Sample
+        {
+            Temperature = 0,
+            TopP = 1,
+            Logits = Values([1, 9, 9, 3, 4, 0], new TensorShape(2, 3)),
+            Ids = ids,
+        };
         op.Run(workspace);
         Assert.That(ids.ToArray<int>(), Is.EqualTo(new[] { 1, 1 }));
         (op with { Temperature = 1, TopK = 1 }).Run(workspace);
@@ -305,7 +392,18 @@ public sealed class OpsTests
     {
         TensorView x = TensorView.Meta(new TensorShape(1 << 20, 256));
         TensorView row = TensorView.Meta(new TensorShape(256));
-        var op = new LayerNorm { Epsilon = 1e-12f, X = x, Weight = row, Bias = row, Y = x, GradY = x, GradX = x, GradWeight = row, GradBias = row };
+        var op = new LayerNorm
+        {
+            Epsilon = 1e-12f,
+            X = x,
+            Weight = row,
+            Bias = row,
+            Y = x,
+            GradY = x,
+            GradX = x,
+            GradWeight = row,
+            GradBias = row,
+        };
         Assert.That(op.WorkspaceBytes(context, Pass.Forward), Is.GreaterThanOrEqualTo(0));
         Assert.That(op.WorkspaceBytes(context, Pass.Backward), Is.GreaterThanOrEqualTo(0));
         Assert.That(() => op.Forward(workspace), Throws.ArgumentException.With.Message.Contains("x"));
@@ -329,7 +427,13 @@ public sealed class OpsTests
     private Tensor Random(TensorShape shape, ulong seed, float scale = 1)
     {
         Tensor tensor = Nan(shape);
-        new RandomNormal { Site = RandomSite.Parameters, Seed = seed, StandardDeviation = scale, Destination = tensor }.Run(context);
+        new RandomNormal
+        {
+            Site = RandomSite.Parameters,
+            Seed = seed,
+            StandardDeviation = scale,
+            Destination = tensor,
+        }.Run(context);
         return tensor;
     }
 

@@ -51,7 +51,9 @@ internal sealed record AttentionCase
         var random = new Random(Seed);
         double[] q = random.Normals(Shape.Size), v = random.Normals(Shape.Size), gradOut = random.Normals(Shape.Size);
         double[]? k = Options.SharedQk ? null : random.Normals(Shape.Size);
-        double[]? rotations = IsLsh ? random.Normals(RotationSets * HeadSize * Options.Rounds * Options.Factors.Sum() / 2) : null;
+        double[]? rotations = IsLsh
+            ? random.Normals(RotationSets * HeadSize * Options.Rounds * Options.Factors.Sum() / 2)
+            : null;
         var randomness = new Randomness((ulong)Seed + (7UL << 40), 3, 4);
 
         using var run = new NativeRun(Threads);
@@ -95,11 +97,12 @@ internal sealed record AttentionCase
         run.CheckMemory();
     }
 
-    private static double LargestNorm(double[] values, int size) => values.Chunk(size).Max(row => Math.Sqrt(row.Sum(x => x * x)));
+    private static double LargestNorm(double[] values, int size) =>
+        values.Chunk(size).Max(row => Math.Sqrt(row.Sum(x => x * x)));
 
     /// <summary>
-    /// A query that meets one key has the gradient 0 as the difference of two equal products dO.v. float32 rounds both, and what is left
-    /// reaches q through the keys, and the keys' source through q and the key norm.
+    /// A query that meets one key has the gradient 0 as the difference of two equal products dO.v. float32 rounds both,
+    /// and what is left reaches q through the keys, and the keys' source through q and the key norm.
     /// </summary>
     private (double Query, double Key) CancellationFloors(AttentionInput input, double[] gradOut)
     {
@@ -111,7 +114,8 @@ internal sealed record AttentionCase
         return Options.SharedQk ? (query + key, 0) : (query, key);
     }
 
-    private void CheckGradients(string op, Native.Attention native, AttentionInput input, double[] gradOut, AttentionGradients gradients)
+    private void CheckGradients(
+        string op, Native.Attention native, AttentionInput input, double[] gradOut, AttentionGradients gradients)
     {
         var (queryFloor, keyFloor) = CancellationFloors(input, gradOut);
         NativeRun.Expect($"{op}.grad_q", native.GradQ, gradients.Q, NativeRun.GradientLimit, queryFloor);
@@ -122,7 +126,9 @@ internal sealed record AttentionCase
         }
     }
 
-    /// <summary>Buckets must be the oracle's wherever float32 can tell the best score from the second. Returns the native ones.</summary>
+    /// <summary>
+    /// Buckets must be the oracle's wherever float32 can tell the best score from the second. Returns the native ones.
+    /// </summary>
     private int[] CheckBuckets(TensorView actual, double[] q, double[] rotations)
     {
         var (expected, margins) = Lsh.HashWithMargin(Options, Shape, q, Mask, rotations);
@@ -135,7 +141,9 @@ internal sealed record AttentionCase
             }
         }
 
-        Assert.That(buckets.Zip(expected).Count(pair => pair.First != pair.Second), Is.LessThanOrEqualTo(1 + (buckets.Length / 1000)));
+        Assert.That(
+            buckets.Zip(expected).Count(pair => pair.First != pair.Second),
+            Is.LessThanOrEqualTo(1 + (buckets.Length / 1000)));
         return buckets;
     }
 
@@ -145,8 +153,10 @@ internal sealed record AttentionCase
         long[] shape = [Batch, Tokens, Heads, HeadSize];
         var again = whole with { Buckets = default, GradQ = run.Output(shape), GradV = run.Output(shape) };
         again.Backward(run.Workspace);
-        NativeRun.ExpectSameBits("grad_q of a backward pass that hashes again", again.GradQ, whole.GradQ.ToArray<float>());
-        NativeRun.ExpectSameBits("grad_v of a backward pass that hashes again", again.GradV, whole.GradV.ToArray<float>());
+        NativeRun.ExpectSameBits(
+            "grad_q of a backward pass that hashes again", again.GradQ, whole.GradQ.ToArray<float>());
+        NativeRun.ExpectSameBits(
+            "grad_v of a backward pass that hashes again", again.GradV, whole.GradV.ToArray<float>());
     }
 
     private void CheckStages(

@@ -10,8 +10,18 @@ public sealed class AttentionInvariantTests
 
     private static readonly AttentionOptions s_strict = new()
     {
-        Kind = AttentionKind.Lsh, SharedQk = true, Causal = true, KeyNorm = KeyNorm.Rms, Rounds = 4, Window = LshWindow.Strict, LogCount = true,
-        Factors = [4], ChunkLength = 8, ChunksBefore = 1, PadBucket = true, Dropout = 0.1f,
+        Kind = AttentionKind.Lsh,
+        SharedQk = true,
+        Causal = true,
+        KeyNorm = KeyNorm.Rms,
+        Rounds = 4,
+        Window = LshWindow.Strict,
+        LogCount = true,
+        Factors = [4],
+        ChunkLength = 8,
+        ChunksBefore = 1,
+        PadBucket = true,
+        Dropout = 0.1f,
     };
 
     /// <summary>Without dropout: its pattern is a function of sorted slots, which count later tokens too.</summary>
@@ -39,7 +49,14 @@ public sealed class AttentionInvariantTests
     [Test]
     public void MaskedTokens_ContentChanged_NoBitOfOthersChanges([Values] AttentionKind kind)
     {
-        var options = s_strict with { Kind = kind, Causal = false, Window = LshWindow.Slots, ChunksAfter = 1, Wrap = true };
+        var options = s_strict with
+        {
+            Kind = kind,
+            Causal = false,
+            Window = LshWindow.Slots,
+            ChunksAfter = 1,
+            Wrap = true,
+        };
         var random = new Random(2);
         double[] q = random.Normals(Size), v = random.Normals(Size), rotations = random.Normals(HeadSize * 4 * 2);
         bool[] mask = random.Mask(Tokens);
@@ -69,7 +86,10 @@ public sealed class AttentionInvariantTests
         }
     }
 
-    /// <summary>Scores of hundreds, beyond what exp can hold in float32; their own rounding, 2^-23 of them, is all that may be added.</summary>
+    /// <summary>
+    /// Scores of hundreds, beyond what exp can hold in float32; their own rounding, 2^-23 of them, is all that may be
+    /// added.
+    /// </summary>
     [Test]
     public void Attention_LargeScores_EqualsOracle([Values] AttentionKind kind)
     {
@@ -82,23 +102,39 @@ public sealed class AttentionInvariantTests
         double largest = expected.Lse.Where(double.IsFinite).Max();
         Assert.That(largest, Is.GreaterThan(200));
         double limit = (NativeRun.ForwardLimit + Math.ScaleB(largest, -23)) * expected.Out.Max(Math.Abs);
-        Assert.That(Forward(options, q, v, null, rotations).Select(x => (double)x), Is.EqualTo(expected.Out).Within(limit));
+        Assert.That(
+            Forward(options, q, v, null, rotations).Select(x => (double)x), Is.EqualTo(expected.Out).Within(limit));
     }
 
-    /// <summary>One chunk holds everything, so that every round sees every pair: rounds, buckets and duplicate counts change nothing.</summary>
+    /// <summary>
+    /// One chunk holds everything, so that every round sees every pair: rounds, buckets and duplicate counts change
+    /// nothing.
+    /// </summary>
     [Test]
     public void LshAttention_WindowCoversAll_EqualsFullAttention([Values(1, 2, 5)] int rounds, [Values] bool logCount)
     {
         var random = new Random(4);
         double[] q = random.Normals(Size), v = random.Normals(Size), rotations = random.Normals(HeadSize * rounds * 2);
         bool[] mask = random.Mask(Tokens);
-        var lsh = s_strict with { Window = LshWindow.Slots, Rounds = rounds, LogCount = logCount, ChunkLength = 48, ChunksBefore = 0, Dropout = 0 };
-        double[] dense = [.. Forward(lsh with { Kind = AttentionKind.Full }, q, v, mask, rotations).Select(x => (double)x)];
+        var lsh = s_strict with
+        {
+            Window = LshWindow.Slots,
+            Rounds = rounds,
+            LogCount = logCount,
+            ChunkLength = 48,
+            ChunksBefore = 0,
+            Dropout = 0,
+        };
+        double[] dense =
+        [
+            .. Forward(lsh with { Kind = AttentionKind.Full }, q, v, mask, rotations).Select(x => (double)x),
+        ];
         double limit = NativeRun.ForwardLimit * dense.Max(Math.Abs);
         Assert.That(Forward(lsh, q, v, mask, rotations).Select(x => (double)x), Is.EqualTo(dense).Within(limit));
     }
 
-    private static float[] Forward(AttentionOptions options, double[] q, double[] v, bool[]? mask, double[] rotations, int threads = 2)
+    private static float[] Forward(
+        AttentionOptions options, double[] q, double[] v, bool[]? mask, double[] rotations, int threads = 2)
     {
         using var run = new NativeRun(threads);
         long[] shape = [1, Tokens, Heads, HeadSize];

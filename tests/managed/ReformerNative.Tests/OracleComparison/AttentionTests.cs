@@ -7,12 +7,21 @@ public sealed class AttentionTests
 {
     private static readonly AttentionOptions s_lsh = new()
     {
-        Kind = AttentionKind.Lsh, SharedQk = true, KeyNorm = KeyNorm.Rms, Rounds = 2, Factors = [4], ChunkLength = 8, ChunksBefore = 1,
+        Kind = AttentionKind.Lsh,
+        SharedQk = true,
+        KeyNorm = KeyNorm.Rms,
+        Rounds = 2,
+        Factors = [4],
+        ChunkLength = 8,
+        ChunksBefore = 1,
     };
 
     private static readonly AttentionOptions s_local = new()
     {
-        Kind = AttentionKind.Local, KeyNorm = KeyNorm.None, ChunkLength = 8, ChunksBefore = 1,
+        Kind = AttentionKind.Local,
+        KeyNorm = KeyNorm.None,
+        ChunkLength = 8,
+        ChunksBefore = 1,
     };
 
     private static readonly AttentionOptions s_full = new() { Kind = AttentionKind.Full };
@@ -20,10 +29,40 @@ public sealed class AttentionTests
     private static readonly Dictionary<string, AttentionOptions> s_kinds = new()
     {
         ["trax causal"] = s_lsh with { Causal = true, Wrap = true, RepeatChunks = true, PadBucket = true },
-        ["trax both ways"] = s_lsh with { ChunksAfter = 1, Wrap = true, RepeatChunks = true, PadBucket = true, Dropout = 0.2f },
-        ["lucidrains"] = s_lsh with { Rounds = 3, Causal = true, Wrap = true, KeyNorm = KeyNorm.L2, LogCount = true, RepeatChunks = true },
-        ["paper"] = s_lsh with { Rounds = 4, Causal = true, Window = LshWindow.SameBucket, LogCount = true, PadBucket = true },
-        ["strict"] = s_lsh with { Rounds = 4, Causal = true, Window = LshWindow.Strict, LogCount = true, PadBucket = true, Dropout = 0.1f },
+        ["trax both ways"] = s_lsh with
+        {
+            ChunksAfter = 1,
+            Wrap = true,
+            RepeatChunks = true,
+            PadBucket = true,
+            Dropout = 0.2f,
+        },
+        ["lucidrains"] = s_lsh with
+        {
+            Rounds = 3,
+            Causal = true,
+            Wrap = true,
+            KeyNorm = KeyNorm.L2,
+            LogCount = true,
+            RepeatChunks = true,
+        },
+        ["paper"] = s_lsh with
+        {
+            Rounds = 4,
+            Causal = true,
+            Window = LshWindow.SameBucket,
+            LogCount = true,
+            PadBucket = true,
+        },
+        ["strict"] = s_lsh with
+        {
+            Rounds = 4,
+            Causal = true,
+            Window = LshWindow.Strict,
+            LogCount = true,
+            PadBucket = true,
+            Dropout = 0.1f,
+        },
         ["strict plain"] = s_lsh with { Rounds = 1, Causal = true, Window = LshWindow.Strict, ChunksBefore = 2 },
         ["local causal"] = s_local with { Causal = true, Wrap = true, RepeatChunks = true, Dropout = 0.3f },
         ["local both ways"] = s_local with { ChunksBefore = 2, ChunksAfter = 1, Wrap = true },
@@ -61,14 +100,21 @@ public sealed class AttentionTests
     }
 
     [Test]
-    public void Attention_MaskAtEveryKindOfPosition_EqualsOracle([ValueSource(nameof(Kinds))] string kind, [ValueSource(nameof(Masks))] string mask)
+    public void Attention_MaskAtEveryKindOfPosition_EqualsOracle(
+        [ValueSource(nameof(Kinds))] string kind, [ValueSource(nameof(Masks))] string mask)
     {
         const int Tokens = 21;
         foreach (bool padBucket in new[] { false, true })
         {
             // The first example is masked, the second is whole.
             var masked = Enumerable.Range(0, 2 * Tokens).Select(i => i >= Tokens || s_masks[mask](i, Tokens)).ToArray();
-            new AttentionCase { Options = s_kinds[kind] with { PadBucket = padBucket }, Seed = 5, Tokens = Tokens, Mask = masked }.Check();
+            new AttentionCase
+            {
+                Options = s_kinds[kind] with { PadBucket = padBucket },
+                Seed = 5,
+                Tokens = Tokens,
+                Mask = masked,
+            }.Check();
         }
     }
 
@@ -84,7 +130,12 @@ public sealed class AttentionTests
         {
             new AttentionCase
             {
-                Options = options with { ChunkLength = chunk }, Seed = tokens, Batch = 2, Tokens = tokens, Heads = heads, HeadSize = headSize,
+                Options = options with { ChunkLength = chunk },
+                Seed = tokens,
+                Batch = 2,
+                Tokens = tokens,
+                Heads = heads,
+                HeadSize = headSize,
             }.Check();
         }
     }
@@ -100,7 +151,12 @@ public sealed class AttentionTests
                 {
                     var options = (isLsh ? s_lsh : s_local) with
                     {
-                        ChunkLength = 4, ChunksBefore = before, ChunksAfter = after, Wrap = wrap, RepeatChunks = repeat, LogCount = isLsh,
+                        ChunkLength = 4,
+                        ChunksBefore = before,
+                        ChunksAfter = after,
+                        Wrap = wrap,
+                        RepeatChunks = repeat,
+                        LogCount = isLsh,
                         Dropout = 0.2f,
                     };
                     foreach (int tokens in new[] { 3, 7, 23 })
@@ -113,12 +169,20 @@ public sealed class AttentionTests
     }
 
     [Test]
-    public void Attention_RotationScopesHeadGroupsAndFactors_EqualsOracle([Values(1, 3, 6)] int sets, [Values(0, 1, 2, 3)] int headGroup)
+    public void Attention_RotationScopesHeadGroupsAndFactors_EqualsOracle(
+        [Values(1, 3, 6)] int sets, [Values(0, 1, 2, 3)] int headGroup)
     {
         foreach (int[] factors in new int[][] { [2], [6], [128], [4, 2], [2, 2, 2], [2, 4, 2, 2, 2, 2, 2, 2] })
         {
             var options = s_kinds["paper"] with { Factors = factors };
-            new AttentionCase { Options = options, Seed = sets, Heads = 3, RotationSets = sets, HeadGroup = headGroup }.Check();
+            new AttentionCase
+            {
+                Options = options,
+                Seed = sets,
+                Heads = 3,
+                RotationSets = sets,
+                HeadGroup = headGroup,
+            }.Check();
         }
     }
 
@@ -129,7 +193,12 @@ public sealed class AttentionTests
         {
             foreach (int padded in new[] { 24, 48, 80 })
             {
-                new AttentionCase { Options = s_kinds[kind] with { PaddedLength = padded }, Seed = padded, Tokens = 19 }.Check();
+                new AttentionCase
+                {
+                    Options = s_kinds[kind] with { PaddedLength = padded },
+                    Seed = padded,
+                    Tokens = 19,
+                }.Check();
             }
         }
     }
@@ -143,7 +212,10 @@ public sealed class AttentionTests
         var kind = (AttentionKind)random.Next(3);
         bool isLsh = kind == AttentionKind.Lsh;
         var window = isLsh ? (LshWindow)random.Next(3) : LshWindow.Slots;
-        int chunk = random.Next(1, 20), tokens = random.Next(1, 70), batch = random.Next(1, 4), heads = random.Next(1, 4);
+        int chunk = random.Next(1, 20),
+            tokens = random.Next(1, 70),
+            batch = random.Next(1, 4),
+            heads = random.Next(1, 4);
         var options = new AttentionOptions
         {
             Kind = kind,
@@ -162,7 +234,8 @@ public sealed class AttentionTests
             LogitScale = Coin() ? 0 : 0.3f,
             Dropout = Coin() ? 0 : 0.25f,
             ChunkLength = chunk,
-            PaddedLength = kind == AttentionKind.Full || Coin() ? 0 : ((tokens + chunk - 1) / chunk + random.Next(3)) * chunk,
+            PaddedLength =
+                kind == AttentionKind.Full || Coin() ? 0 : ((tokens + chunk - 1) / chunk + random.Next(3)) * chunk,
         };
         new AttentionCase
         {

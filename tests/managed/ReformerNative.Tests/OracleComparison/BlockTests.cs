@@ -4,15 +4,26 @@ using Native = ReformerNative.Ops;
 
 namespace ReformerNative.Tests.OracleComparison;
 
-/// <summary>The reversible block, forward and inverse-with-gradient, against the oracle, whose backward pass has the stored inputs.</summary>
+/// <summary>
+/// The reversible block, forward and inverse-with-gradient, against the oracle, whose backward pass has the stored
+/// inputs.
+/// </summary>
 public sealed class BlockTests
 {
     private const int Grid = -16;
 
     private static readonly AttentionOptions s_lsh = new()
     {
-        Kind = AttentionKind.Lsh, SharedQk = true, Causal = true, KeyNorm = KeyNorm.Rms, Rounds = 2, Factors = [4], ChunkLength = 8, ChunksBefore = 1,
-        PadBucket = true, Dropout = 0.1f,
+        Kind = AttentionKind.Lsh,
+        SharedQk = true,
+        Causal = true,
+        KeyNorm = KeyNorm.Rms,
+        Rounds = 2,
+        Factors = [4],
+        ChunkLength = 8,
+        ChunksBefore = 1,
+        PadBucket = true,
+        Dropout = 0.1f,
     };
 
     private static readonly Dictionary<string, AttentionOptions> s_kinds = new()
@@ -22,7 +33,13 @@ public sealed class BlockTests
         ["strict"] = s_lsh with { Window = LshWindow.Strict, LogCount = true, Rounds = 4 },
         ["local"] = new()
         {
-            Kind = AttentionKind.Local, Causal = true, ChunkLength = 8, ChunksBefore = 1, Wrap = true, RepeatChunks = true, Dropout = 0.1f,
+            Kind = AttentionKind.Local,
+            Causal = true,
+            ChunkLength = 8,
+            ChunksBefore = 1,
+            Wrap = true,
+            RepeatChunks = true,
+            Dropout = 0.1f,
         },
         ["full"] = new() { Kind = AttentionKind.Full, Dropout = 0.1f },
         ["full shared"] = new() { Kind = AttentionKind.Full, SharedQk = true, KeyNorm = KeyNorm.Rms, Causal = true },
@@ -32,7 +49,8 @@ public sealed class BlockTests
 
     [Test]
     public void Block_OddLengths_EqualsOracle(
-        [ValueSource(nameof(Kinds))] string kind, [Values] bool isExact, [Values(1, 9, 31, 33)] int tokens, [Values] bool isMasked)
+        [ValueSource(nameof(Kinds))] string kind, [Values] bool isExact, [Values(1, 9, 31, 33)] int tokens,
+        [Values] bool isMasked)
     {
         var attention = s_kinds[kind];
         const int Batch = 2, Width = 24, Heads = 3, HeadSize = 7, Hidden = 41;
@@ -58,7 +76,9 @@ public sealed class BlockTests
         double[] gradY1 = random.Normals(size), gradY2 = random.Normals(size);
         bool[]? mask = isMasked ? random.Mask(Batch * tokens) : null;
         bool isLsh = attention.Kind == AttentionKind.Lsh;
-        double[]? rotations = isLsh ? random.Normals(Heads * HeadSize * attention.Rounds * attention.Factors.Sum() / 2) : null;
+        double[]? rotations = isLsh
+            ? random.Normals(Heads * HeadSize * attention.Rounds * attention.Factors.Sum() / 2)
+            : null;
 
         using var run = new NativeRun();
         long[] stream = [Batch, tokens, Width];
@@ -125,21 +145,23 @@ public sealed class BlockTests
         run.CheckMemory();
     }
 
-    private static BlockParameters Parameters(Random random, bool shared, int width, int inner, int hidden, bool hasOutputBias) => new()
-    {
-        AttentionNormWeight = random.Normals(width, 0.3, 1),
-        AttentionNormBias = random.Normals(width),
-        Query = random.Normals(inner * width, 1 / Math.Sqrt(width)),
-        Key = shared ? null : random.Normals(inner * width, 1 / Math.Sqrt(width)),
-        Value = random.Normals(inner * width, 1 / Math.Sqrt(width)),
-        Output = random.Normals(width * inner, 1 / Math.Sqrt(inner)),
-        OutputBias = hasOutputBias ? random.Normals(width) : null,
-        FeedForwardNormWeight = random.Normals(width, 0.3, 1),
-        FeedForwardNormBias = random.Normals(width),
-        FeedForward = new(
-            random.Normals(hidden * width, 1 / Math.Sqrt(width)), random.Normals(hidden), random.Normals(width * hidden, 1 / Math.Sqrt(hidden)),
-            random.Normals(width)),
-    };
+    private static BlockParameters Parameters(
+        Random random, bool shared, int width, int inner, int hidden, bool hasOutputBias) =>
+        new()
+        {
+            AttentionNormWeight = random.Normals(width, 0.3, 1),
+            AttentionNormBias = random.Normals(width),
+            Query = random.Normals(inner * width, 1 / Math.Sqrt(width)),
+            Key = shared ? null : random.Normals(inner * width, 1 / Math.Sqrt(width)),
+            Value = random.Normals(inner * width, 1 / Math.Sqrt(width)),
+            Output = random.Normals(width * inner, 1 / Math.Sqrt(inner)),
+            OutputBias = hasOutputBias ? random.Normals(width) : null,
+            FeedForwardNormWeight = random.Normals(width, 0.3, 1),
+            FeedForwardNormBias = random.Normals(width),
+            FeedForward = new(
+                random.Normals(hidden * width, 1 / Math.Sqrt(width)), random.Normals(hidden),
+                random.Normals(width * hidden, 1 / Math.Sqrt(hidden)), random.Normals(width)),
+        };
 
     /// <summary>A native tensor for each parameter, and the same by name.</summary>
     private static (Native.BlockParameters Native, Dictionary<string, TensorView> Named) Views(
@@ -148,26 +170,34 @@ public sealed class BlockTests
         long width = p.AttentionNormWeight.Length, inner = p.Query.Length / width, hidden = p.FeedForward.B1.Length;
         var shapes = new Dictionary<string, long[]>
         {
-            ["query"] = [inner, width], ["key"] = [inner, width], ["value"] = [inner, width], ["output"] = [width, inner], ["w1"] = [hidden, width],
+            ["query"] = [inner, width],
+            ["key"] = [inner, width],
+            ["value"] = [inner, width],
+            ["output"] = [width, inner],
+            ["w1"] = [hidden, width],
             ["w2"] = [width, hidden],
         };
         var named = p.Tensors.ToDictionary(
-            t => t.Name, t => t.Values is null ? default : make(t.Values, shapes.GetValueOrDefault(t.Name) ?? [t.Values.Length]));
-        return (new()
-        {
-            AttentionNormWeight = named["attention_norm_weight"],
-            AttentionNormBias = named["attention_norm_bias"],
-            Query = named["query"],
-            Key = named["key"],
-            Value = named["value"],
-            Output = named["output"],
-            OutputBias = named["output_bias"],
-            FeedForwardNormWeight = named["feed_forward_norm_weight"],
-            FeedForwardNormBias = named["feed_forward_norm_bias"],
-            W1 = named["w1"],
-            B1 = named["b1"],
-            W2 = named["w2"],
-            B2 = named["b2"],
-        }, named);
+            t => t.Name,
+            t => t.Values is null ? default : make(t.Values, shapes.GetValueOrDefault(t.Name) ?? [t.Values.Length]));
+        return (
+            new()
+            {
+                AttentionNormWeight = named["attention_norm_weight"],
+                AttentionNormBias = named["attention_norm_bias"],
+                Query = named["query"],
+                Key = named["key"],
+                Value = named["value"],
+                Output = named["output"],
+                OutputBias = named["output_bias"],
+                FeedForwardNormWeight = named["feed_forward_norm_weight"],
+                FeedForwardNormBias = named["feed_forward_norm_bias"],
+                W1 = named["w1"],
+                B1 = named["b1"],
+                W2 = named["w2"],
+                B2 = named["b2"],
+            },
+            named
+        );
     }
 }

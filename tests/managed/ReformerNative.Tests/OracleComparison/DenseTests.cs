@@ -11,7 +11,8 @@ public sealed class DenseTests
     private static readonly Randomness s_noLayer = s_randomness with { Layer = -1 };
 
     [Test]
-    public void LayerNorm_OddSizes_EqualsOracle([Values(1, 31, 33, 257)] int rows, [Values(2, 31, 33, 64, 100)] int width)
+    public void LayerNorm_OddSizes_EqualsOracle(
+        [Values(1, 31, 33, 257)] int rows, [Values(2, 31, 33, 64, 100)] int width)
     {
         var random = new Random(rows + width);
         double[] x = random.Normals(rows * width, 2, 1), gradY = random.Normals(rows * width);
@@ -34,8 +35,10 @@ public sealed class DenseTests
         NativeRun.Expect("layer_norm.y", native.Y, LayerNorm.Forward(x, weight, bias, 1e-6f), NativeRun.ForwardLimit);
         var g = LayerNorm.Backward(x, weight, 1e-6f, gradY);
 
-        // Two numbers normalise to +1 and -1 whatever they are: the gradient of x is what epsilon leaves of terms that cancel.
-        double inverse = x.Chunk(width).Max(row => 1 / Math.Sqrt(row.Average(v => v * v) - (row.Average() * row.Average())));
+        // Two numbers normalise to +1 and -1 whatever they are: the gradient of x is what epsilon leaves of terms that
+        // cancel.
+        double inverse = x.Chunk(width)
+            .Max(row => 1 / Math.Sqrt(row.Average(v => v * v) - (row.Average() * row.Average())));
         double floor = width == 2 ? Math.ScaleB(inverse * gradY.Max(Math.Abs) * weight.Max(Math.Abs), -21) : 0;
         NativeRun.Expect("layer_norm.grad_x", native.GradX, g.X, NativeRun.GradientLimit, floor);
         NativeRun.ExpectAdded("layer_norm.grad_weight", native.GradWeight, g.Weight);
@@ -49,11 +52,16 @@ public sealed class DenseTests
     {
         const int Rows = 33, Width = 100;
         var random = new Random(1);
-        double[] x = random.Normals(Rows * Width, 1, 1000), weight = random.Normals(Width), bias = random.Normals(Width);
+        double[] x = random.Normals(Rows * Width, 1, 1000),
+            weight = random.Normals(Width),
+            bias = random.Normals(Width);
         using var run = new NativeRun();
         var native = new Native.LayerNorm
         {
-            Epsilon = 1e-6f, X = run.Input(x, Rows, Width), Weight = run.Input(weight, Width), Bias = run.Input(bias, Width),
+            Epsilon = 1e-6f,
+            X = run.Input(x, Rows, Width),
+            Weight = run.Input(weight, Width),
+            Bias = run.Input(bias, Width),
             Y = run.Output(Rows, Width),
         };
         native.Forward(run.Workspace);
@@ -99,7 +107,8 @@ public sealed class DenseTests
             foreach (bool isWhole in new[] { false, true })
             {
                 var random = new Random(rows + (int)activation);
-                double[] x = random.Normals(rows * inputs), weight = random.Normals(outputs * inputs, 1 / Math.Sqrt(inputs));
+                double[] x = random.Normals(rows * inputs),
+                    weight = random.Normals(outputs * inputs, 1 / Math.Sqrt(inputs));
                 double[] gradY = random.Normals(rows * outputs);
                 double[]? bias = isWhole ? random.Normals(outputs) : null;
                 using var run = new NativeRun();
@@ -117,7 +126,8 @@ public sealed class DenseTests
                 };
                 native.Forward(run.Workspace);
                 native.Backward(run.Workspace);
-                NativeRun.Expect("linear.y", native.Y, Linear.Forward(x, weight, bias, inputs, activation), NativeRun.ForwardLimit);
+                NativeRun.Expect(
+                    "linear.y", native.Y, Linear.Forward(x, weight, bias, inputs, activation), NativeRun.ForwardLimit);
                 var g = Linear.Backward(x, weight, bias, inputs, gradY, activation);
                 NativeRun.ExpectAdded("linear.grad_weight", native.GradWeight, g.Weight);
                 if (isWhole)
@@ -171,7 +181,9 @@ public sealed class DenseTests
                 };
                 native.Forward(run.Workspace);
                 native.Backward(run.Workspace);
-                NativeRun.Expect("feed_forward.y", native.Y, FeedForward.Forward(x, p, activation, dropout, s_randomness), NativeRun.ForwardLimit);
+                NativeRun.Expect(
+                    "feed_forward.y", native.Y, FeedForward.Forward(x, p, activation, dropout, s_randomness),
+                    NativeRun.ForwardLimit);
                 var (gradX, g) = FeedForward.Backward(x, p, activation, dropout, s_randomness, gradY);
                 NativeRun.Expect("feed_forward.grad_x", native.GradX, gradX, NativeRun.GradientLimit);
                 NativeRun.ExpectAdded("feed_forward.grad_w1", native.GradW1, g.W1);
@@ -185,12 +197,16 @@ public sealed class DenseTests
 
     [Test]
     public void FinalNorm_OddSizesAndDropout_EqualsOracle(
-        [Values] Combine combine, [Values(1, 31, 33, 130)] int rows, [Values(3, 31, 33)] int width, [Values(0f, 0.3f)] float dropout)
+        [Values] Combine combine, [Values(1, 31, 33, 130)] int rows, [Values(3, 31, 33)] int width,
+        [Values(0f, 0.3f)] float dropout)
     {
         var random = new Random(rows + width);
         int joined = combine == Combine.Concatenate ? 2 * width : width;
-        double[] first = random.Normals(rows * width), second = random.Normals(rows * width), gradY = random.Normals(rows * joined);
-        double[] weight = random.Normals(joined), bias = random.Normals(joined);
+        double[] first = random.Normals(rows * width),
+            second = random.Normals(rows * width),
+            gradY = random.Normals(rows * joined);
+        double[] weight = random.Normals(joined),
+            bias = random.Normals(joined);
         using var run = new NativeRun();
         var native = new Native.FinalNorm
         {
@@ -232,7 +248,8 @@ public sealed class DenseTests
         {
             foreach (float smoothing in new[] { 0, 0.1f, 1 })
             {
-                CheckHeadLoss(rows, inputs, vocabulary, chunk, smoothing, normalizer: chunk == 7 ? 1000 : 0, ignored: 0.3);
+                CheckHeadLoss(
+                    rows, inputs, vocabulary, chunk, smoothing, normalizer: chunk == 7 ? 1000 : 0, ignored: 0.3);
             }
         }
     }
@@ -262,13 +279,17 @@ public sealed class DenseTests
     [Test]
     public void HeadLoss_NoRowCounts_IsZero() => CheckHeadLoss(9, 5, 7, 4, 0.1f, 0, ignored: 1);
 
-    private static void CheckHeadLoss(int rows, int inputs, int vocabulary, int chunk, float smoothing, double normalizer, double ignored)
+    private static void CheckHeadLoss(
+        int rows, int inputs, int vocabulary, int chunk, float smoothing, double normalizer, double ignored)
     {
         const int Ignore = -100;
         var random = new Random(rows + chunk);
         double[] x = random.Normals(rows * inputs), weight = random.Normals(vocabulary * inputs, 2 / Math.Sqrt(inputs));
         double[]? bias = chunk == 1 ? null : random.Normals(vocabulary);
-        int[] labels = [.. random.Integers(rows, vocabulary).Select(label => random.NextDouble() < ignored ? Ignore : label)];
+        int[] labels =
+        [
+            .. random.Integers(rows, vocabulary).Select(label => random.NextDouble() < ignored ? Ignore : label),
+        ];
         var expected = HeadLoss.Run(x, weight, bias, inputs, labels, Ignore, smoothing, 0.25, normalizer);
         using var run = new NativeRun();
         var native = new Native.HeadLoss
@@ -295,7 +316,8 @@ public sealed class DenseTests
 
         // softmax - target cancels where the model is sure: what is left of it is relative to 1 / normalizer.
         double rounding = Math.ScaleB(0.25 / (normalizer == 0 ? Math.Max(1, expected.Statistics[1]) : normalizer), -21);
-        NativeRun.Expect("head_loss.grad_x", native.GradX, expected.GradX, NativeRun.GradientLimit, rounding * weight.Max(Math.Abs));
+        NativeRun.Expect(
+            "head_loss.grad_x", native.GradX, expected.GradX, NativeRun.GradientLimit, rounding * weight.Max(Math.Abs));
         NativeRun.ExpectAdded("head_loss.grad_weight", native.GradWeight, expected.GradWeight);
         if (bias is not null)
         {

@@ -31,12 +31,14 @@ public sealed class EmbeddingTests
         }
     }
 
-    private static void Check(Native.PositionEncoding encoding, int[] sizes, int[] widths, int tokens, int first, float dropout, int? grid)
+    private static void Check(
+        Native.PositionEncoding encoding, int[] sizes, int[] widths, int tokens, int first, float dropout, int? grid)
     {
         const int Batch = 3, Width = 33, Vocabulary = 17;
         var randomness = new Randomness(9, 1UL << 33 | 4, -1);
         var random = new Random(tokens + first);
-        var tables = new EmbeddingTables(Width, random.Normals(Vocabulary * Width), [.. sizes.Zip(widths, (s, w) => random.Normals(s * w))], widths);
+        var tables = new EmbeddingTables(
+            Width, random.Normals(Vocabulary * Width), [.. sizes.Zip(widths, (s, w) => random.Normals(s * w))], widths);
         int[] ids = random.Integers(Batch * tokens, Vocabulary);
         double[] grad1 = random.Normals(Batch * tokens * Width), grad2 = random.Normals(Batch * tokens * Width);
         bool hasSecond = first == 0;
@@ -77,7 +79,9 @@ public sealed class EmbeddingTests
 
         if (grid is { } g)
         {
-            Assert.That(native.Stream1.ToArray<float>().Select(v => Math.ScaleB(v, -g)).Select(v => v - Math.Round(v)), Is.All.Zero);
+            Assert.That(
+                native.Stream1.ToArray<float>().Select(v => Math.ScaleB(v, -g)).Select(v => v - Math.Round(v)),
+                Is.All.Zero);
         }
 
         Assert.That(native.RangeReport.ToArray<long>(), Is.All.Zero);

@@ -4,8 +4,9 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Tests.OracleComparison;
 
 /// <summary>
-/// One run of a native op. Every tensor lies between guards, at an odd offset; outputs start as NaN. <see cref="Expect"/> compares with
-/// float64 and <see cref="CheckMemory"/> shows that inputs and guards are as they were.
+/// One run of a native op. Every tensor lies between guards, at an odd offset; outputs start as NaN.
+/// <see cref="Expect"/> compares with float64 and <see cref="CheckMemory"/> shows that inputs and guards are as they
+/// were.
 /// </summary>
 internal sealed class NativeRun : IDisposable
 {
@@ -42,7 +43,9 @@ internal sealed class NativeRun : IDisposable
     public TensorView Input(int[] values, params long[] shape) => Store(values, shape, int.MinValue, isInput: true);
 
     public TensorView Input(bool[]? values, params long[] shape) =>
-        values is null ? default : Store([.. values.Select(v => v ? (byte)1 : (byte)0)], shape, (byte)0xCD, isInput: true);
+        values is null
+            ? default
+            : Store([.. values.Select(v => v ? (byte)1 : (byte)0)], shape, (byte)0xCD, isInput: true);
 
     /// <summary>What the op has to write as a whole.</summary>
     public TensorView Output(params long[] shape) => Filled(float.NaN, shape);
@@ -57,18 +60,22 @@ internal sealed class NativeRun : IDisposable
     public TensorView Accumulator(params long[] shape) => Filled(1, shape);
 
     /// <summary>What the op updates in place.</summary>
-    public TensorView InPlace(double[] values, params long[] shape) => Store([.. values.Select(v => (float)v)], shape, float.NaN, isInput: false);
+    public TensorView InPlace(double[] values, params long[] shape) =>
+        Store([.. values.Select(v => (float)v)], shape, float.NaN, isInput: false);
 
     public TensorView Zeros(DType type, params long[] shape) =>
         type == DType.Int64 ? Store(new long[Count(shape)], shape, long.MinValue, false) : Filled(0, shape);
 
     /// <summary>
-    /// Fails unless actual is within limit of expected, relative to expected's largest finite magnitude; infinities must be equal. Floor is
-    /// an absolute difference that is always allowed: the rounding of terms that cancel.
+    /// Fails unless actual is within limit of expected, relative to expected's largest finite magnitude; infinities
+    /// must be equal. Floor is an absolute difference that is always allowed: the rounding of terms that cancel.
     /// </summary>
     public static void Expect(string name, TensorView actual, double[] expected, double limit, double floor = 0)
     {
-        double[] values = actual.DType == DType.Float64 ? actual.ToArray<double>() : [.. actual.ToArray<float>().Select(v => (double)v)];
+        double[] values =
+            actual.DType == DType.Float64
+                ? actual.ToArray<double>()
+                : [.. actual.ToArray<float>().Select(v => (double)v)];
         Assert.That(values, Has.Length.EqualTo(expected.Length), name);
         double largest = expected.Where(double.IsFinite).Select(Math.Abs).DefaultIfEmpty(0).Max();
         double allowed = Math.Max(limit * largest, floor), worst = 0;
@@ -77,7 +84,9 @@ internal sealed class NativeRun : IDisposable
             double error = values[i].Equals(expected[i]) ? 0 : Math.Abs(values[i] - expected[i]);
             if (!(error <= allowed))
             {
-                Assert.Fail($"{name}[{i}] is {values[i]:r}, expected {expected[i]:r} within {allowed:e1}; the largest is {largest:r}");
+                Assert.Fail(
+                    $"{name}[{i}] is {values[i]:r}, expected {expected[i]:r} within {allowed:e1}; the largest is {largest:r}"
+                );
             }
 
             worst = Math.Max(worst, error);
@@ -132,7 +141,8 @@ internal sealed class NativeRun : IDisposable
 
     private static int Count(long[] shape) => (int)shape.Aggregate(1L, (product, n) => product * n);
 
-    private TensorView Filled(float value, long[] shape) => Store(Enumerable.Repeat(value, Count(shape)).ToArray(), shape, float.NaN, false);
+    private TensorView Filled(float value, long[] shape) =>
+        Store(Enumerable.Repeat(value, Count(shape)).ToArray(), shape, float.NaN, false);
 
     private TensorView Store<T>(T[] values, long[] shape, T guard, bool isInput)
         where T : unmanaged

@@ -20,11 +20,20 @@ public sealed class OptimizerTests
             double[] gradient = random.Normals(size, 0.1);
             new Native.AdamW
             {
-                LearningRate = 0.01f, Beta1 = 0.9f, Beta2 = 0.98f, Epsilon = 1e-6f, WeightDecay = 0.1f, Step = step,
-                Parameter = p, Gradient = run.Input(gradient, size), Moment1 = m, Moment2 = v,
+                LearningRate = 0.01f,
+                Beta1 = 0.9f,
+                Beta2 = 0.98f,
+                Epsilon = 1e-6f,
+                WeightDecay = 0.1f,
+                Step = step,
+                Parameter = p,
+                Gradient = run.Input(gradient, size),
+                Moment1 = m,
+                Moment2 = v,
                 Clip = isClipped ? run.Input([123.0, 0.25], 2) : default,
             }.Run(run.Context);
-            new AdamW(0.01f, 0.9f, 0.98f, 1e-6f, 0.1f).Update(step, parameter, gradient, moment1, moment2, isClipped ? 0.25 : 1);
+            new AdamW(0.01f, 0.9f, 0.98f, 1e-6f, 0.1f).Update(
+                step, parameter, gradient, moment1, moment2, isClipped ? 0.25 : 1);
         }
 
         NativeRun.Expect("adamw.parameter", p, parameter, UpdateLimit);
@@ -48,7 +57,10 @@ public sealed class OptimizerTests
             bool isFactored = shape.Length > 1;
             long[] nativeShape = [.. shape.Select(s => (long)s)];
             var random = new Random(size);
-            double[] parameter = random.Normals(size), row = new double[rows], column = new double[columns], moment2 = new double[size];
+            double[] parameter = random.Normals(size),
+                row = new double[rows],
+                column = new double[columns],
+                moment2 = new double[size];
             using var run = new NativeRun();
             var p = run.InPlace(parameter, nativeShape);
             var r = isFactored ? run.InPlace(row, rows) : default;
@@ -60,9 +72,19 @@ public sealed class OptimizerTests
                 double[] gradient = random.Normals(size, step == 2 ? 10 : 0.1);
                 new Native.Adafactor
                 {
-                    LearningRate = 0.01f, DecayExponent = 0.8f, ClipThreshold = 1, Epsilon1 = 1e-30f, Epsilon2 = 1e-3f, WeightDecay = 0.1f,
-                    ScaleParameter = isScaled, Step = step,
-                    Parameter = p, Gradient = run.Input(gradient, nativeShape), Row = r, Column = c, Moment2 = v,
+                    LearningRate = 0.01f,
+                    DecayExponent = 0.8f,
+                    ClipThreshold = 1,
+                    Epsilon1 = 1e-30f,
+                    Epsilon2 = 1e-3f,
+                    WeightDecay = 0.1f,
+                    ScaleParameter = isScaled,
+                    Step = step,
+                    Parameter = p,
+                    Gradient = run.Input(gradient, nativeShape),
+                    Row = r,
+                    Column = c,
+                    Moment2 = v,
                     Clip = isScaled ? run.Input([123.0, 0.25], 2) : default,
                 }.Run(run.Workspace);
                 var truth = new Adafactor(0.01f, 0.8f, 1, 1e-30f, 1e-3f, 0.1f, isScaled);
@@ -116,7 +138,12 @@ public sealed class OptimizerTests
     public void GlobalNorm_NotFinite_GivesScaleZero(float value)
     {
         using var run = new NativeRun();
-        var native = new Native.GlobalNorm { MaxNorm = 1, Gradients = [run.Input([1.0, value, 2], 3)], Result = run.Output(2) };
+        var native = new Native.GlobalNorm
+        {
+            MaxNorm = 1,
+            Gradients = [run.Input([1.0, value, 2], 3)],
+            Result = run.Output(2),
+        };
         native.Run(run.Workspace);
         Assert.That(float.IsFinite(native.Result.ToArray<float>()[0]), Is.False);
         Assert.That(native.Result.ToArray<float>()[1], Is.Zero);
@@ -128,11 +155,19 @@ public sealed class OptimizerTests
         using var run = new NativeRun();
         var native = new Native.RandomNormal
         {
-            Layer = 3, Seed = 5UL << 32 | 9, Step = 6, Site = (Native.RandomSite)site, Mean = 0.5f, StandardDeviation = 2,
+            Layer = 3,
+            Seed = 5UL << 32 | 9,
+            Step = 6,
+            Site = (Native.RandomSite)site,
+            Mean = 0.5f,
+            StandardDeviation = 2,
             Destination = run.Output(size),
         };
         native.Run(run.Context);
-        double[] expected = [.. Enumerable.Range(0, size).Select(i => 0.5 + (2 * Philox.Normal(new(5UL << 32 | 9, 6, 3), site, i)))];
+        double[] expected =
+        [
+            .. Enumerable.Range(0, size).Select(i => 0.5 + (2 * Philox.Normal(new(5UL << 32 | 9, 6, 3), site, i))),
+        ];
         NativeRun.Expect("random_normal", native.Destination, expected, UpdateLimit);
         run.CheckMemory();
     }
@@ -167,8 +202,13 @@ public sealed class OptimizerTests
         using var run = new NativeRun();
         var native = new Native.Sample
         {
-            Temperature = temperature, TopK = topK, TopP = topP, Seed = 4, Step = 5,
-            Logits = run.Input([.. Enumerable.Range(0, Rows).SelectMany(_ => logits)], Rows, Vocabulary), Ids = run.OutputIntegers(Rows),
+            Temperature = temperature,
+            TopK = topK,
+            TopP = topP,
+            Seed = 4,
+            Step = 5,
+            Logits = run.Input([.. Enumerable.Range(0, Rows).SelectMany(_ => logits)], Rows, Vocabulary),
+            Ids = run.OutputIntegers(Rows),
         };
         native.Run(run.Workspace);
         int[] ids = native.Ids.ToArray<int>();

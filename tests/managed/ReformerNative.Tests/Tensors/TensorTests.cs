@@ -54,8 +54,12 @@ public sealed class TensorTests
     public void Access_WithTheWrongTypeOrLength_Throws()
     {
         using var tensor = new Tensor(context, new TensorShape(4));
-        Assert.That(() => tensor.AsSpan<int>(), Throws.ArgumentException.With.Message.Contains("Float32 [4]").And.Message.Contains("Int32"));
-        Assert.That(() => tensor.CopyFrom<float>(new float[3]), Throws.ArgumentException.With.Message.Contains("4").And.Message.Contains("3"));
+        Assert.That(
+            () => tensor.AsSpan<int>(),
+            Throws.ArgumentException.With.Message.Contains("Float32 [4]").And.Message.Contains("Int32"));
+        Assert.That(
+            () => tensor.CopyFrom<float>(new float[3]),
+            Throws.ArgumentException.With.Message.Contains("4").And.Message.Contains("3"));
         Assert.That(() => tensor.AsSpan<short>(), Throws.TypeOf<NotSupportedException>());
         using var other = new Tensor(context, new TensorShape(4), DType.Int32);
         Assert.That(() => tensor.View.CopyFrom(other), Throws.ArgumentException);
@@ -107,7 +111,8 @@ public sealed class TensorTests
         Assert.Throws<ArgumentOutOfRangeException>(() => _ = new TensorShape([1, 2, 3, 4, 5]));
         Assert.Throws<OverflowException>(() => _ = new TensorShape(long.MaxValue, 3));
         var shape = new TensorShape(2, 3, 4, 5);
-        Assert.That((shape[0], shape[^1], shape.ElementCount, shape.ToString()), Is.EqualTo((2L, 5L, 120L, "[2, 3, 4, 5]")));
+        Assert.That(
+            (shape[0], shape[^1], shape.ElementCount, shape.ToString()), Is.EqualTo((2L, 5L, 120L, "[2, 3, 4, 5]")));
         Assert.Throws<ArgumentOutOfRangeException>(() => _ = shape[4]);
         Assert.That(new TensorShape(6), Is.Not.EqualTo(new TensorShape(6, 1)));
         Assert.That(new TensorShape([]).ElementCount, Is.EqualTo(1));
@@ -138,7 +143,9 @@ public sealed class TensorTests
     {
         Assert.That(context.Precision, Is.EqualTo(Precision.Float32));
         context.Precision = Precision.Float32;
-        Assert.That(() => context.Precision = Precision.BFloat16, Throws.TypeOf<NotSupportedException>().With.Message.Contains("precision"));
+        Assert.That(
+            () => context.Precision = Precision.BFloat16,
+            Throws.TypeOf<NotSupportedException>().With.Message.Contains("precision"));
         Assert.That(() => context.Precision = (Precision)9, Throws.ArgumentException.With.Message.Contains("got 9"));
         Assert.That(context.Precision, Is.EqualTo(Precision.Float32));
     }

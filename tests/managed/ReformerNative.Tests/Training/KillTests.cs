@@ -8,7 +8,10 @@ using ReformerNative.Training;
 
 namespace ReformerNative.Tests.Training;
 
-/// <summary>A process that trains and saves without pause is killed at random moments; whatever it said it had saved must be there.</summary>
+/// <summary>
+/// A process that trains and saves without pause is killed at random moments; whatever it said it had saved must be
+/// there.
+/// </summary>
 public sealed class KillTests
 {
     internal const string ChildTask = "train-forever";
@@ -17,7 +20,10 @@ public sealed class KillTests
 
     private static readonly TrainingOptions Options = TrainerTests.Options with
     {
-        Steps = 1_000_000, CheckpointEvery = 1, EvaluateEvery = 0, KeepCheckpoints = 2,
+        Steps = 1_000_000,
+        CheckpointEvery = 1,
+        EvaluateEvery = 0,
+        KeepCheckpoints = 2,
     };
 
     [Test]
@@ -36,7 +42,8 @@ public sealed class KillTests
             using var context = new ReformerContext(threads: 1);
             using ReformerModel model = ReformerModel.Load(checkpoint, context);
             using Trainer trainer = Trainer.Resume(model, checkpoint, new DuplicationTask(31));
-            Assert.That(trainer.Step, Is.GreaterThanOrEqualTo(said).And.GreaterThan(reached), $"seed {seed}, kill {kill}");
+            Assert.That(
+                trainer.Step, Is.GreaterThanOrEqualTo(said).And.GreaterThan(reached), $"seed {seed}, kill {kill}");
             foreach ((string path, long _) in CheckpointStore.List(run.Path))
             {
                 using ReformerModel other = ReformerModel.Load(path, context);
@@ -46,7 +53,8 @@ public sealed class KillTests
             reached = trainer.Step;
         }
 
-        TestContext.Out.WriteLine($"{reached} steps saved, {interrupted} of {Kills} kills left a checkpoint half written");
+        TestContext.Out.WriteLine(
+            $"{reached} steps saved, {interrupted} of {Kills} kills left a checkpoint half written");
     }
 
     /// <summary>What the child does: goes on from the newest checkpoint and saves every step.</summary>
@@ -57,7 +65,9 @@ public sealed class KillTests
         var task = new DuplicationTask(31);
         bool resume = CheckpointStore.List(directory).Count > 0;
         string from = resume ? CheckpointStore.Resolve(directory) : "";
-        using ReformerModel model = resume ? ReformerModel.Load(from, context) : ReformerModel.Create(TrainerTests.Config, context, 1);
+        using ReformerModel model = resume
+            ? ReformerModel.Load(from, context)
+            : ReformerModel.Create(TrainerTests.Config, context, 1);
         using Trainer trainer = resume ? Trainer.Resume(model, from, task, options) : new Trainer(model, task, options);
         trainer.Run(new Printer());
     }
@@ -67,7 +77,8 @@ public sealed class KillTests
         string assembly = typeof(KillTests).Assembly.Location;
         var start = new ProcessStartInfo("dotnet", ["exec", assembly, ChildTask, directory])
         {
-            RedirectStandardOutput = true, RedirectStandardError = true,
+            RedirectStandardOutput = true,
+            RedirectStandardError = true,
         };
         using Process child = Process.Start(start)!;
         Task<string> errors = child.StandardError.ReadToEndAsync();

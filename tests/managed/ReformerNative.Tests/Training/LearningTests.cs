@@ -14,14 +14,25 @@ public sealed class LearningTests
     {
         using var context = new ReformerContext();
         using ReformerModel model = ReformerModel.Create(ReformerPresets.Duplication, context, 1);
-        using var trainer = new Trainer(model, new DuplicationTask(), new TrainingOptions
-        {
-            Seed = 1, Steps = 150, BatchSize = 32, Length = 128, LearningRate = 2e-3, WarmupSteps = 40, EvaluationBatches = 8,
-        });
+        using var trainer = new Trainer(
+            model,
+            new DuplicationTask(),
+            new TrainingOptions
+            {
+                Seed = 1,
+                Steps = 150,
+                BatchSize = 32,
+                Length = 128,
+                LearningRate = 2e-3,
+                WarmupSteps = 40,
+                EvaluationBatches = 8,
+            }
+        );
         TrainingResult result = trainer.Run(new Printer());
         double four = trainer.EvaluateHeldOut(rounds: 4).Accuracy;
         double eight = trainer.EvaluateHeldOut(rounds: 8).Accuracy;
-        TestContext.Out.WriteLine($"accuracy with 4 rounds {four:P3}, with 8 {eight:P3}; last loss {result.Last.Loss.Loss:F4}");
+        TestContext.Out.WriteLine(
+            $"accuracy with 4 rounds {four:P3}, with 8 {eight:P3}; last loss {result.Last.Loss.Loss:F4}");
         Assert.Multiple(() =>
         {
             Assert.That(four, Is.GreaterThan(0.999));
@@ -36,7 +47,8 @@ public sealed class LearningTests
             if (value.Step % 50 == 0)
             {
                 TestContext.Progress.WriteLine(
-                    $"step {value.Step}: loss {value.Loss.Loss:F4}, accuracy {value.Loss.Accuracy:P2}, {value.TokensPerSecond:F0} tokens/s");
+                    $"step {value.Step}: loss {value.Loss.Loss:F4}, accuracy {value.Loss.Accuracy:P2}, {value.TokensPerSecond:F0} tokens/s"
+                );
             }
         }
     }

@@ -16,13 +16,16 @@ public sealed class MemoryBudgetTests
     {
         AttnLayers =
         [
-            AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Full, AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Full,
+            AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Full, AttentionKind.Lsh, AttentionKind.Local,
+            AttentionKind.Full,
         ],
     };
 
     private static readonly ReformerConfig Encoder = Config with
     {
-        IsDecoder = false, Task = ReformerTask.MaskedLanguageModel, LshPreset = AttentionPreset.Trax,
+        IsDecoder = false,
+        Task = ReformerTask.MaskedLanguageModel,
+        LshPreset = AttentionPreset.Trax,
     };
 
     private static readonly TrainingOptions Options = TrainerTests.Options with { Steps = 4, EvaluateEvery = 2 };
@@ -57,12 +60,15 @@ public sealed class MemoryBudgetTests
         Assert.That(Plan(all.TotalBytes).Kept, Is.EqualTo(all.Kept));
         Assert.That(Plan(1L << 40).TotalBytes, Is.EqualTo(all.TotalBytes));
 
-        // B x T x (2 E) of each layer, and with everything Q, (K), V, the result, F and the log-sum-exps; hashes with exact residuals.
+        // B x T x (2 E) of each layer, and with everything Q, (K), V, the result, F and the log-sum-exps; hashes with
+        // exact residuals.
         const long tokens = 2 * 36;
         Assert.That(streams.TotalBytes - least.TotalBytes, Is.EqualTo(6 * tokens * 2 * 24 * sizeof(float)));
-        long values = (2 * 3 + 4 * 4) * 24 + 6 * (40 + 3) + (residual == ResidualMode.Exact ? 2 * 3 * config.NumHashes : 0);
+        long values =
+            (2 * 3 + 4 * 4) * 24 + 6 * (40 + 3) + (residual == ResidualMode.Exact ? 2 * 3 * config.NumHashes : 0);
         Assert.That(all.TotalBytes - streams.TotalBytes, Is.EqualTo(tokens * values * sizeof(float)));
-        Assert.That(all.Entries.Select(entry => entry.Name), Does.Contain("kept streams").And.Contain("kept activations"));
+        Assert.That(
+            all.Entries.Select(entry => entry.Name), Does.Contain("kept streams").And.Contain("kept activations"));
 
         int before = 0;
         for (long budget = least.TotalBytes; budget <= all.TotalBytes; budget += 2500)
@@ -71,7 +77,9 @@ public sealed class MemoryBudgetTests
             int sum = plan.Kept.Sum(level => (int)level);
             Assert.That(plan.TotalBytes, Is.LessThanOrEqualTo(budget));
             Assert.That(sum, Is.GreaterThanOrEqualTo(before), "more memory never keeps less");
-            Assert.That(plan.Kept.Contains(KeepActivations.All) && plan.Kept.Contains(KeepActivations.Nothing), Is.False, "streams first");
+            Assert.That(
+                plan.Kept.Contains(KeepActivations.All) && plan.Kept.Contains(KeepActivations.Nothing), Is.False,
+                "streams first");
             before = sum;
         }
 
@@ -82,10 +90,14 @@ public sealed class MemoryBudgetTests
 
         Assert.That(
             () => Plan(least.TotalBytes - 1),
-            Throws.ArgumentException.With.Message.Contains($"at least the {least.TotalBytes} bytes").And.Message.Contains($"{least.TotalBytes - 1}"));
+            Throws
+                .ArgumentException.With.Message.Contains($"at least the {least.TotalBytes} bytes")
+                .And.Message.Contains($"{least.TotalBytes - 1}")
+        );
         Assert.That(() => Plan(-1), Throws.ArgumentException.With.Message.Contains("MemoryBudget"));
 
-        MemoryPlan Plan(long? budget) => MemoryPlan.ForTraining(config, _context, Options with { MemoryBudget = budget });
+        MemoryPlan Plan(long? budget) =>
+            MemoryPlan.ForTraining(config, _context, Options with { MemoryBudget = budget });
         MemoryPlan All(KeepActivations level) => MemoryPlan.ForTraining(config, _context, Options, level);
     }
 
@@ -95,7 +107,14 @@ public sealed class MemoryBudgetTests
     {
         using ReformerContext? cuda = onCuda ? CudaOnHost.Open() : null;
         ReformerContext context = cuda ?? _context;
-        TrainingOptions options = onCuda ? Options with { Steps = 1, EvaluateEvery = 0, AccumulationSteps = 1 } : Options;
+        TrainingOptions options = onCuda
+            ? Options with
+            {
+                Steps = 1,
+                EvaluateEvery = 0,
+                AccumulationSteps = 1,
+            }
+            : Options;
         string? expected = null;
         foreach (long? budget in Budgets(config, context, options))
         {
@@ -105,7 +124,9 @@ public sealed class MemoryBudgetTests
         }
     }
 
-    /// <summary>Two batches a step, evaluations with the training rounds: the buffers of the first step are those of the last.</summary>
+    /// <summary>
+    /// Two batches a step, evaluations with the training rounds: the buffers of the first step are those of the last.
+    /// </summary>
     [Test]
     public void Checkpoint_ResumedUnderAnotherBudget_EndsWithTheSameBytes()
     {
@@ -156,18 +177,30 @@ public sealed class MemoryBudgetTests
         float[][] Gradients(KeepActivations level)
         {
             using ReformerModel model = ReformerModel.Create(config, _context, 1);
-            model.ForwardBackward(batch, new RunOptions { Seed = 3, Dropout = true, Keep = [.. Enumerable.Repeat(level, 6)] });
-            Assert.That(model.MeasureReconstruction().BitIdentical, Is.EqualTo(level != KeepActivations.Nothing), $"{level}");
+            model.ForwardBackward(
+                batch,
+                new RunOptions
+                {
+                    Seed = 3,
+                    Dropout = true,
+                    Keep = [.. Enumerable.Repeat(level, 6)],
+                }
+            );
+            Assert.That(
+                model.MeasureReconstruction().BitIdentical, Is.EqualTo(level != KeepActivations.Nothing), $"{level}");
             return [.. model.Parameters.Select(parameter => parameter.Gradient.ToArray<float>())];
         }
 
-        float[][] inverted = Gradients(KeepActivations.Nothing), streams = Gradients(KeepActivations.Streams), all = Gradients(KeepActivations.All);
+        float[][] inverted = Gradients(KeepActivations.Nothing),
+            streams = Gradients(KeepActivations.Streams),
+            all = Gradients(KeepActivations.All);
         Assert.That(all, Is.EqualTo(streams));
         Assert.That(streams, Is.Not.EqualTo(inverted));
         foreach ((float[] a, float[] b) in inverted.Zip(streams))
         {
             double size = Math.Sqrt(a.Sum(x => (double)x * x));
-            Assert.That(Math.Sqrt(a.Zip(b, (x, y) => Math.Pow((double)x - y, 2)).Sum()), Is.LessThanOrEqualTo(1e-4 * size));
+            Assert.That(
+                Math.Sqrt(a.Zip(b, (x, y) => Math.Pow((double)x - y, 2)).Sum()), Is.LessThanOrEqualTo(1e-4 * size));
         }
     }
 
@@ -182,9 +215,13 @@ public sealed class MemoryBudgetTests
         }
 
         ModelTrace expected = Trace(null);
-        ModelTrace found = Trace(
-        [
-            KeepActivations.All, KeepActivations.All, KeepActivations.Streams, KeepActivations.Nothing, KeepActivations.Streams, KeepActivations.All,
+        ModelTrace found = Trace([
+            KeepActivations.All,
+            KeepActivations.All,
+            KeepActivations.Streams,
+            KeepActivations.Nothing,
+            KeepActivations.Streams,
+            KeepActivations.All,
         ]);
         Assert.Multiple(() =>
         {
@@ -197,7 +234,9 @@ public sealed class MemoryBudgetTests
 
             Assert.That(found.Loss, Is.EqualTo(expected.Loss));
             Assert.That(found.Reconstruction, Is.EqualTo(new Reconstruction(true, 0)));
-            Assert.That(() => Trace([KeepActivations.All]), Throws.ArgumentException.With.Message.Contains("6 layers, found 1"));
+            Assert.That(
+                () => Trace([KeepActivations.All]),
+                Throws.ArgumentException.With.Message.Contains("6 layers, found 1"));
         });
     }
 
@@ -240,7 +279,9 @@ public sealed class MemoryBudgetTests
             using var trainer = new Trainer(model, Task, run);
             trainer.RunStep();
             Assert.That(plan.TotalBytes, Is.LessThanOrEqualTo(budget));
-            Assert.That(before - cuda.MemoryInfo.FreeBytes, Is.EqualTo(plan.TotalBytes).Within(1024), "two floats of the clipping are not in it");
+            Assert.That(
+                before - cuda.MemoryInfo.FreeBytes, Is.EqualTo(plan.TotalBytes).Within(1024),
+                "two floats of the clipping are not in it");
         }
     }
 
@@ -262,10 +303,12 @@ public sealed class MemoryBudgetTests
         TrainingResult result = trainer.Run(new Observer(step => text.AppendLine(FormattableString.Invariant(
             $"{step.Loss.LossSum:R} {step.GradientNorm:R} {step.HeldOut?.LossSum:R}"))));
         Assert.That(result.Completed, Is.True);
-        using var hash = System.Security.Cryptography.IncrementalHash.CreateHash(System.Security.Cryptography.HashAlgorithmName.SHA256);
+        using var hash = System.Security.Cryptography.IncrementalHash.CreateHash(
+            System.Security.Cryptography.HashAlgorithmName.SHA256);
         foreach (Parameter parameter in model.Parameters)
         {
-            hash.AppendData(System.Runtime.InteropServices.MemoryMarshal.AsBytes<float>(parameter.Value.ToArray<float>()));
+            hash.AppendData(
+                System.Runtime.InteropServices.MemoryMarshal.AsBytes<float>(parameter.Value.ToArray<float>()));
         }
 
         return text.AppendLine(Convert.ToHexString(hash.GetHashAndReset())).ToString();

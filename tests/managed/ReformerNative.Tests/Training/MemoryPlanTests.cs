@@ -28,10 +28,15 @@ public sealed class MemoryPlanTests
             Assert.That(bytes["stream gradients"], Is.EqualTo(2 * stream));
             Assert.That(bytes["parameters"], Is.GreaterThanOrEqualTo(model.ParameterCount * sizeof(float)));
             Assert.That(bytes["gradients"], Is.EqualTo(bytes["parameters"]));
-            Assert.That(bytes["optimizer"], optimizer == OptimizerKind.AdamW
-                ? Is.EqualTo(2 * model.ParameterCount * sizeof(float))
-                : Is.LessThan(model.ParameterCount * sizeof(float) / 4));
-            Assert.That(bytes.ContainsKey("hashes"), Is.EqualTo(residual == ResidualMode.Float), "exact residuals store no hashes");
+            Assert.That(
+                bytes["optimizer"],
+                optimizer == OptimizerKind.AdamW
+                    ? Is.EqualTo(2 * model.ParameterCount * sizeof(float))
+                    : Is.LessThan(model.ParameterCount * sizeof(float) / 4)
+            );
+            Assert.That(
+                bytes.ContainsKey("hashes"), Is.EqualTo(residual == ResidualMode.Float),
+                "exact residuals store no hashes");
             Assert.That(plan.TotalBytes, Is.EqualTo(plan.Entries.Sum(entry => entry.Bytes)));
             Assert.That(plan.ToString(), Does.Contain("workspace").And.Contain("total"));
         });
@@ -42,14 +47,34 @@ public sealed class MemoryPlanTests
     {
         using var context = new ReformerContext(threads: 2);
         long live = NativeRuntime.LiveObjects;
-        ReformerConfig config = ReformerPresets.Text with { AxialPosShape = [1024, 1024], MaxPositionEmbeddings = 1 << 20 };
+        ReformerConfig config = ReformerPresets.Text with
+        {
+            AxialPosShape = [1024, 1024],
+            MaxPositionEmbeddings = 1 << 20,
+        };
         TrainingOptions options = new() { Length = 1 << 20 };
-        MemoryPlan two = MemoryPlan.ForTraining(config with { AttnLayers = [AttentionKind.Local, AttentionKind.Lsh] }, context, options);
+        MemoryPlan two = MemoryPlan.ForTraining(
+            config with
+            {
+                AttnLayers = [AttentionKind.Local, AttentionKind.Lsh],
+            },
+            context,
+            options
+        );
         MemoryPlan twelve = MemoryPlan.ForTraining(
-            config with { AttnLayers = [.. Enumerable.Range(0, 12).Select(i => i % 2 == 0 ? AttentionKind.Local : AttentionKind.Lsh)] },
-            context, options);
+            config with
+            {
+                AttnLayers =
+                [
+                    .. Enumerable.Range(0, 12).Select(i => i % 2 == 0 ? AttentionKind.Local : AttentionKind.Lsh),
+                ],
+            },
+            context,
+            options
+        );
         string[] state = ["parameters", "gradients", "optimizer"];
-        long Activations(MemoryPlan plan) => plan.Entries.Where(entry => !state.Contains(entry.Name)).Sum(entry => entry.Bytes);
+        long Activations(MemoryPlan plan) =>
+            plan.Entries.Where(entry => !state.Contains(entry.Name)).Sum(entry => entry.Bytes);
         Assert.Multiple(() =>
         {
             Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(live));
@@ -63,7 +88,9 @@ public sealed class MemoryPlanTests
     {
         using var context = new ReformerContext(threads: 2);
         MemoryPlan plan = MemoryPlan.ForEvaluation(ReformerPresets.Text, context, 1, 4096, rounds: 8);
-        Assert.That(plan.Entries.Select(entry => entry.Name), Does.Not.Contain("gradients").And.Not.Contain("stream gradients"));
+        Assert.That(
+            plan.Entries.Select(entry => entry.Name),
+            Does.Not.Contain("gradients").And.Not.Contain("stream gradients"));
     }
 
     private sealed class Tokens : ReformerNative.Data.IBatchSource
@@ -72,7 +99,8 @@ public sealed class MemoryPlanTests
 
         public int VocabularySize => 128;
 
-        public void Fill(ReformerNative.Data.TokenBatch batch, ReformerNative.Data.DataSplit split, ulong seed, long index)
+        public void Fill(
+            ReformerNative.Data.TokenBatch batch, ReformerNative.Data.DataSplit split, ulong seed, long index)
         {
             batch.Ids.Fill(5);
             batch.Labels.Fill(7);

@@ -16,7 +16,10 @@ public sealed class StepAllocationTests
     private static readonly ReformerConfig Config = ModelTests.Small with
     {
         AttnLayers = [AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Full, AttentionKind.Auto],
-        VocabSize = ByteVocabulary.Size, HiddenDropoutProb = 0.1, LshAttentionProbsDropoutProb = 0.1, LocalAttentionProbsDropoutProb = 0.1,
+        VocabSize = ByteVocabulary.Size,
+        HiddenDropoutProb = 0.1,
+        LshAttentionProbsDropoutProb = 0.1,
+        LocalAttentionProbsDropoutProb = 0.1,
     };
 
     [Test]
@@ -26,13 +29,24 @@ public sealed class StepAllocationTests
     {
         using var directory = new TemporaryDirectory();
         using TextFiles? text = data == "text" ? Text(directory) : null;
-        IBatchSource source = text ?? (data == "random" ? new RandomTokens(ByteVocabulary.Size) : (IBatchSource)new DuplicationTask());
+        IBatchSource source =
+            text ?? (data == "random" ? new RandomTokens(ByteVocabulary.Size) : (IBatchSource)new DuplicationTask());
         using var context = new ReformerContext(threads: 2);
         using ReformerModel model = ReformerModel.Create(Config with { Residual = residual }, context, 1);
-        using var trainer = new Trainer(model, source, new TrainingOptions
-        {
-            Steps = 1000, BatchSize = 2, Length = 52, AccumulationSteps = batches, Optimizer = optimizer, WeightDecay = 0.01, MaxGradientNorm = 0.5,
-        });
+        using var trainer = new Trainer(
+            model,
+            source,
+            new TrainingOptions
+            {
+                Steps = 1000,
+                BatchSize = 2,
+                Length = 52,
+                AccumulationSteps = batches,
+                Optimizer = optimizer,
+                WeightDecay = 0.01,
+                MaxGradientNorm = 0.5,
+            }
+        );
         AssertNoAllocation(() => trainer.RunStep());
     }
 

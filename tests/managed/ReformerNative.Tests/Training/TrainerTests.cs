@@ -10,18 +10,37 @@ namespace ReformerNative.Tests.Training;
 
 public sealed class TrainerTests
 {
-    private static readonly string[] CheckpointFiles = ["config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"];
+    private static readonly string[] CheckpointFiles =
+    [
+        "config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "trainer.json",
+    ];
 
     /// <summary>Everything random at once: dropout everywhere, hashes, two batches a step.</summary>
     internal static readonly ReformerConfig Config = ModelTests.Small with
     {
-        VocabSize = 32, HiddenDropoutProb = 0.1, LshAttentionProbsDropoutProb = 0.1, LocalAttentionProbsDropoutProb = 0.1, LabelSmoothing = 0.1,
+        VocabSize = 32,
+        HiddenDropoutProb = 0.1,
+        LshAttentionProbsDropoutProb = 0.1,
+        LocalAttentionProbsDropoutProb = 0.1,
+        LabelSmoothing = 0.1,
     };
 
     internal static readonly TrainingOptions Options = new()
     {
-        Seed = 11, Steps = 20, BatchSize = 2, Length = 36, AccumulationSteps = 2, LearningRate = 3e-3, WarmupSteps = 4, WeightDecay = 0.01,
-        EvaluateEvery = 5, EvaluationBatches = 2, KeepCheckpoints = 0,
+        Seed = 11,
+        Steps = 20,
+        BatchSize = 2,
+        Length = 36,
+        AccumulationSteps = 2,
+        LearningRate = 3e-3,
+        WarmupSteps = 4,
+        WeightDecay = 0.01,
+        EvaluateEvery = 5,
+        EvaluationBatches = 2,
+        KeepCheckpoints = 0,
     };
 
     private static readonly DuplicationTask Task = new(31);
@@ -83,7 +102,15 @@ public sealed class TrainerTests
         {
             using var context = new ReformerContext(threads: threads);
             using ReformerModel model = ReformerModel.Create(Config, context, 1);
-            using var trainer = new Trainer(model, Task, Options with { Steps = 5, CheckpointDirectory = directory.Path });
+            using var trainer = new Trainer(
+                model,
+                Task,
+                Options with
+                {
+                    Steps = 5,
+                    CheckpointDirectory = directory.Path,
+                }
+            );
             return trainer.Run().Checkpoint!;
         }
 
@@ -111,7 +138,8 @@ public sealed class TrainerTests
             }),
             cancellation.Token);
 
-        // The token was cancelled while step 3 was reported: too late for its own checkpoint, so the run saves on its way out.
+        // The token was cancelled while step 3 was reported: too late for its own checkpoint, so the run saves on its
+        // way out.
         Assert.Multiple(() =>
         {
             Assert.That(result.Completed, Is.False);
@@ -128,18 +156,37 @@ public sealed class TrainerTests
         using var directory = new TemporaryDirectory();
         using ReformerModel model = ReformerModel.Create(Config, _context, 1);
         using var trainer = new Trainer(
-            model, Task,
-            Options with { Steps = 7, EvaluateEvery = 3, CheckpointEvery = 2, KeepCheckpoints = 3, CheckpointDirectory = directory.Path });
+            model,
+            Task,
+            Options with
+            {
+                Steps = 7,
+                EvaluateEvery = 3,
+                CheckpointEvery = 2,
+                KeepCheckpoints = 3,
+                CheckpointDirectory = directory.Path,
+            }
+        );
         var seen = new List<TrainingStep>();
         TrainingResult result = trainer.Run(new Observer(seen.Add));
         Assert.Multiple(() =>
         {
-            Assert.That(seen.Where(step => step.HeldOut is not null).Select(step => step.Step), Is.EqualTo(new[] { 3, 6, 7 }));
-            Assert.That(seen.Where(step => step.Checkpoint is not null).Select(step => step.Step), Is.EqualTo(new[] { 2, 4, 6, 7 }));
+            Assert.That(
+                seen.Where(step => step.HeldOut is not null).Select(step => step.Step), Is.EqualTo(new[] { 3, 6, 7 }));
+            Assert.That(
+                seen.Where(step => step.Checkpoint is not null).Select(step => step.Step),
+                Is.EqualTo(new[] { 2, 4, 6, 7 }));
             Assert.That(CheckpointStore.List(directory.Path).Select(item => item.Step), Is.EqualTo(new[] { 4, 6, 7 }));
             Assert.That(result.HeldOut, Is.EqualTo(trainer.EvaluateHeldOut()), "always the same batches");
-            Assert.That(seen.Select(step => step.LearningRate), Is.EqualTo(Enumerable.Range(1, 7).Select(s => trainer.Options.LearningRateAt(s))));
-            Assert.That(seen, Has.All.Matches<TrainingStep>(step => step.Tokens == 2 * 2 * 36 && step.GradientNorm > 0 && step.Seconds > 0));
+            Assert.That(
+                seen.Select(step => step.LearningRate),
+                Is.EqualTo(Enumerable.Range(1, 7).Select(s => trainer.Options.LearningRateAt(s))));
+            Assert.That(
+                seen,
+                Has.All.Matches<TrainingStep>(step =>
+                    step.Tokens == 2 * 2 * 36 && step.GradientNorm > 0 && step.Seconds > 0
+                )
+            );
         });
     }
 
@@ -148,7 +195,15 @@ public sealed class TrainerTests
     {
         using ReformerModel model = ReformerModel.Create(ModelTests.Small with { VocabSize = 32 }, _context, 1);
         using var trainer = new Trainer(
-            model, new OneBatch(), Options with { Optimizer = optimizer, LearningRate = optimizer == OptimizerKind.AdamW ? 0.01 : 0.1, Steps = 60 });
+            model,
+            new OneBatch(),
+            Options with
+            {
+                Optimizer = optimizer,
+                LearningRate = optimizer == OptimizerKind.AdamW ? 0.01 : 0.1,
+                Steps = 60,
+            }
+        );
         double first = trainer.RunStep().Loss.Loss;
         TrainingResult result = trainer.Run();
         Assert.That(result.Last.Loss.Loss, Is.LessThan(first / 4));
@@ -174,12 +229,20 @@ public sealed class TrainerTests
             Assert.That(
                 () => Trainer.Resume(model, checkpoint, Task, Options with { LearningRate = 1 }),
                 Throws.ArgumentException.With.Message.Contains("LearningRate"));
-            Assert.That(() => Trainer.Resume(model, checkpoint, Task, Options with { Steps = 99, CheckpointEvery = 3 }).Dispose(), Throws.Nothing);
-            Assert.That(() => Trainer.Resume(model, checkpoint, Task).Dispose(), Throws.Nothing, "the options are in the checkpoint");
+            Assert.That(
+                () =>
+                    Trainer.Resume(model, checkpoint, Task, Options with { Steps = 99, CheckpointEvery = 3 }).Dispose(),
+                Throws.Nothing
+            );
+            Assert.That(
+                () => Trainer.Resume(model, checkpoint, Task).Dispose(), Throws.Nothing,
+                "the options are in the checkpoint");
             Assert.That(
                 () => new Trainer(model, Task, Options with { CheckpointDirectory = directory.Path }),
                 Throws.InvalidOperationException.With.Message.Contains("step-00000001"));
-            Assert.That(() => new Trainer(model, new DuplicationTask(), Options), Throws.ArgumentException.With.Message.Contains("32 ids"));
+            Assert.That(
+                () => new Trainer(model, new DuplicationTask(), Options),
+                Throws.ArgumentException.With.Message.Contains("32 ids"));
         });
     }
 
@@ -196,7 +259,8 @@ public sealed class TrainerTests
 
         string older = CheckpointStore.List(directory.Path)[0].Path;
         Assert.That(
-            () => Trainer.Resume(model, older, Task, options), Throws.InvalidOperationException.With.Message.Contains("step-00000002"));
+            () => Trainer.Resume(model, older, Task, options),
+            Throws.InvalidOperationException.With.Message.Contains("step-00000002"));
     }
 
     [Test]
@@ -215,14 +279,25 @@ public sealed class TrainerTests
         string good = File.ReadAllText(state);
         Assert.Multiple(() =>
         {
-            foreach (string bad in (string[])
-                ["", "{", "null", "[]", "{}", good[..(good.Length / 2)], good.Replace("\"format\": 1", "\"format\": 2", StringComparison.Ordinal),
-                    good.Replace("\"steps\": 20", "\"steps\": -1", StringComparison.Ordinal),
-                    good.Replace("\"step\": 1", "\"step\": \"x\"", StringComparison.Ordinal)])
+            foreach (
+                string bad in (string[])
+                    [
+                        "",
+                        "{",
+                        "null",
+                        "[]",
+                        "{}",
+                        good[..(good.Length / 2)],
+                        good.Replace("\"format\": 1", "\"format\": 2", StringComparison.Ordinal),
+                        good.Replace("\"steps\": 20", "\"steps\": -1", StringComparison.Ordinal),
+                        good.Replace("\"step\": 1", "\"step\": \"x\"", StringComparison.Ordinal),
+                    ]
+            )
             {
                 File.WriteAllText(state, bad);
                 Assert.That(
-                    () => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state), bad);
+                    () => Trainer.Resume(model, checkpoint, Task),
+                    Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state), bad);
             }
 
             File.WriteAllText(state, good);
@@ -231,10 +306,14 @@ public sealed class TrainerTests
             string moments = Path.Combine(checkpoint, "optimizer.safetensors");
             byte[] whole = File.ReadAllBytes(moments);
             File.WriteAllBytes(moments, whole.AsSpan(0, whole.Length / 2));
-            Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(moments));
+            Assert.That(
+                () => Trainer.Resume(model, checkpoint, Task),
+                Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(moments));
             BitConverter.TryWriteBytes(whole.AsSpan(whole.Length - 4), float.NaN);
             File.WriteAllBytes(moments, whole);
-            Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<ReformerFormatException>().With.Message.Contains("finite"));
+            Assert.That(
+                () => Trainer.Resume(model, checkpoint, Task),
+                Throws.TypeOf<ReformerFormatException>().With.Message.Contains("finite"));
             File.Delete(moments);
             Assert.That(() => Trainer.Resume(model, checkpoint, Task), Throws.TypeOf<FileNotFoundException>());
             File.Delete(state);
@@ -285,7 +364,17 @@ public sealed class TrainerTests
         using var directory = new TemporaryDirectory();
         var logger = new ListLogger();
         using ReformerModel model = ReformerModel.Create(Config, _context, 1, logger);
-        using var trainer = new Trainer(model, Task, Options with { Steps = 2, EvaluateEvery = 2, CheckpointDirectory = directory.Path }, logger);
+        using var trainer = new Trainer(
+            model,
+            Task,
+            Options with
+            {
+                Steps = 2,
+                EvaluateEvery = 2,
+                CheckpointDirectory = directory.Path,
+            },
+            logger
+        );
         trainer.Run();
         Assert.Multiple(() =>
         {
@@ -301,9 +390,20 @@ public sealed class TrainerTests
     [TestCase(LearningRateSchedule.Rsqrt, "0.25 0.5 0.75 1 0.8944 0.8165 0.7559 0.7071 0.6667 0.6325 0.603 0.5774")]
     public void LearningRate_OverARun_TakesItsCourse(LearningRateSchedule schedule, string rates)
     {
-        var options = new TrainingOptions { LearningRate = 1, WarmupSteps = 4, Steps = 12, FinalLearningRateFraction = 0.2, Schedule = schedule };
-        double[] expected = [.. rates.Split(' ').Select(text => double.Parse(text, System.Globalization.CultureInfo.InvariantCulture))];
-        Assert.That(Enumerable.Range(1, 12).Select(step => options.LearningRateAt(step)), Is.EqualTo(expected).Within(5e-5));
+        var options = new TrainingOptions
+        {
+            LearningRate = 1,
+            WarmupSteps = 4,
+            Steps = 12,
+            FinalLearningRateFraction = 0.2,
+            Schedule = schedule,
+        };
+        double[] expected =
+        [
+            .. rates.Split(' ').Select(text => double.Parse(text, System.Globalization.CultureInfo.InvariantCulture)),
+        ];
+        Assert.That(
+            Enumerable.Range(1, 12).Select(step => options.LearningRateAt(step)), Is.EqualTo(expected).Within(5e-5));
         Assert.That((options with { WarmupSteps = 0 }).LearningRateAt(1), Is.LessThanOrEqualTo(1).And.GreaterThan(0.9));
     }
 
@@ -312,12 +412,19 @@ public sealed class TrainerTests
     {
         var options = new TrainingOptions
         {
-            BatchSize = 0, Length = 1, Beta2 = 1, LearningRate = double.NaN, MaxGradientNorm = -1, EvaluationRounds = 0,
+            BatchSize = 0,
+            Length = 1,
+            Beta2 = 1,
+            LearningRate = double.NaN,
+            MaxGradientNorm = -1,
+            EvaluationRounds = 0,
         };
         ArgumentException error = Assert.Throws<ArgumentException>(options.Validate)!;
         Assert.That(
             error.Message.Split("; ").Select(problem => problem.Split(':')[0]),
-            Is.EquivalentTo(new[] { "BatchSize", "Length", "Beta2", "LearningRate", "MaxGradientNorm", "EvaluationRounds" }));
+            Is.EquivalentTo(
+                new[] { "BatchSize", "Length", "Beta2", "LearningRate", "MaxGradientNorm", "EvaluationRounds" })
+        );
     }
 
     internal static void AssertSameFiles(string expected, string found)
@@ -343,6 +450,7 @@ public sealed class TrainerTests
 
         public int VocabularySize => 32;
 
-        public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index) => Task.Fill(batch, DataSplit.Train, 1, 1);
+        public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index) =>
+            Task.Fill(batch, DataSplit.Train, 1, 1);
     }
 }
