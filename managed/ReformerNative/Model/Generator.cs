@@ -66,6 +66,7 @@ public sealed class Generator : IDisposable
 {
     private readonly ReformerModel _model;
     private readonly Tensor _id;
+    private bool _disposed;
 
     /// <summary>Creates a generator.</summary>
     /// <param name="model">A causal language model; it must live as long as the generator.</param>
@@ -79,6 +80,7 @@ public sealed class Generator : IDisposable
         }
 
         _model = model;
+        using ModelGate.Visit visit = model.Enter(nameof(Generator));
         _id = new Tensor(model.Context, new TensorShape(1), DType.Int32);
     }
 
@@ -92,6 +94,7 @@ public sealed class Generator : IDisposable
     public IEnumerable<int> Generate(
         IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation = default)
     {
+        ObjectDisposedException.ThrowIf(_disposed, this);
         ArgumentNullException.ThrowIfNull(prompt);
         ArgumentNullException.ThrowIfNull(options);
         ArgumentOutOfRangeException.ThrowIfNegative(options.Count, nameof(options));
@@ -112,7 +115,11 @@ public sealed class Generator : IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose() => _id.Dispose();
+    public void Dispose()
+    {
+        _disposed = true;
+        _id.Dispose();
+    }
 
     private IEnumerable<int> Continue(
         IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation)
@@ -126,13 +133,20 @@ public sealed class Generator : IDisposable
             : new TokenCache(_model, run, Math.Min(window, (long)prompt.Count + options.Count));
         for (int made = 0; made < options.Count && !cancellation.IsCancellationRequested; made++)
         {
-            int id = Draw(NextTokenLogits(ids), options, made);
+            int id = Next(made);
             ids.Add(id);
             yield return id;
             if (id == options.EndToken)
             {
                 yield break;
             }
+        }
+
+        int Next(int made)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            using ModelGate.Visit visit = _model.Enter(nameof(Generate));
+            return Draw(NextTokenLogits(ids), options, made);
         }
 
         TensorView NextTokenLogits(List<int> all)

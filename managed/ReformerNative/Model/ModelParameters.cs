@@ -66,6 +66,10 @@ internal sealed class ModelParameters : IDisposable
         BlockGradients = [.. Layout.Layers.Select(layer => Block(Gradients, layer))];
     }
 
+    /// <exception cref="ObjectDisposedException">The model is disposed.</exception>
+    public void RequireMemory() =>
+        ObjectDisposedException.ThrowIf(_context is not null && _values is null, typeof(ReformerModel));
+
     public void ZeroGradients() => _gradients?.Zero();
 
     /// <summary>Draws the initial values: each tensor is a stream of its own under the seed.</summary>

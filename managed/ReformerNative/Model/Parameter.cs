@@ -23,10 +23,24 @@ public sealed class Parameter
     /// <summary>
     /// Float32 values, in the shape that ops see (an axial table is [s, e]). Valid until the model is disposed.
     /// </summary>
-    public TensorView Value => _owner.Values[_index];
+    public TensorView Value
+    {
+        get
+        {
+            _owner.RequireMemory();
+            return _owner.Values[_index];
+        }
+    }
 
     /// <summary>
     /// Float32 gradient of the same shape as <see cref="Value"/>; absent until the model first computes gradients.
     /// </summary>
-    public TensorView Gradient => _owner.Gradients[_index];
+    public TensorView Gradient
+    {
+        get
+        {
+            _owner.RequireMemory();
+            return _owner.Gradients[_index];
+        }
+    }
 }

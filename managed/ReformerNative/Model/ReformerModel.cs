@@ -11,13 +11,14 @@ namespace ReformerNative.Model;
 /// <summary>
 /// A Reformer: embedding, reversible blocks, final norm and a head, with its parameters and gradients in the memory of
 /// a context. Buffers belong to the shape of the last batch and are kept, so passes of one shape allocate nothing. The
-/// caller disposes the model, before the context. One thread at a time.
+/// caller disposes the model, before the context. One thread at a time: a call while another one is running is refused.
 /// </summary>
 public sealed class ReformerModel : IDisposable
 {
     /// <summary>Values that are compared or copied at a time on the host.</summary>
     private const int HostChunk = 1 << 16;
 
+    private readonly ModelGate _gate = new();
     private readonly ILogger _logger;
     private readonly ModelParameters _parameters;
     private readonly Workspace _workspace;
@@ -117,6 +118,7 @@ public sealed class ReformerModel : IDisposable
     public void Save(string directory)
     {
         ArgumentException.ThrowIfNullOrEmpty(directory);
+        using ModelGate.Visit visit = _gate.Enter();
         Directory.CreateDirectory(directory);
         ModelFile.Write(Path.Combine(directory, ModelFile.WeightsName), Config, _parameters);
         Config.Save(Path.Combine(directory, ModelFile.ConfigName));
@@ -129,12 +131,8 @@ public sealed class ReformerModel : IDisposable
     /// <param name="length">T, tokens of a sequence.</param>
     public void ResolveBuckets(int length)
     {
-        ReformerConfig before = Config;
-        Config = WithBuckets(before, length);
-        if (!ReferenceEquals(before, Config))
-        {
-            ModelLog.BucketsChosen(_logger, string.Join(" x ", Config.NumBuckets!), Config.Lsh.Buckets, length);
-        }
+        using ModelGate.Visit visit = _gate.Enter();
+        ChooseBuckets(length);
     }
 
     /// <summary>Computes the loss of a batch.</summary>
@@ -146,6 +144,7 @@ public sealed class ReformerModel : IDisposable
     /// <exception cref="ResidualRangeException">A residual stream left its exact range.</exception>
     public LossResult Evaluate(TokenBatch batch, in RunOptions options = default)
     {
+        using ModelGate.Visit visit = _gate.Enter();
         ModelPass pass = Prepare(batch, options, backward: false, inspect: false);
         long count = CopyLabels(pass, batch);
         RequireLabels(count);
@@ -168,6 +167,7 @@ public sealed class ReformerModel : IDisposable
     /// were.</exception>
     public LossResult ForwardBackward(TokenBatch batch, in RunOptions options, float lossScale = 1)
     {
+        using ModelGate.Visit visit = _gate.Enter();
         ModelPass pass = Prepare(batch, options, backward: true, inspect: false);
         long count = CopyLabels(pass, batch);
         RequireLabels(count);
@@ -178,7 +178,11 @@ public sealed class ReformerModel : IDisposable
     }
 
     /// <summary>Sets all gradients to zero.</summary>
-    public void ZeroGradients() => _parameters.ZeroGradients();
+    public void ZeroGradients()
+    {
+        using ModelGate.Visit visit = _gate.Enter();
+        _parameters.ZeroGradients();
+    }
 
     /// <summary>
     /// Compares the streams that the last <see cref="ForwardBackward"/> recovered with the embeddings it started from,
@@ -188,16 +192,8 @@ public sealed class ReformerModel : IDisposable
     /// <exception cref="InvalidOperationException">The last pass had no backward part.</exception>
     public Reconstruction MeasureReconstruction()
     {
-        if (!_recovered || _pass is not { } pass)
-        {
-            throw new InvalidOperationException(
-                "expected a pass with gradients before this call, found another or none");
-        }
-
-        // The gradients of the streams have been used up: their memory takes the embeddings.
-        _recovered = false;
-        (pass.Embedding(_lastBackward) with { Stream1 = pass.GradStream1, Stream2 = default }).Forward(_workspace);
-        return Compare(pass.GradStream1, pass.Stream1).And(Compare(pass.GradStream1, pass.Stream2));
+        using ModelGate.Visit visit = _gate.Enter();
+        return Reconstruct();
     }
 
     /// <summary>
@@ -209,6 +205,7 @@ public sealed class ReformerModel : IDisposable
     /// <returns>The results.</returns>
     public ModelTrace Trace(TokenBatch batch, in RunOptions options = default, bool backward = false)
     {
+        using ModelGate.Visit visit = _gate.Enter();
         ModelPass pass = Prepare(batch, options, backward, inspect: true);
         var trace = new ModelTrace(Config.AttnLayers.Count);
         long count = CopyLabels(pass, batch);
@@ -224,7 +221,7 @@ public sealed class ReformerModel : IDisposable
         {
             RequireLabels(count);
             RunBackward(pass, options);
-            trace.Reconstruction = MeasureReconstruction();
+            trace.Reconstruction = Reconstruct();
         }
 
         return trace;
@@ -235,16 +232,27 @@ public sealed class ReformerModel : IDisposable
     /// <param name="logits">Takes [B, V] row-major.</param>
     /// <param name="options">Seed, rounds.</param>
     /// <exception cref="NotSupportedException">The model is a classifier.</exception>
-    public void NextTokenLogits(TokenBatch batch, Span<float> logits, in RunOptions options = default) =>
+    public void NextTokenLogits(TokenBatch batch, Span<float> logits, in RunOptions options = default)
+    {
+        using ModelGate.Visit visit = _gate.Enter();
         NextTokenLogits(batch, options).CopyTo(logits);
+    }
 
     /// <summary>Frees parameters, gradients and buffers.</summary>
+    /// <exception cref="InvalidOperationException">Another thread is in a call of the model.</exception>
     public void Dispose()
     {
-        ReleasePass();
-        _workspace.Dispose();
-        _parameters.Dispose();
+        if (_gate.Close())
+        {
+            ReleasePass();
+            _workspace.Dispose();
+            _parameters.Dispose();
+        }
     }
+
+    /// <summary>Begins a call of something that works with the model's memory.</summary>
+    /// <param name="call">What messages name it.</param>
+    internal ModelGate.Visit Enter(string call) => _gate.Enter(call);
 
     /// <summary>
     /// The configuration itself if it names buckets or needs none at this length, else one with the buckets of its
@@ -262,6 +270,18 @@ public sealed class ReformerModel : IDisposable
         BucketFactors factors = BucketFactors.Automatic(
             config.Lsh.Buckets, padded, config.LshAttnChunkLength, config.MaxPositionEmbeddings);
         return config with { NumBuckets = factors.ToArray() };
+    }
+
+    /// <summary><see cref="ResolveBuckets"/> within a call.</summary>
+    /// <param name="length">T, tokens of a sequence.</param>
+    internal void ChooseBuckets(int length)
+    {
+        ReformerConfig before = Config;
+        Config = WithBuckets(before, length);
+        if (!ReferenceEquals(before, Config))
+        {
+            ModelLog.BucketsChosen(_logger, string.Join(" x ", Config.NumBuckets!), Config.Lsh.Buckets, length);
+        }
     }
 
     /// <summary>Outputs of the head after the last tokens, [B, V], valid until the next pass.</summary>
@@ -333,6 +353,20 @@ public sealed class ReformerModel : IDisposable
         }
     }
 
+    private Reconstruction Reconstruct()
+    {
+        if (!_recovered || _pass is not { } pass)
+        {
+            throw new InvalidOperationException(
+                "expected a pass with gradients before this call, found another or none");
+        }
+
+        // The gradients of the streams have been used up: their memory takes the embeddings.
+        _recovered = false;
+        (pass.Embedding(_lastBackward) with { Stream1 = pass.GradStream1, Stream2 = default }).Forward(_workspace);
+        return Compare(pass.GradStream1, pass.Stream1).And(Compare(pass.GradStream1, pass.Stream2));
+    }
+
     private ModelPass Prepare(TokenBatch batch, in RunOptions options, bool backward, bool inspect)
     {
         ArgumentNullException.ThrowIfNull(batch);
@@ -370,7 +404,7 @@ public sealed class ReformerModel : IDisposable
             ReleasePass();
             if (!options.FullAttention)
             {
-                ResolveBuckets(batch.Length);
+                ChooseBuckets(batch.Length);
                 ReportAutoForm(batch.Length);
             }
 

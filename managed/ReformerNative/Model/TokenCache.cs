@@ -91,7 +91,7 @@ internal sealed class TokenCache : IDisposable
     private void MakeForms(int length)
     {
         _length = 0;
-        _model.ResolveBuckets(length);
+        _model.ChooseBuckets(length);
         ReformerConfig config = _model.Config;
         ModelPass pass = MakePass(length, fullAttention: false, (_, shape, type) => TensorView.Meta(shape, type));
         _forms =

@@ -70,6 +70,7 @@ internal sealed class Optimizer : IDisposable
     /// <summary>Global norm of the model's gradients; the update scales them by the limit it is given here.</summary>
     public double MeasureNorm()
     {
+        using ModelGate.Visit visit = _model.Enter(nameof(Trainer.RunStep));
         new GlobalNorm
         {
             MaxNorm = (float)_options.MaxGradientNorm,
@@ -85,6 +86,7 @@ internal sealed class Optimizer : IDisposable
     /// <param name="step">1 for the first.</param>
     public void Update(double learningRate, long step)
     {
+        using ModelGate.Visit visit = _model.Enter(nameof(Trainer.RunStep));
         for (int slot = 0; slot < _slots.Count; slot++)
         {
             Parameter parameter = _model.Parameters[_slots[slot].Parameter];
