@@ -36,7 +36,8 @@ skip_reasons() { # of ctest's JUnit file: a line for each, with the number of te
 
 native() { # native PRESET: builds it and runs its tests
   step "native tests, preset $1"
-  cmake --preset "$1" -DRFN_BENCHMARKS=ON >"$logs/cmake" 2>&1 && cmake --build --preset "$1" --parallel "$jobs" >"$logs/build" 2>&1 ||
+  cmake --preset "$1" -DRFN_BENCHMARKS=ON >"$logs/cmake" 2>&1 &&
+    cmake --build --preset "$1" --parallel "$jobs" >"$logs/build" 2>&1 ||
     { cat "$logs/cmake" "$logs/build" 2>/dev/null; echo "the native build of preset $1 failed"; add 0 1 0; return; }
   ctest --preset "$1" --parallel "$jobs" --progress --output-junit "$logs/junit.xml" >"$logs/ctest" 2>&1
   local ok=$?

@@ -5,7 +5,8 @@
 cuda_components() {
   case $1 in
     debian) echo contrib non-free ;;
-    ubuntu) echo universe multiverse ;; # of Ubuntu the second is enough, but the toolkit depends on packages of the first
+    # The toolkit is in multiverse, but depends on packages of universe.
+    ubuntu) echo universe multiverse ;;
     *) return 1 ;;
   esac
 }
@@ -87,14 +88,16 @@ cuda_install() { # cuda_install [ETC_APT]
   system=$(source /etc/os-release && echo "$ID")
   codename=$(source /etc/os-release && echo "$VERSION_CODENAME")
   if ! components=$(cuda_components "$system"); then
-    echo "nvcc is missing, and this system is $system, not Debian or Ubuntu: install CUDA 11.8 or later by other means" >&2
+    echo "nvcc is missing, and this system is $system, not Debian or Ubuntu:" \
+      "install CUDA 11.8 or later by other means" >&2
     return 1
   fi
   echo "installing nvcc (components $components of $codename)"
   cuda_edit_sources "${1:-/etc/apt}" "$codename" "$components" | sed 's/^/  changed: /'
   log=$(mktemp)
   if apt-get update -q >"$log" 2>&1 &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc >>"$log" 2>&1 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+      nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc >>"$log" 2>&1 &&
     command -v nvcc >/dev/null 2>&1; then
     rm -f "$log"
     return 0

@@ -24,7 +24,7 @@ edited() {
 edited "lines" <<'END'
 # deb https://deb.example.org/debian bookworm main
 deb https://deb.example.org/debian bookworm main
-deb   [ arch=amd64 signed-by=/usr/share/keyrings/a.gpg ]   https://deb.example.org/debian   bookworm-updates main contrib
+deb   [ arch=amd64 signed-by=/usr/share/keyrings/a.gpg ]   https://a.example.org/d   bookworm-updates main contrib
 deb-src [trusted=yes] https://deb.example.org/debian-security bookworm-security main # updates
 deb https://deb.example.org/debian bookworm main contrib non-free non-free-firmware
 
@@ -35,7 +35,7 @@ deb https://packages.example.com/apt nodistro main
 ==
 # deb https://deb.example.org/debian bookworm main
 deb https://deb.example.org/debian bookworm main contrib non-free
-deb [ arch=amd64 signed-by=/usr/share/keyrings/a.gpg ] https://deb.example.org/debian bookworm-updates main contrib non-free
+deb [ arch=amd64 signed-by=/usr/share/keyrings/a.gpg ] https://a.example.org/d bookworm-updates main contrib non-free
 deb-src [trusted=yes] https://deb.example.org/debian-security bookworm-security main contrib non-free # updates
 deb https://deb.example.org/debian bookworm main contrib non-free non-free-firmware
 
@@ -84,7 +84,8 @@ END
 # A whole folder: only what changes is written and named.
 mkdir -p "$work/apt/sources.list.d"
 echo 'deb https://deb.example.org/debian bookworm main' >"$work/apt/sources.list"
-printf 'Types: deb\nURIs: https://deb.example.org/debian\nSuites: bookworm\nComponents: main' >"$work/apt/sources.list.d/debian.sources"
+printf 'Types: deb\nURIs: https://deb.example.org/debian\nSuites: bookworm\nComponents: main' \
+  >"$work/apt/sources.list.d/debian.sources"
 echo 'deb https://packages.example.com/apt nodistro main' >"$work/apt/sources.list.d/other.list"
 printf '%s\n' "$work/apt/sources.list" "$work/apt/sources.list.d/debian.sources" >"$work/wanted"
 cuda_edit_sources "$work/apt" bookworm "$(cuda_components debian)" >"$work/got"
@@ -109,13 +110,16 @@ mkdir "$work/bin"
 for tool in awk cat chmod cmp id mktemp rm sed tail touch; do ln -s "$(command -v "$tool")" "$work/bin/$tool"; done
 installing() { # installing APT_GET EXPECTED_STATUS: cuda_install's output becomes work/got
   rm -f "$work/bin/apt-get" "$work/bin/nvcc" "$work/calls"
-  if [ -n "$1" ]; then printf '#!/bin/sh\necho "$*" >>"%s/calls"\n%s\n' "$work" "$1" >"$work/bin/apt-get" && chmod +x "$work/bin/apt-get"; fi
+  if [ -n "$1" ]; then
+    printf '#!/bin/sh\necho "$*" >>"%s/calls"\n%s\n' "$work" "$1" >"$work/bin/apt-get" && chmod +x "$work/bin/apt-get"
+  fi
   (PATH=$work/bin && hash -r && cuda_install "$work/apt") >"$work/got" 2>&1
   [ $? -eq "$2" ] || { echo "cuda_install: expected exit status $2"; cat "$work/got"; wrong=1; }
 }
 if [ "$(id -u)" -eq 0 ] && cuda_components "$(source /etc/os-release && echo "$ID")" >/dev/null; then
   installing "[ \$1 = update ] || { cat </dev/null >$work/bin/nvcc && chmod +x $work/bin/nvcc; }" 0
-  printf '%s\n' 'update -q' 'install -y -q --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc' >"$work/wanted"
+  printf '%s\n' 'update -q' \
+    'install -y -q --no-install-recommends nvidia-cuda-toolkit nvidia-cuda-toolkit-gcc' >"$work/wanted"
   cp "$work/calls" "$work/got"
   same "what apt-get is asked for"
   installing 'echo "no such package"; exit 100' 1

@@ -32,7 +32,8 @@ internal static class Program
 
         if (!IsAny(args, "--job", "-j", "--iterationCount"))
         {
-            args = [.. args, "--warmupCount", "1", "--iterationCount", "5"]; // work of milliseconds and more varies little from run to run
+            // Work of milliseconds and more varies little from run to run.
+            args = [.. args, "--warmupCount", "1", "--iterationCount", "5"];
         }
 
         Summary[] summaries = [.. BenchmarkSwitcher.FromAssembly(typeof(Program).Assembly).Run(args, Config())];

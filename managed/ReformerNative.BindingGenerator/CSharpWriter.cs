@@ -55,7 +55,8 @@ internal sealed class CSharpWriter(Header header)
     {
         var text = new StringBuilder(Preamble);
         text.Append(
-            "using System.Runtime.CompilerServices;\nusing System.Runtime.InteropServices;\n\nnamespace ReformerNative.Interop;\n"
+            "using System.Runtime.CompilerServices;\nusing System.Runtime.InteropServices;\n\nnamespace "
+                + "ReformerNative.Interop;\n"
         );
         foreach (Structure structure in header.Structures)
         {
@@ -92,7 +93,8 @@ internal sealed class CSharpWriter(Header header)
         var text = new StringBuilder(Preamble);
         text.Append("using System.Runtime.InteropServices;\n\nnamespace ReformerNative.Interop;\n\n");
         text.Append(
-            "/// <summary>The functions of the header.</summary>\ninternal static unsafe partial class NativeMethods\n{\n"
+            "/// <summary>The functions of the header.</summary>\ninternal static unsafe partial class "
+                + "NativeMethods\n{\n"
         );
         text.Append(string.Join("\n", header.Functions.Select(Method)));
         return text.Append("}\n").ToString();

@@ -45,7 +45,8 @@ try
     if (different > 0)
     {
         Console.Error.WriteLine(
-            $"{different} of {files.Count} files differ from the header. Run ReformerNative.BindingGenerator without --check."
+            $"{different} of {files.Count} files differ from the header. Run ReformerNative.BindingGenerator without "
+                + "--check."
         );
     }
 

@@ -134,7 +134,8 @@ internal static class CommonOptions
         var option = new Option<string?>("--memory")
         {
             Description =
-                "Memory that the run may take in all; what is left over keeps activations, for faster steps: 6GiB, 6000MB, "
+                "Memory that the run may take in all; what is left over keeps activations, for faster steps: 6GiB, "
+                    + "6000MB, "
                 + "or free for what the device has [default: the least]",
             HelpName = "SIZE|free",
         };

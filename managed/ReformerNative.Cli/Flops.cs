@@ -39,7 +39,8 @@ internal static class Flops
                 kept ?? new KeepActivations[config.AttnLayers.Count])
         )
         {
-            int projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 2 : 3; // queries and keys are one for LSH
+            // Queries and keys are one for LSH.
+            int projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 2 : 3;
             double first = 2 * tokens * e * ((projections * inner) + config.FeedForwardSize);
             double second = 2 * tokens * e * (inner + config.FeedForwardSize);
             AttentionOptions options = Options(config, AttentionCost.Resolve(config, kind, length));

@@ -56,9 +56,8 @@ internal sealed class PlannedMemory
                 ? Output.Bytes(asked)
                 : $"{Output.Bytes(budget + rest.Bytes)} free";
             throw new UsageException(
-                Output.Text(
-                    $"--memory: expected at least {Output.Bytes(expected)} ({expected} bytes), what the run takes that keeps nothing, found {found}"
-                )
+                Output.Text($"--memory: expected at least {Output.Bytes(expected)} ({expected} bytes), what the run ")
+                    + $"takes that keeps nothing, found {found}"
             );
         }
 

@@ -36,7 +36,8 @@ internal static class SdkDocumentation
         }
 
         throw new FileNotFoundException(
-            $"expected the .NET SDK's XML documentation in {string.Join(" or ", tried)}, found none; name text to train on with --data"
+            $"expected the .NET SDK's XML documentation in {string.Join(" or ", tried)}, found none; "
+                + "name text to train on with --data"
         );
     }
 

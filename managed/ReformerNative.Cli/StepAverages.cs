@@ -28,8 +28,7 @@ internal sealed class StepAverages(TrainingOptions options, DataTask task, Memor
             ? Output.Text($"{_bits:F3} bits per byte")
             : Output.Text($"{_bits:F3} bits per symbol  accuracy {100 * _accuracy,6:F2} %");
         string left = Output.Duration((options.Steps - step.Step) * _seconds);
-        return Output.Text(
-                $"step {step.Step,6} of {options.Steps}   {loss}   {step.Tokens / _seconds:N0} tokens/s   {left} left   "
-            ) + Output.Bytes(memory.Bytes);
+        return Output.Text($"step {step.Step,6} of {options.Steps}   {loss}   ")
+            + Output.Text($"{step.Tokens / _seconds:N0} tokens/s   {left} left   {Output.Bytes(memory.Bytes)}");
     }
 }

@@ -143,9 +143,8 @@ internal sealed class TrainingSession(
         string layers = string.Join(' ', config.AttnLayers.Select(kind => kind.ToString().ToLowerInvariant()));
         if (config.AttnLayers.Contains(AttentionKind.Auto) && !options.FullAttention)
         {
-            layers += Output.Text(
-                $"; auto is {AttentionCost.Resolve(config, AttentionKind.Auto, options.Length).ToString().ToLowerInvariant()}"
-            );
+            AttentionKind auto = AttentionCost.Resolve(config, AttentionKind.Auto, options.Length);
+            layers += $"; auto is {auto.ToString().ToLowerInvariant()}";
         }
 
         string lsh = options.FullAttention
@@ -159,9 +158,9 @@ internal sealed class TrainingSession(
                     $"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}")
         );
         Console.WriteLine(
-            Output.Text(
-                $"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x {options.Length} tokens, "
-            ) + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}")
+            Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x ")
+                + Output.Text($"{options.Length} tokens, ")
+                + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}")
         );
         Console.WriteLine(
             $"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free"

@@ -34,7 +34,8 @@ public static class ManagedCudaExtensions
             if (owner.Pointer != primary.Context.Pointer)
             {
                 throw new InvalidOperationException(
-                    $"stream: expected one of the primary context of device {primary.DeviceId}, found one of another context"
+                    $"stream: expected one of the primary context of device {primary.DeviceId}, found one of another "
+                        + "context"
                 );
             }
         }
@@ -99,7 +100,8 @@ public static class ManagedCudaExtensions
         if (current.Pointer != primary.Pointer)
         {
             throw new InvalidOperationException(
-                $"expected the primary context of device {device} to be current on this thread (PrimaryContext.SetCurrent), found "
+                $"expected the primary context of device {device} to be current on this thread "
+                    + "(PrimaryContext.SetCurrent), found "
                 + (current.Pointer == 0 ? "none" : "another one"));
         }
     }

@@ -17,13 +17,23 @@ constexpr int64_t kTensorCoreAlignment = 16;     // bytes; also what fused bias 
 constexpr int64_t kMostRows = int64_t{1} << 20;  // of one call: cuBLASLt before 12.1 fails from 65535 * 32 rows on
 constexpr size_t kMostPlans = 4096;              // then the choices are made anew, with the same outcome
 
-#define RFN_CUBLASLT_FUNCTIONS(X)                                                                    \
-  X(cublasLtCreate)                                                                                  \
-  X(cublasLtDestroy) X(cublasLtGetVersion) X(cublasLtGetStatusString) X(cublasLtMatmul)              \
-      X(cublasLtMatmulAlgoGetHeuristic) X(cublasLtMatrixLayoutCreate) X(cublasLtMatrixLayoutDestroy) \
-          X(cublasLtMatmulDescCreate) X(cublasLtMatmulDescDestroy) X(cublasLtMatmulDescSetAttribute) \
-              X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy)                   \
-                  X(cublasLtMatmulPreferenceSetAttribute)
+// clang-format off
+#define RFN_CUBLASLT_FUNCTIONS(X) \
+  X(cublasLtCreate) \
+  X(cublasLtDestroy) \
+  X(cublasLtGetVersion) \
+  X(cublasLtGetStatusString) \
+  X(cublasLtMatmul) \
+  X(cublasLtMatmulAlgoGetHeuristic) \
+  X(cublasLtMatrixLayoutCreate) \
+  X(cublasLtMatrixLayoutDestroy) \
+  X(cublasLtMatmulDescCreate) \
+  X(cublasLtMatmulDescDestroy) \
+  X(cublasLtMatmulDescSetAttribute) \
+  X(cublasLtMatmulPreferenceCreate) \
+  X(cublasLtMatmulPreferenceDestroy) \
+  X(cublasLtMatmulPreferenceSetAttribute)
+// clang-format on
 
 // The functions of the process's cuBLASLt, or why there are none. Never unloaded: CUDA libraries don't take that well.
 struct Library {

@@ -34,4 +34,5 @@ done
   "$cuobjdump" --dump-resource-usage "$binary"
   "$cuobjdump" --dump-sass "$binary" | grep -E 'code for sm_|Function :|[ ]([HIDBQO]G?MMA|LDL|STL)[. ]' || true
 } | awk -f "$here/measure.awk" | c++filt | sed 's/ void rfn::/ rfn::/' | LC_ALL=C sort -k8 -k1,1n |
-  awk -v budgets="$budgets" -v expected="$binaries" -v without_ptx="$without_ptx" -v slack="${SLACK:-0}" -f "$here/judge.awk"
+  awk -v budgets="$budgets" -v expected="$binaries" -v without_ptx="$without_ptx" -v slack="${SLACK:-0}" \
+    -f "$here/judge.awk"

@@ -33,13 +33,15 @@ BEGIN {
     sub(/#.*/, "", line)
     if (split(line, field, " ") == 0) continue
     where = budgets ":" line_number
-    if (field[2] == "" || split(line, field, " ") != 5 || (field[2] != "*" && !number(field[2])) || !number(field[3]) || !number(field[4]) ||
+    if (field[2] == "" || split(line, field, " ") != 5 || (field[2] != "*" && !number(field[2])) ||
+        !number(field[3]) || !number(field[4]) ||
         (field[5] != "tensor" && field[5] != "f32")) {
       fail(where ": expected KERNEL ARCHITECTURE REGISTERS SHARED tensor|f32")
       continue
     }
     ++rules
-    rule_place[rules] = where ": " field[1]; rule_name[rules] = expression(field[1]); rule_architecture[rules] = field[2]
+    rule_place[rules] = where ": " field[1]
+    rule_name[rules] = expression(field[1]); rule_architecture[rules] = field[2]
     rule_registers[rules] = field[3]; rule_shared[rules] = field[4]; rule_kind[rules] = field[5]
   }
   if (status < 0) fail(budgets ": can't be read")
@@ -52,7 +54,7 @@ BEGIN {
 {
   architecture = $1; registers = $2; stack = $3; shared = $4; local = $5; accesses = $6; instructions = $7
   full = $0
-  if (architecture >= 90 && shared >= 1024) shared -= 1024  # of every block, for the system; cuobjdump counts it from 9.0 on
+  if (architecture >= 90 && shared >= 1024) shared -= 1024  # of the system, in every block from 9.0 on
   for (i = 1; i <= 7; ++i) sub(/^[^ ]+ /, "", full)
   name = short(full)
   ++kernels
@@ -65,14 +67,18 @@ BEGIN {
   }
   if (rule) ++matched[rule]
   if (!number(registers)) { fail(what "cuobjdump's output can't be read"); next }
-  printf format, name, architecture, registers "/" (rule ? rule_registers[rule] : "?"), shared "/" (rule ? rule_shared[rule] : "?"), stack,
+  printf format, name, architecture, registers "/" (rule ? rule_registers[rule] : "?"),
+    shared "/" (rule ? rule_shared[rule] : "?"), stack,
          accesses, instructions, rule ? rule_kind[rule] : "?"
-  if (stack + local > 0 || accesses > 0) fail(what stack " bytes of stack, " local " of local memory, " accesses " accesses: spills or a local array")
+  if (stack + local > 0 || accesses > 0)
+    fail(what stack " bytes of stack, " local " of local memory, " accesses " accesses: spills or a local array")
   if (!rule) { fail(what "no line in " budgets); next }
   if (registers > rule_registers[rule] + slack) fail(what registers " registers, budget " rule_registers[rule])
   if (shared > rule_shared[rule] + 0) fail(what shared " bytes of static shared memory, budget " rule_shared[rule])
-  if (rule_kind[rule] == "tensor" && architecture >= 80 && instructions == 0) fail(what "a tensor-core kernel without a tensor-core instruction")
-  if (rule_kind[rule] == "f32" && instructions > 0) fail(what instructions " tensor-core instructions in a float32 kernel")
+  if (rule_kind[rule] == "tensor" && architecture >= 80 && instructions == 0)
+    fail(what "a tensor-core kernel without a tensor-core instruction")
+  if (rule_kind[rule] == "f32" && instructions > 0)
+    fail(what instructions " tensor-core instructions in a float32 kernel")
 }
 
 END {
@@ -81,7 +87,8 @@ END {
     if (!((full, architectures[i]) in here)) fail(names[full] ": not compiled for sm_" architectures[i])
   }
   for (i = 1; i <= rules; ++i) {
-    if (!matched[i] && (rule_architecture[i] == "*" || wanted == 0 || rule_architecture[i] in chosen)) fail(rule_place[i] ": no kernel left for it")
+    if (!matched[i] && (rule_architecture[i] == "*" || wanted == 0 || rule_architecture[i] in chosen))
+      fail(rule_place[i] ": no kernel left for it")
   }
   for (i = 1; i <= failures; ++i) print failure[i]
   print distinct + 0 " kernels, " kernels + 0 " binaries of them, " failures + 0 " failures"

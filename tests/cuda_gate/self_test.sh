@@ -59,10 +59,12 @@ expect "$keepers" '75-real 80-real' 'budgets:3: tensor_kernel: no kernel left fo
 tensor_kernel 80 15 0 tensor"
 
 # Kernels and lines without each other. A pattern is a whole name, in which < . ( are only themselves.
-expect "$keepers" '75-real 80-real' 'fine_kernel<32> sm_75: no line in budgets' 'fine_kernel<32> sm_80: no line in budgets' <<<"${good/<*>/<64>}"
+expect "$keepers" '75-real 80-real' 'fine_kernel<32> sm_75: no line in budgets' \
+  'fine_kernel<32> sm_80: no line in budgets' <<<"${good/<*>/<64>}"
 expect "$keepers" '75-real 80-real' 'budgets:3: gone_kernel: no kernel left for it' <<<"$good
 gone_kernel * 32 0 f32"
-expect "$keepers" '75-real 80-real' 'budgets:1: tensor_kerne: no kernel left for it' 'budgets:2: ensor_kernel: no kernel left for it' \
+expect "$keepers" '75-real 80-real' 'budgets:1: tensor_kerne: no kernel left for it' \
+  'budgets:2: ensor_kernel: no kernel left for it' \
   'budgets:3: tensor.kernel: no kernel left for it' <<<"tensor_kerne * 9 0 f32
 ensor_kernel * 9 0 f32
 tensor.kernel * 9 0 f32
@@ -71,7 +73,8 @@ $good"
 # Tensor cores: missing, where they exist; and where they should not be.
 expect "$keepers" '75-real 80-real' 'fine_kernel<32> sm_80: a tensor-core kernel without a tensor-core instruction' \
   'fine_kernel<64> sm_80: a tensor-core kernel without a tensor-core instruction' <<<"${good/f32/tensor}"
-expect "$keepers" '75-real 80-real' 'tensor_kernel sm_80: 1 tensor-core instructions in a float32 kernel' <<<"${good/tensor  #/f32 #}"
+expect "$keepers" '75-real 80-real' \
+  'tensor_kernel sm_80: 1 tensor-core instructions in a float32 kernel' <<<"${good/tensor  #/f32 #}"
 
 # Architectures.
 expect "$keepers" '75-real 80-real 90-real' 'fine_kernel<32>: not compiled for sm_90' \
@@ -97,7 +100,8 @@ other * many 0 f32"
 expect /bin/true '75-real' 'no kernels' </dev/null
 "$here/check.sh" "$keepers" "$work/none" >"$work/output" 2>&1 && wrong=1
 grep -q "^FAIL .*none: can't be read" "$work/output" || { echo "a missing file of budgets was not reported"; wrong=1; }
-CUOBJDUMP=false "$here/check.sh" "$keepers" /dev/null >"$work/output" 2>&1 && { echo "a tool that fails was not reported"; wrong=1; }
+CUOBJDUMP=false "$here/check.sh" "$keepers" /dev/null >"$work/output" 2>&1 &&
+  { echo "a tool that fails was not reported"; wrong=1; }
 
 # Listings of a format that is not known: a field is missing, a kernel is in one of them only.
 doctored() { # doctored USAGE SASS MESSAGE
@@ -109,7 +113,8 @@ exit 0
 END
   chmod +x "$work/cuobjdump"
   CUOBJDUMP=$work/cuobjdump "$here/check.sh" none <(echo 'k * 9 9 f32') >"$work/output" 2>&1
-  [ $? -eq $((${#3} > 0)) ] && [ "$(sed -n 's/^FAIL //p' "$work/output")" = "$3" ] || { echo "doctored listing, wanted: $3"; cat "$work/output"; wrong=1; }
+  [ $? -eq $((${#3} > 0)) ] && [ "$(sed -n 's/^FAIL //p' "$work/output")" = "$3" ] ||
+    { echo "doctored listing, wanted: $3"; cat "$work/output"; wrong=1; }
 }
 kernel='Function k:\n  REG:9 STACK:0 SHARED:9 LOCAL:0'
 unreadable="k sm_80: cuobjdump's output can't be read"
@@ -117,8 +122,10 @@ doctored "$kernel" 'Function : k' ''
 doctored "${kernel/STACK:0 /}" 'Function : k' "$unreadable"
 doctored "$kernel" '' "$unreadable"
 doctored '' 'Function : k' "$unreadable"
-doctored "${kernel/LOCAL:0/LOCAL:4}" 'Function : k' 'k sm_80: 0 bytes of stack, 4 of local memory, 0 accesses: spills or a local array'
-doctored "$kernel" 'Function : k\n @P0 LDL R1, [R2]' 'k sm_80: 0 bytes of stack, 0 of local memory, 1 accesses: spills or a local array'
+doctored "${kernel/LOCAL:0/LOCAL:4}" 'Function : k' \
+  'k sm_80: 0 bytes of stack, 4 of local memory, 0 accesses: spills or a local array'
+doctored "$kernel" 'Function : k\n @P0 LDL R1, [R2]' \
+  'k sm_80: 0 bytes of stack, 0 of local memory, 1 accesses: spills or a local array'
 doctored "$kernel" 'Function : k\n @P0 HGMMA.64x8x8.F32 R1' 'k sm_80: 1 tensor-core instructions in a float32 kernel'
 
 [ "$wrong" -eq 0 ] && echo "every failure is seen"

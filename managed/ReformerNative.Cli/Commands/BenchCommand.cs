@@ -55,7 +55,8 @@ internal static class BenchCommand
         step.SetAction(RunStep);
         var generate = new Command(
             "generate",
-            "Time of a prompt of --length tokens and of tokens generated after it and after a short one; LSH is strict by default."
+            "Time of a prompt of --length tokens and of tokens generated after it and after a short one; LSH is strict "
+                + "by default."
         )
         {
             Tokens, CommonOptions.Seed, CommonOptions.Device, CommonOptions.Threads, CommonOptions.Json,

@@ -28,7 +28,8 @@ internal static class ConvertCommand
     {
         var command = new Command(
             "convert",
-            "Write a checkpoint as float32 with the names that Hugging Face's library reads, without the state of its training."
+            "Write a checkpoint as float32 with the names that Hugging Face's library reads, without the state of its "
+                + "training."
         )
         {
             Source, Destination, Residual, Form, Rounds,

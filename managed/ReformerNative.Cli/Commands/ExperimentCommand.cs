@@ -51,7 +51,8 @@ internal static class ExperimentCommand
     {
         var duplicate = new Command(
             "duplicate",
-            "The paper's table 2: models of the duplication task trained with full attention or some hash rounds, each evaluated with others. "
+            "The paper's table 2: models of the duplication task trained with full attention or some hash rounds, each "
+                + "evaluated with others. "
             + "Ctrl+C stops it; the same command goes on.")
         {
             Train, Evaluate, Stages, Symbols, Chunk, Rate, Examples, Out, CommonOptions.Seed, CommonOptions.Device,

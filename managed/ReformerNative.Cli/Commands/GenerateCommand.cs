@@ -162,7 +162,8 @@ internal static class GenerateCommand
         if (config.VocabSize != ByteVocabulary.Size)
         {
             throw new UsageException(
-                $"--prompt: expected a byte-level model of {ByteVocabulary.Size} ids, found {config.VocabSize}; give --ids"
+                $"--prompt: expected a byte-level model of {ByteVocabulary.Size} ids, found {config.VocabSize}; give "
+                    + "--ids"
             );
         }
 

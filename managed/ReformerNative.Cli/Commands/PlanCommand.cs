@@ -29,7 +29,8 @@ internal static class PlanCommand
     {
         var command = new Command(
             "plan",
-            "Say what a run will take in memory, buffer by buffer, before anything is allocated, and what more memory buys in speed."
+            "Say what a run will take in memory, buffer by buffer, before anything is allocated, and what more memory "
+                + "buys in speed."
         )
         {
             Config, Preset, OptimizerName, Evaluation, CommonOptions.Memory,

@@ -91,7 +91,8 @@ internal static class TrainCommand
     {
         var command = new Command(
             "train",
-            "Train a model; without options, a small byte-level one on the API documentation that the .NET SDK ships. Ctrl+C saves and stops."
+            "Train a model; without options, a small byte-level one on the API documentation that the .NET SDK ships. "
+                + "Ctrl+C saves and stops."
         )
         {
             Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule,
@@ -125,7 +126,8 @@ internal static class TrainCommand
         PlannedMemory? plan = null;
         if (!json || limit is not null)
         {
-            (plan, options) = PlannedMemory.ForTraining(planned, context, options, limit); // without a limit it is for people alone
+            // Without a limit it is for people alone.
+            (plan, options) = PlannedMemory.ForTraining(planned, context, options, limit);
         }
 
         using ReformerModel model = config is not null

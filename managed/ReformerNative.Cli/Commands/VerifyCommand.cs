@@ -27,7 +27,8 @@ internal static class VerifyCommand
     {
         var command = new Command(
             "verify",
-            "Compare with vectors of other implementations, tensor by tensor, with their recorded rotations; exit code 1 past a limit."
+            "Compare with vectors of other implementations, tensor by tensor, with their recorded rotations; exit code "
+                + "1 past a limit."
         )
         {
             Directories, LimitScale, Write, CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads,

@@ -41,8 +41,9 @@ internal static class BarChart
             );
             html.Append(
                 Output.Text(
-                    $"""<g class="s1"><rect x="{Left}" y="{y - (Bar / 2)}" width="{X(share) - Left:F1}" height="{Bar}"/></g>"""
-                )
+                    $"""
+                    <g class="s1"><rect x="{Left}" y="{y - (Bar / 2)}" width="{X(share) - Left:F1}" height="{Bar}"/></g>
+                    """)
             );
             html.Append(Output.Text($"""<text x="{X(share) + 5:F1}" y="{y}" dy=".35em">{100 * share:F0} %</text>"""));
         }

@@ -82,8 +82,9 @@ internal sealed record LineChart
         html.Append(Output.Text($"""<path class="axis" d="M{Left} {Bottom}H{Right}"/>"""));
         html.Append(
             Output.Text(
-                $"""<text class="mid" x="{(Left + Right) / 2}" y="{Height - 12}">{WebUtility.HtmlEncode(XTitle)}</text>"""
-            )
+                $"""
+                <text class="mid" x="{(Left + Right) / 2}" y="{Height - 12}">{WebUtility.HtmlEncode(XTitle)}</text>
+                """)
         );
         foreach (Series series in Series)
         {

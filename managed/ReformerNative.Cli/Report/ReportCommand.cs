@@ -48,7 +48,8 @@ internal static class ReportCommand
         string folder = Path.GetDirectoryName(Path.GetFullPath(path))!;
         if (!Directory.Exists(folder) || Directory.Exists(path))
         {
-            throw new UsageException($"--out: expected a file in an existing directory, found '{path}'"); // minutes before it is written
+            // Minutes before it is written.
+            throw new UsageException($"--out: expected a file in an existing directory, found '{path}'");
         }
 
         bool json = parsed.GetValue(CommonOptions.Json);

@@ -112,10 +112,8 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
                         SeriesName(rounds), length, batch, forward, both, run.FlopsForward, run.FlopsBackward, sgemm)
                 );
                 progress.Keep(
-                    Output.Text(
-                        $"{length,7} tokens   {SeriesName(rounds),-13} forward {forward:F4} s   forward + backward {both:F4} s"
-                    )
-                );
+                    Output.Text($"{length,7} tokens   {SeriesName(rounds),-13} forward {forward:F4} s   ")
+                        + Output.Text($"forward + backward {both:F4} s"));
             }
         }
 
@@ -213,7 +211,8 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
         };
         product = 2.0 * n * Width * FeedForwardWidth;
         Add(2 * product, () => Median(() => feedForward.Forward(workspace)));
-        Add(5 * product, () => Median(() => feedForwardBackward.Backward(workspace))); // the first product again, then two of each
+        // The first product again, then two of each.
+        Add(5 * product, () => Median(() => feedForwardBackward.Backward(workspace)));
 
         TensorView labels = tensors.Make(new TensorShape(n), DType.Int32);
         labels.Zero();
@@ -323,7 +322,8 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
             string kind = rounds == 0 ? "--dense" : $"--chunk {Chunk} --rounds {rounds}";
             int length = plan.Lengths[^1];
             commands.Add(
-                $"reformer bench attention --length {length} --batch {plan.Tokens / length} {sizes} {kind} --causal --repeat {plan.Repeat}"
+                $"reformer bench attention --length {length} --batch {plan.Tokens / length} {sizes} {kind} --causal "
+                    + $"--repeat {plan.Repeat}"
             );
         }
 
@@ -345,7 +345,8 @@ internal sealed class ReportMeasurements(ReformerContext context, ReportPlan pla
             ("SIMD", build.GetProperty("simd").GetString()!),
             (
                 "BLAS",
-                $"{blas.GetProperty("name").GetString()} {blas.GetProperty("version").GetString()}, {blas.GetProperty("kernel").GetString()}"
+                $"{blas.GetProperty("name").GetString()} {blas.GetProperty("version").GetString()}, "
+                    + $"{blas.GetProperty("kernel").GetString()}"
             ),
             ("compiler", $"{build.GetProperty("compiler").GetString()}, {build.GetProperty("build").GetString()}"),
             ("runtime", System.Runtime.InteropServices.RuntimeInformation.FrameworkDescription),

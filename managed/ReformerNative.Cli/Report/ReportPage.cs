@@ -7,7 +7,8 @@ namespace ReformerNative.Cli.Report;
 internal static class ReportPage
 {
     private const string Style = """
-        :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --quiet: #57606a; --line: #d8dee4; --code: #f3f5f7;
+        :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --quiet: #57606a; --line: #d8dee4;
+          --code: #f3f5f7;
           --s0: #b3261e; --s1: #0b62a4; --s2: #1a7f45; --s3: #8250c8; --s4: #a15c00; }
         @media (prefers-color-scheme: dark) {
           :root { --back: #14181d; --text: #e6edf3; --quiet: #9da7b1; --line: #343b44; --code: #1f252c;
@@ -26,14 +27,16 @@ internal static class ReportPage
         .end { text-anchor: end; } .mid { text-anchor: middle; }
         .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--quiet); stroke-width: 1; }
         .line { fill: none; stroke-width: 1.8; }
-        .s0 { fill: var(--s0); stroke: var(--s0); } .s1 { fill: var(--s1); stroke: var(--s1); } .s2 { fill: var(--s2); stroke: var(--s2); }
+        .s0 { fill: var(--s0); stroke: var(--s0); } .s1 { fill: var(--s1); stroke: var(--s1); }
+        .s2 { fill: var(--s2); stroke: var(--s2); }
         .s3 { fill: var(--s3); stroke: var(--s3); } .s4 { fill: var(--s4); stroke: var(--s4); }
         svg .line { fill: none; }
         .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; margin: 0 0 6px; padding: 0; }
         .legend svg { display: inline-block; width: 16px; height: 16px; margin-right: 6px; vertical-align: -3px; }
         .scroll { overflow-x: auto; margin: 1em 0; }
         table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; }
-        th, td { padding: 3px 14px 3px 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); font-weight: normal; }
+        th, td { padding: 3px 14px 3px 0; text-align: right; white-space: nowrap;
+                 border-bottom: 1px solid var(--line); font-weight: normal; }
         thead th { color: var(--quiet); }
         th:first-child, .machine td { text-align: left; } .machine td { white-space: normal; overflow-wrap: anywhere; }
         ul.commands { background: var(--code); padding: 10px 12px 10px 30px; border-radius: 6px; list-style: none; }
@@ -50,11 +53,13 @@ internal static class ReportPage
         html.AppendLine("""<meta name="viewport" content="width=device-width, initial-scale=1"/>""");
         html.AppendLine("""<link rel="icon" href="data:,"/>"""); // else a browser asks the server for one
         html.AppendLine(
-            $"<title>ReformerNative {Encode(data.Version)}: measurements</title>\n<style>\n{Style}\n</style>\n</head>\n<body>\n<main>"
+            $"<title>ReformerNative {Encode(data.Version)}: "
+                + $"measurements</title>\n<style>\n{Style}\n</style>\n</head>\n<body>\n<main>"
         );
         html.AppendLine("<h1>ReformerNative: measurements</h1>");
         html.AppendLine(
-            $"""<p class="quiet">Version {Encode(data.Version)}, {data.Measured:u}, {Encode(data.Machine[0].Value)}</p>"""
+            $"""<p class="quiet">Version {Encode(data.Version)}, {data.Measured:u}, """
+                + $"{Encode(data.Machine[0].Value)}</p>"
         );
         Time(html, data);
         Memory(html, data);
@@ -66,12 +71,14 @@ internal static class ReportPage
         html.AppendLine("<h2>Machine</h2>");
         Table(html, "machine", "Machine", ["", ""], data.Machine.Select(item => (string[])[item.Name, item.Value]));
         html.AppendLine(
-            "<h2>Commands</h2>\n<p>This page is the output of the first; the others measure one line's last point, or one depth.</p>"
+            "<h2>Commands</h2>\n<p>This page is the output of the first; the others measure one line's last point, or "
+                + "one depth.</p>"
         );
         html.AppendLine("<ul class=\"commands\">");
         foreach (string command in data.Commands)
         {
-            IEnumerable<string> words = command.Split(' ').Select(word => $"<span>{Encode(word)}</span>"); // lines break at spaces alone
+            // Lines break at spaces alone.
+            IEnumerable<string> words = command.Split(' ').Select(word => $"<span>{Encode(word)}</span>");
             html.AppendLine($"<li>{string.Join(' ', words)}</li>");
         }
 
@@ -85,9 +92,9 @@ internal static class ReportPage
         html.AppendLine(
             Output.Text(
                 $"""
-                <p>Causal attention of 8 heads of 64 over {data.Tokens:N0} tokens in all, as in figure 5 of the Reformer paper: longer sequences are
-                fewer in a batch, so that dense attention costs in proportion to the length and LSH attention about the same throughout. Chunks of 64,
-                hashing and sorting included.</p>
+                <p>Causal attention of 8 heads of 64 over {data.Tokens:N0} tokens in all, as in figure 5 of the Reformer
+                paper: longer sequences are fewer in a batch, so that dense attention costs in proportion to the length
+                and LSH attention about the same throughout. Chunks of 64, hashing and sorting included.</p>
                 """
             )
         );
@@ -158,8 +165,10 @@ internal static class ReportPage
         int[] faster = [.. dense.Keys.OrderDescending().TakeWhile(length => lsh[length] < dense[length])];
         html.AppendLine(
             faster.Length == 0
-                ? "<p>At none of the measured lengths LSH attention with 4 rounds is faster than dense attention, forward and backward.</p>"
-                : $"<p>LSH attention with 4 rounds is faster than dense attention, forward and backward, from {Count(faster[^1])} tokens on.</p>"
+                ? "<p>At none of the measured lengths LSH attention with 4 rounds is faster than dense attention, "
+                    + "forward and backward.</p>"
+                : "<p>LSH attention with 4 rounds is faster than dense attention, forward and backward, from "
+                    + $"{Count(faster[^1])} tokens on.</p>"
         );
     }
 
@@ -171,9 +180,9 @@ internal static class ReportPage
             $"""
             <p>A training step at {Count(
                 data.MemoryLength)} tokens, width 512, LSH and local layers in turn. Planned is what
-            <code>reformer plan</code> says beforehand; of it, activations, their gradients and scratch do not depend on the depth, because reversible
-            layers recover their inputs. The rest are parameters, gradients and the optimizer's state, and the process itself. Measured is the peak
-            resident memory of a real step.</p>
+            <code>reformer plan</code> says beforehand; of it, activations, their gradients and scratch do not
+            depend on the depth, because reversible layers recover their inputs. The rest are parameters, gradients and
+            the optimizer's state, and the process itself. Measured is the peak resident memory of a real step.</p>
             """);
         List<Series> series =
         [
@@ -229,10 +238,11 @@ internal static class ReportPage
         const string title = "Share of the ceiling";
         html.AppendLine($"<h2>{title}</h2>");
         html.AppendLine("""
-            <p>Floating point operations of the products alone, per second, over those of a product of two 2048 × 2048 matrices measured just before
-            with the same threads. Attention is causal, forward and backward, LSH with 4 rounds; the step is that of 6 layers. LSH windows count
-            whole, although most of what a causal mask hides of them is not computed. What is not a product (softmax, hashing, sorting, norms,
-            optimizer) takes time and counts for nothing.</p>
+            <p>Floating point operations of the products alone, per second, over those of a product of two
+            2048 × 2048 matrices measured just before with the same threads. Attention is causal, forward and backward,
+            LSH with 4 rounds; the step is that of 6 layers. LSH windows count whole, although most of what a causal
+            mask hides of them is not computed. What is not a product (softmax, hashing, sorting, norms, optimizer)
+            takes time and counts for nothing.</p>
             """);
         html.AppendLine($"<figure>\n<figcaption>{title}</figcaption>");
         (string Name, double Share)[] bars = [.. data.Shares.Select(point => (point.Name, point.Share))];
@@ -274,12 +284,15 @@ internal static class ReportPage
     private static void Table(StringBuilder html, string style, string name, string[] heads, IEnumerable<string[]> rows)
     {
         html.AppendLine(
-            $"""<div class="scroll" role="region" tabindex="0" aria-label="{Encode(name)}, table"><table class="{style}">"""
+            $"""<div class="scroll" role="region" tabindex="0" aria-label="{Encode(name)}, table">"""
+                + $"""<table class="{style}">"""
         );
         if (heads.Any(head => head.Length > 0))
         {
             html.AppendLine(
-                $"<thead><tr>{string.Concat(heads.Select(head => $"<th scope=\"col\">{Encode(head)}</th>"))}</tr></thead>"
+                "<thead><tr>"
+                    + string.Concat(heads.Select(head => $"<th scope=\"col\">{Encode(head)}</th>"))
+                    + "</tr></thead>"
             );
         }
 
@@ -287,7 +300,9 @@ internal static class ReportPage
         foreach (string[] row in rows)
         {
             html.AppendLine(
-                $"<tr><th scope=\"row\">{Encode(row[0])}</th>{string.Concat(row[1..].Select(cell => $"<td>{Encode(cell)}</td>"))}</tr>"
+                $"<tr><th scope=\"row\">{Encode(row[0])}</th>"
+                    + string.Concat(row[1..].Select(cell => $"<td>{Encode(cell)}</td>"))
+                    + "</tr>"
             );
         }
 

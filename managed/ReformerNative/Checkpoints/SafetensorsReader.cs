@@ -270,7 +270,8 @@ public sealed class SafetensorsReader : IDisposable
                 string how = entry.Offset < expected ? "overlaps the tensor before it" : "leaves a hole before it";
                 throw new ReformerFormatException(
                     path,
-                    $"'{entry.Name}': expected its data to begin at {expected - dataStart}, found {entry.Offset - dataStart}, which {how}"
+                    $"'{entry.Name}': expected its data to begin at {expected - dataStart}, found "
+                        + $"{entry.Offset - dataStart}, which {how}"
                 );
             }
 
@@ -356,14 +357,16 @@ public sealed class SafetensorsReader : IDisposable
                     ? "more than 2^63"
                     : bytes.ToString(System.Globalization.CultureInfo.InvariantCulture);
             throw Wrong(
-                $"expected {range[1] - range[0]} bytes by its offsets, found {found} by its shape {SafetensorsFormat.Describe(shape)}"
+                $"expected {range[1] - range[0]} bytes by its offsets, found {found} by its shape "
+                    + $"{SafetensorsFormat.Describe(shape)}"
             );
         }
 
         if (range[1] > fileBytes - dataStart)
         {
             throw Wrong(
-                $"expected its data to end within the file's {fileBytes - dataStart} bytes of data, found the end {range[1]}"
+                $"expected its data to end within the file's {fileBytes - dataStart} bytes of data, found the end "
+                    + $"{range[1]}"
             );
         }
 

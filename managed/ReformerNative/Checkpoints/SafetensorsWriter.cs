@@ -128,7 +128,8 @@ public static class SafetensorsWriter
                 if (item.Name == SafetensorsFormat.MetadataName || !names.Add(item.Name))
                 {
                     throw new ArgumentException(
-                        $"expected unique tensor names other than {SafetensorsFormat.MetadataName}, found '{item.Name}'",
+                        $"expected unique tensor names other than {SafetensorsFormat.MetadataName}, found "
+                            + $"'{item.Name}'",
                         nameof(items)
                     );
                 }

@@ -117,7 +117,8 @@ internal static class NativeLoader
         if (major != NativeConstants.RFN_ABI_MAJOR || minor < NativeConstants.RFN_ABI_MINOR)
         {
             throw new NotSupportedException(
-                $"{path} has ABI version {major}.{minor}; this assembly needs {NativeConstants.RFN_ABI_MAJOR}.{NativeConstants.RFN_ABI_MINOR}"
+                $"{path} has ABI version {major}.{minor}; this assembly needs "
+                    + $"{NativeConstants.RFN_ABI_MAJOR}.{NativeConstants.RFN_ABI_MINOR}"
                 + $" or a later {NativeConstants.RFN_ABI_MAJOR}.x.");
         }
     }

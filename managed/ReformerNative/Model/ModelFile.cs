@@ -46,7 +46,8 @@ internal static class ModelFile
             else if (!entry.Shape.SequenceEqual(spec.FileShape))
             {
                 problems.Add(
-                    $"'{spec.Name}': expected the shape {SafetensorsFormat.Describe(spec.FileShape)} by the configuration, "
+                    $"'{spec.Name}': expected the shape {SafetensorsFormat.Describe(spec.FileShape)} by the "
+                        + "configuration, "
                     + $"found {SafetensorsFormat.Describe(entry.Shape)}");
             }
             else if (entry.Type

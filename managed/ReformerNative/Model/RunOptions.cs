@@ -78,14 +78,12 @@ public sealed class ResidualRangeException : Exception
     internal ResidualRangeException(
         int layer, int stream, long example, long token, long channel, long count, int gridExponent)
         : base(
-            FormattableString.Invariant(
-                $"{(layer < 0 ? "the embedding" : $"layer {layer}")}, stream {stream}, example {example}, token {token}, channel {channel}: "
-            )
-                + FormattableString.Invariant(
-                    $"expected a finite value within ±{Math.ScaleB(1, 24 + gridExponent)}, the range of residual_grid_exponent {gridExponent}; "
-                )
-                + FormattableString.Invariant($"found a larger one ({count} such values in this pass). ")
-                + "Remedies: a lower learning rate or a tighter gradient clipping; a larger residual_grid_exponent (each step doubles the range); "
+            FormattableString.Invariant($"{(layer < 0 ? "the embedding" : $"layer {layer}")}, stream {stream}, ")
+                + FormattableString.Invariant($"example {example}, token {token}, channel {channel}: expected a ")
+                + FormattableString.Invariant($"finite value within ±{Math.ScaleB(1, 24 + gridExponent)}, the range ")
+                + FormattableString.Invariant($"of residual_grid_exponent {gridExponent}; found a larger one ")
+                + FormattableString.Invariant($"({count} such values in this pass). Remedies: a lower learning rate ")
+                + "or a tighter gradient clipping; a larger residual_grid_exponent (each step doubles the range); "
                 + "residual: float"
         )
     {

@@ -175,7 +175,8 @@ public readonly struct TensorView
         if (owner is not null && !owner.IsUsableIn(context))
         {
             throw new ArgumentException(
-                $"The tensor {Describe()} belongs to {owner.Context.Device} ({owner.Memory}); the op runs on {context.Device}."
+                $"The tensor {Describe()} belongs to {owner.Context.Device} ({owner.Memory}); the op runs on "
+                    + $"{context.Device}."
             );
         }
 

@@ -148,7 +148,8 @@ internal sealed class Optimizer : IDisposable
             {
                 throw new ReformerFormatException(
                     path,
-                    $"'{entry.Name}': expected the shape {_slots[i].Shape}, found {SafetensorsFormat.Describe(entry.Shape)}"
+                    $"'{entry.Name}': expected the shape {_slots[i].Shape}, found "
+                        + $"{SafetensorsFormat.Describe(entry.Shape)}"
                 );
             }
 

@@ -55,7 +55,8 @@ public sealed class Trainer : IDisposable
             && CheckpointStore.List(directory) is [.., var newest])
         {
             throw new InvalidOperationException(
-                $"{directory}: expected no checkpoints for a new run, found {newest.Path}; resume it or choose another directory"
+                $"{directory}: expected no checkpoints for a new run, found {newest.Path}; resume it or choose another "
+                    + "directory"
             );
         }
 
@@ -110,7 +111,8 @@ public sealed class Trainer : IDisposable
             && newest.Step > state.Step)
         {
             throw new InvalidOperationException(
-                $"{directory}: expected no checkpoint after step {state.Step}, found {newest.Path}; resume that or choose another directory"
+                $"{directory}: expected no checkpoint after step {state.Step}, found {newest.Path}; resume that or "
+                    + "choose another directory"
             );
         }
 

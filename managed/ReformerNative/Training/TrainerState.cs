@@ -41,7 +41,8 @@ internal sealed record TrainerState(int Format, long Step, long Tokens, string D
             {
                 throw new ReformerFormatException(
                     path,
-                    $"expected format {CurrentFormat} and counts from 0 up, found format {state.Format}, step {state.Step}, tokens {state.Tokens}"
+                    $"expected format {CurrentFormat} and counts from 0 up, found format {state.Format}, step "
+                        + $"{state.Step}, tokens {state.Tokens}"
                 );
             }
 

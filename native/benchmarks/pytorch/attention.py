@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Attention composed in PyTorch, measured like `reformer bench attention`, so that both can run side by side (README.md).
+"""Attention composed in PyTorch, measured like `reformer bench attention`, to run side by side (README.md).
 
-LSH attention is written from section 2 of the Reformer paper in the form that `--attention trax` names: shared queries and keys, keys divided by
-their root mean square, angular hashes, positions sorted by bucket, chunks that see themselves and their predecessor in one ring over all rounds,
+LSH attention is written from section 2 of the Reformer paper in the form that `--attention trax` names: shared queries
+and keys, keys divided by their root mean square, angular hashes, positions sorted by bucket, chunks that see themselves
+and their predecessor in one ring over all rounds,
 rounds merged by their log-sum-exp. Dense attention is PyTorch's scaled_dot_product_attention where it has one.
 """
 import argparse
@@ -121,7 +122,7 @@ def sgemm_gflops(runs=SGEMM_RUNS):
 
 
 def reference_attention(q, v, buckets, chunk, causal):
-    """The same as lsh_attention, one query and one key at a time, in float64 and without its tricks; [T,D] of one head, buckets [R,T]."""
+    """The same as lsh_attention, one query and one key at a time, in float64; [T,D] of one head, buckets [R,T]."""
     length, size = q.shape
     rounds, chunks = buckets.shape[0], length // chunk
     order = [sorted(range(length), key=lambda t, r=r: (int(buckets[r, t]), t)) for r in range(rounds)]
@@ -129,7 +130,8 @@ def reference_attention(q, v, buckets, chunk, causal):
     keys = q / (q.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     out = torch.zeros_like(q)
     for t in range(length):
-        seen = [j for r in range(rounds) for c in [r * chunks + order[r].index(t) // chunk] for j in ring[c] + ring[c - 1]]
+        places = [r * chunks + order[r].index(t) // chunk for r in range(rounds)]
+        seen = [j for place in places for j in ring[place] + ring[place - 1]]
         seen = [j for j in seen if j != t and not (causal and j > t)] or [t]
         weights = torch.stack([q[t] @ keys[j] / math.sqrt(size) for j in seen]).softmax(0)
         out[t] = sum(weight * v[j] for weight, j in zip(weights, seen))
@@ -269,7 +271,8 @@ def main():
 
     def line(name, flops, seconds):
         rate = flops / seconds / 1e9
-        print(f"{name:<20}{seconds:.4f} s   {rate:.1f} GFLOP/s, {100 * rate / result['sgemm_gflops']:.1f} % of the product's")
+        share = 100 * rate / result["sgemm_gflops"]
+        print(f"{name:<20}{seconds:.4f} s   {rate:.1f} GFLOP/s, {share:.1f} % of the product's")
 
     line("forward", result["flops_forward"], result["forward_seconds"])
     line("forward + backward", result["flops_forward"] + result["flops_backward"], result["forward_backward_seconds"])

@@ -52,7 +52,8 @@ public sealed class PublicApiTests
             .Concat(after.Except(before).Select(l => "+ " + l));
         Assert.That(
             actual == approved,
-            "The public API differs from PublicApi.txt. When the change is meant, note it in CHANGELOG.md and run the tests once with"
+            "The public API differs from PublicApi.txt. When the change is meant, note it in CHANGELOG.md and run the "
+                + "tests once with"
             + $" RFN_UPDATE_API=1.\n{string.Join('\n', changes)}");
     }
 
@@ -108,7 +109,8 @@ public sealed class PublicApiTests
             EventInfo e when e.AddMethod is { IsPublic: true } => $"event {Name(e.EventHandlerType!)} {e.Name}",
             MethodInfo m when IsVisible(m) && !IsAccessor(m) && !m.Name.Contains('<', StringComparison.Ordinal) =>
                 $"{(m.IsStatic ? "static " : m.IsAbstract ? "abstract " : m.IsVirtual && !m.IsFinal ? "virtual " : "")}"
-                    + $"{Name(m.ReturnType)}{Mark(Nullability.Create(m.ReturnParameter))} {m.Name}{Generics(m)}({Parameters(m)})",
+                    + $"{Name(m.ReturnType)}{Mark(Nullability.Create(m.ReturnParameter))} "
+                    + $"{m.Name}{Generics(m)}({Parameters(m)})",
             _ => null,
         };
 
@@ -127,7 +129,8 @@ public sealed class PublicApiTests
         string name = property.GetIndexParameters().Length == 0
             ? property.Name
             : $"this[{string.Join(", ", property.GetIndexParameters().Select(p => Name(p.ParameterType)))}]";
-        return $"{(isStatic ? "static " : "")}{(required ? "required " : "")}{Name(property.PropertyType)}{Mark(Nullability.Create(property))}"
+        return $"{(isStatic ? "static " : "")}{(required ? "required " : "")}{Name(property.PropertyType)}"
+            + Mark(Nullability.Create(property))
             + $" {name} {{ {accessors}}}";
     }
 
@@ -148,8 +151,10 @@ public sealed class PublicApiTests
             method
                 .GetParameters()
                 .Select(p =>
-                    $"{(p.IsOut ? "out " : p.IsIn && p.ParameterType.IsByRef ? "in " : p.ParameterType.IsByRef ? "ref " : "")}{Name(p.ParameterType)}"
-                    + $"{Mark(Nullability.Create(p))} {p.Name}{(p.HasDefaultValue ? $" = {p.DefaultValue ?? "default"}" : "")}"
+                    (!p.ParameterType.IsByRef ? "" : p.IsOut ? "out " : p.IsIn ? "in " : "ref ")
+                    + Name(p.ParameterType)
+                    + $"{Mark(Nullability.Create(p))} {p.Name}"
+                    + (p.HasDefaultValue ? $" = {p.DefaultValue ?? "default"}" : "")
                 )
         );
 

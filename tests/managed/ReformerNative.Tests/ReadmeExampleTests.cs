@@ -30,9 +30,14 @@ public sealed class ReadmeExampleTests
     [Test]
     public void Example_IsTheOneInTheReadme()
     {
-        string[] source = File.ReadAllLines(Repository.PathOf("tests/managed/ReformerNative.Tests/ReadmeExampleTests.cs"));
-        string example = string.Join(
-            '\n', source.SkipWhile(line => line != Begin).Skip(1).TakeWhile(line => line != End).Select(line => line.Length == 0 ? "" : line[4..]));
+        string[] source = File.ReadAllLines(
+            Repository.PathOf("tests/managed/ReformerNative.Tests/ReadmeExampleTests.cs"));
+        IEnumerable<string> lines = source
+            .SkipWhile(line => line != Begin)
+            .Skip(1)
+            .TakeWhile(line => line != End)
+            .Select(line => line.Length == 0 ? "" : line[4..]);
+        string example = string.Join('\n', lines);
         Assert.That(example, Is.Not.Empty);
         Assert.That(File.ReadAllText(Repository.PathOf("README.md")).ReplaceLineEndings("\n"), Does.Contain(example));
     }
@@ -47,7 +52,8 @@ public sealed class ReadmeExampleTests
         text.Fill(batch, DataSplit.HeldOut, seed: 1, index: 0);
         double before = model.Evaluate(batch).Bits;                                   // forward: bits per byte
         using var trainer = new Trainer(model, text, new TrainingOptions { Steps = 20, BatchSize = 2, Length = 256 });
-        trainer.Run();                                                                // forward, inverse, gradients, AdamW
+        // Forward, inverse, gradients, AdamW.
+        trainer.Run();
         double after = model.Evaluate(batch).Bits;
         // README: end
         return (before, after);

@@ -48,7 +48,8 @@ public sealed class SafetensorsTests
         string path = WriteRaw(
             directory,
             """
-            {"f16":{"dtype":"F16","shape":[1],"data_offsets":[0,2]},"bf16":{"dtype":"BF16","shape":[1],"data_offsets":[2,4]},
+            {"f16":{"dtype":"F16","shape":[1],"data_offsets":[0,2]},
+             "bf16":{"dtype":"BF16","shape":[1],"data_offsets":[2,4]},
             "f64":{"dtype":"F64","shape":[],"data_offsets":[4,12]}}
             """,
             data);
@@ -81,7 +82,8 @@ public sealed class SafetensorsTests
     )]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}""", 12, "hole")]
     [TestCase(
-        """{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}""",
+        """{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"""
+            + """"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}""",
         8,
         "overlaps"
     )]

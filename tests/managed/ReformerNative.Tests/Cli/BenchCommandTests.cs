@@ -70,7 +70,8 @@ public sealed class BenchCommandTests
             (Value("early_position"), Value("late_position")), Is.EqualTo((100, 100)),
             "a prompt shorter than the short one is that one");
 
-        // Layers: norms 4·64, LSH 3·32·64 or local 4·32·64, feed-forward 2·64·96 + 64 + 96; head 2·128, 258·129;
+        // Layers: norms 4·64, LSH 3·32·64 or local 4·32·64, feed-forward 2·64·96 + 64 + 96;
+        // head 2·128, 258·129;
         // embeddings 258·64, 11·16, 10·48.
         long parameters =
             (2 * ((4 * 64) + (2 * 64 * 96) + 64 + 96))

@@ -79,7 +79,8 @@ public sealed class VerifyCommandTests
         byte[] bytes = File.ReadAllBytes(weights);
         using (SafetensorsReader file = SafetensorsReader.Open(weights))
         {
-            bytes[file.Get("reformer.encoder.layer_norm.weight").Offset + 2] ^= 0x10; // one value of one parameter, by an eighth
+            // One value of one parameter, by an eighth.
+            bytes[file.Get("reformer.encoder.layer_norm.weight").Offset + 2] ^= 0x10;
         }
 
         File.WriteAllBytes(weights, bytes);

@@ -178,7 +178,8 @@ public sealed class AutoAttentionTests
         Assert.That(
             log.Messages,
             Does.Contain(
-                $"auto layers are Full at {Crossover - 1} tokens; LSH costs no more than dense attention from {Crossover} on"
+                $"auto layers are Full at {Crossover - 1} tokens; LSH costs no more than dense attention from "
+                    + $"{Crossover} on"
             )
         );
 

@@ -85,7 +85,8 @@ internal sealed class NativeRun : IDisposable
             if (!(error <= allowed))
             {
                 Assert.Fail(
-                    $"{name}[{i}] is {values[i]:r}, expected {expected[i]:r} within {allowed:e1}; the largest is {largest:r}"
+                    $"{name}[{i}] is {values[i]:r}, expected {expected[i]:r} within {allowed:e1}; the largest is "
+                        + $"{largest:r}"
                 );
             }
 

@@ -47,7 +47,8 @@ public sealed class LearningTests
             if (value.Step % 50 == 0)
             {
                 TestContext.Progress.WriteLine(
-                    $"step {value.Step}: loss {value.Loss.Loss:F4}, accuracy {value.Loss.Accuracy:P2}, {value.TokensPerSecond:F0} tokens/s"
+                    $"step {value.Step}: loss {value.Loss.Loss:F4}, accuracy {value.Loss.Accuracy:P2}, "
+                        + $"{value.TokensPerSecond:F0} tokens/s"
                 );
             }
         }
