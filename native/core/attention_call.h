@@ -23,6 +23,7 @@ struct Attention {
   const float* rotations = nullptr;  // [rotation_sets, D, R, sum(factors)/2]
   int64_t rotation_sets = 0;         // 1, all_heads or batch * all_heads
   int32_t* buckets = nullptr;        // [B, all_heads, R, T]; null: kept in the scratch
+  bool given_slots = false;          // the caller has the permutation, whose imagined padding may be at any slot
   Philox dropout{};
   float* out = nullptr;
   int64_t out_stride = 0;
@@ -40,6 +41,9 @@ struct Attention {
     if (options.kind == RFN_ATTENTION_FULL) return length;
     return options.padded_length != 0 ? options.padded_length : round_up(length, options.chunk_length);
   }
+  // Slots of one round that may hold a token. What follows is imagined padding, which is neither stored nor visited, so
+  // that a call costs the same however much of it there is.
+  int64_t stored() const { return given_slots ? padded() : length; }
   int64_t pairs() const { return batch * heads; }
 };
 
@@ -87,6 +91,7 @@ inline Attention attention_call(const rfn_attention& op) {
   a.rotations = f32(op.rotations);
   a.rotation_sets = present(op.rotations) ? op.rotations.shape[0] : 0;
   a.buckets = i32(op.buckets);
+  a.given_slots = present(op.sorted);
   a.dropout = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_PROBABILITIES);
   a.out = f32(op.out);
   a.lse = f32(op.lse);

@@ -8,8 +8,8 @@
 // Threads never write the same row at a time, and the order in which a row receives its contributions is fixed:
 //  - forward: a token is a query once per round, and rounds follow each other;
 //  - backward, chunked: tiles of neighbouring chunks form items; an item writes its own rows and those of up to
-//  chunks_before + chunks_after chunks
-//    beside it, so that odd items, then even items, then the ones whose window wraps around (first, last) never meet;
+//    chunks_before + chunks_after chunks beside it, so that odd items, then even items, then the ones whose window
+//    wraps around (first, last) never meet;
 //  - backward, full: S stripes of tokens; every step pairs them up so that no stripe is in two pairs.
 //
 // Keys are packed (gathered, normalised) a block at a time and stay packed while the walk goes on to the next tiles
@@ -17,6 +17,7 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -47,11 +48,17 @@ constexpr int64_t kHeadGroupBytes = int64_t{256} << 20;
 struct Chunks {
   int64_t length, per_round, total;
   int64_t before, after;
+  int64_t stored;  // of a round, from its first on: the others hold nothing but imagined padding
 };
 
 Chunks chunks_of(const Attention& a) {
   const int64_t length = a.options.chunk_length, per_round = a.padded() / length;
-  return {length, per_round, per_round * a.rounds(), a.options.chunks_before, a.options.chunks_after};
+  return {length,
+          per_round,
+          per_round * a.rounds(),
+          a.options.chunks_before,
+          a.options.chunks_after,
+          div_up(a.stored(), length)};
 }
 
 // One (example, head) of the call.
@@ -76,7 +83,7 @@ Pair pair_of(const Attention& a, const AttentionScratch& s, int64_t index) {
   const int64_t rounds = a.rounds();
   if (a.lsh() && s.sorted != nullptr) {
     p.buckets = a.buckets != nullptr ? a.buckets + p.global * rounds * a.length : s.buckets + index * rounds * a.length;
-    p.sorted = s.sorted + index * rounds * a.padded();
+    p.sorted = s.sorted + index * rounds * a.stored();
     if (s.slot_of != nullptr) p.slot_of = s.slot_of + index * rounds * a.length;
   }
   return p;
@@ -193,7 +200,7 @@ class Walker {
   // ---- whole tiles ----
 
   void forward_chunk(int64_t chunk, bool fresh, bool last) {
-    for (int64_t first = 0; first < c.length; first += kTileQueries) {
+    for (int64_t first = 0; first < slots_of(chunk); first += kTileQueries) {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_forward();
       ahead.count = ahead.next = 0;
@@ -205,7 +212,7 @@ class Walker {
   }
 
   void backward_chunk(int64_t chunk) {
-    for (int64_t first = 0; first < c.length; first += kTileQueries) {
+    for (int64_t first = 0; first < slots_of(chunk); first += kTileQueries) {
       if (!load_chunk_queries(chunk, first)) continue;
       begin_backward();
       ahead.count = ahead.next = 0;
@@ -257,20 +264,23 @@ class Walker {
   }
 
  private:
+  // Of a chunk of the round, without imagined padding that is not stored.
+  int64_t slots_of(int64_t chunk) const { return std::clamp<int64_t>(a.stored() - chunk * c.length, 0, c.length); }
+
   // ---- queries ----
 
   // Rows [first, ...) of a chunk; false: none of them is there.
   bool load_chunk_queries(int64_t chunk, int64_t first) {
-    const int64_t window = c.length * (1 + c.before + c.after), padded = a.padded();
+    const int64_t window = c.length * (1 + c.before + c.after);
     queries.count = 0;
     any_query = false;
-    for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
+    for (int64_t x = first; x < std::min(slots_of(chunk), first + kTileQueries); ++x) {
       const int64_t slot = chunk * c.length + x;
-      const int64_t position = a.lsh() ? p.sorted[round * padded + slot] : slot;
+      const int64_t position = a.lsh() ? p.sorted[round * a.stored() + slot] : slot;
       const bool there = real(a, p, position);
       const int32_t bucket = mask.same_bucket && there ? p.buckets[round * a.length + position] : 0;
       add_query(position, slot, bucket, there,
-                ((p.global * a.rounds() + round) * padded + (mask.strict ? position : slot)) * window);
+                ((p.global * a.rounds() + round) * a.padded() + (mask.strict ? position : slot)) * window);
     }
     return end_queries();
   }
@@ -311,22 +321,24 @@ class Walker {
   void for_chunk_keys(int64_t chunk, const Step& step) {
     const int64_t center = round * c.per_round + chunk, pieces = div_up(c.length, kBlockKeys);
     const bool ring = a.options.wrap != 0 && !mask.strict;  // the strict window never leaves its round
-    for (int64_t offset = -c.before; offset <= c.after; ++offset) {
-      int64_t other = center + offset;
-      if (ring) {
-        other = ((other % c.total) + c.total) % c.total;
-        // The ring is shorter than the window: a chunk met before is met again every `total` offsets.
-        if (a.options.repeat_chunks == 0 && offset - c.total >= -c.before) continue;
-      } else if (other < round * c.per_round || other >= (round + 1) * c.per_round) {
-        continue;
-      }
-      const int64_t other_round = other / c.per_round, first_slot = (other - other_round * c.per_round) * c.length;
-      const int32_t* const sorted = a.lsh() ? p.sorted + other_round * a.padded() : nullptr;
+    int64_t first = -c.before, last = c.after;
+    if (!ring) {
+      first = std::max(first, -chunk);
+      last = std::min(last, c.per_round - 1 - chunk);
+    } else if (a.options.repeat_chunks == 0) {
+      last = std::min(last, c.total - 1 - c.before);  // a chunk met before is met again `total` offsets later
+    }
+    int64_t empty = 0;  // blocks of imagined padding in a row
+    for (int64_t offset = first; offset <= last; ++offset) {
+      const int64_t other = ring ? ((center + offset) % c.total + c.total) % c.total : center + offset;
+      const int64_t other_round = other / c.per_round, other_chunk = other % c.per_round;
+      const int64_t first_slot = other_chunk * c.length, end_slot = first_slot + slots_of(other_chunk);
+      const int32_t* const sorted = a.lsh() ? p.sorted + other_round * a.stored() : nullptr;
       const int32_t* const buckets = mask.same_bucket && other_round == round ? p.buckets + round * a.length : nullptr;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
+      for (int64_t piece = 0; piece < pieces && empty < kPackedBlocks; ++piece) {
+        const int64_t begin = first_slot + piece * kBlockKeys, end = std::min(end_slot, begin + kBlockKeys);
+        empty = begin < end ? 0 : empty + 1;
         add_keys(other * pieces + piece, (offset + c.before) * c.length - first_slot, step, [&](KeyBlock& block) {
-          const int64_t begin = first_slot + piece * kBlockKeys,
-                        end = std::min(first_slot + c.length, begin + kBlockKeys);
           for (int64_t slot = begin; slot < end; ++slot) {
             const int64_t position = sorted != nullptr ? sorted[slot] : slot;
             if (!real(a, p, position)) continue;
@@ -337,6 +349,8 @@ class Walker {
           }
         });
       }
+      // As many empty blocks as a thread holds have replaced all others, and the rest of the round is empty too.
+      if (empty == kPackedBlocks) offset += c.per_round - 1 - other_chunk;
     }
     run(step);
   }
@@ -411,11 +425,11 @@ class Walker {
 
   // The rows of these arrays that the tile of a later chunk will gather.
   void look_ahead(int64_t chunk, int64_t first, std::initializer_list<Rows> arrays) {
-    if (!a.lsh() || chunk >= c.per_round) return;
-    const int32_t* const sorted = p.sorted + round * a.padded() + chunk * c.length;
+    if (!a.lsh() || chunk >= c.stored) return;
+    const int32_t* const sorted = p.sorted + round * a.stored() + chunk * c.length;
     for (const Rows& array : arrays) {
       const float* const base = row_base(array.base, array.stride, a, p);
-      for (int64_t x = first; x < std::min(c.length, first + kTileQueries); ++x) {
+      for (int64_t x = first; x < std::min(slots_of(chunk), first + kTileQueries); ++x) {
         if (sorted[x] < a.length) ahead.rows[ahead.count++] = base + sorted[x] * array.stride;
       }
     }
@@ -670,7 +684,7 @@ void for_phases(int64_t pairs, int64_t group, int64_t first_round, int64_t last_
 void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch& s, int64_t first_round,
                      int64_t last_round) {
   const Chunks c = chunks_of(a);
-  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.per_round, per_item),
+  const int64_t per_item = std::max<int64_t>(1, kItemRows / c.length), items = div_up(c.stored, per_item),
                 rounds = last_round - first_round;
   Phases phases(s.phases, a.pairs() * rounds);
   parallel_region(threads, [&](int32_t thread) {
@@ -681,8 +695,7 @@ void forward_chunked(int32_t threads, const Attention& a, const AttentionScratch
                    if (round > first_round) phases.wait(phase - 1, items);
                    phases.work(phase, items, [&](int64_t item) {
                      Walker w(a, s, thread, RFN_PASS_FORWARD, pair_of(a, s, pair), round);
-                     for (int64_t chunk = item * per_item; chunk < std::min(c.per_round, (item + 1) * per_item);
-                          ++chunk) {
+                     for (int64_t chunk = item * per_item; chunk < std::min(c.stored, (item + 1) * per_item); ++chunk) {
                        w.forward_chunk(chunk, round == first_round, round == last_round - 1);
                      }
                    });
@@ -696,10 +709,12 @@ void backward_chunked(int32_t threads, const Attention& a, const AttentionScratc
   const Chunks c = chunks_of(a);
   const int64_t per_item = std::max({c.before + c.after, kItemRows / c.length, int64_t{1}}),
                 rounds = last_round - first_round;
-  const int64_t items =
-      std::max<int64_t>(1, c.per_round / per_item);  // the last takes the rest, so that none is shorter than per_item
-  const int64_t inner = std::max<int64_t>(0, items - 2);  // items 1 .. items - 2 never wrap
-  const int64_t part_items[kParts] = {div_up(inner, 2), inner / 2, 1, items > 1 ? 1 : 0};
+  // The last item takes the rest, so that none is shorter than per_item. Of all items those before `stored` hold
+  // tokens.
+  const int64_t items = std::max<int64_t>(1, c.per_round / per_item),
+                stored = std::min(items, div_up(c.stored, per_item));
+  const int64_t inner = std::clamp<int64_t>(stored - 1, 0, std::max<int64_t>(0, items - 2));  // 1 .. inner never wrap
+  const int64_t part_items[kParts] = {div_up(inner, 2), inner / 2, 1, items > 1 && stored == items ? 1 : 0};
   const auto item_of = [&](int64_t part, int64_t i) {
     return part == 0 ? 2 * i + 1 : part == 1 ? 2 * i + 2 : part == 2 ? 0 : items - 1;
   };
@@ -714,9 +729,8 @@ void backward_chunked(int32_t threads, const Attention& a, const AttentionScratc
           phases.work(phase, part_items[part], [&](int64_t i) {
             const int64_t item = item_of(part, i);
             Walker w(a, s, thread, RFN_PASS_BACKWARD, pair_of(a, s, pair), round);
-            for (int64_t chunk = item * per_item; chunk < (item == items - 1 ? c.per_round : (item + 1) * per_item);
-                 ++chunk)
-              w.backward_chunk(chunk);
+            const int64_t end = item == items - 1 ? c.stored : std::min(c.stored, (item + 1) * per_item);
+            for (int64_t chunk = item * per_item; chunk < end; ++chunk) w.backward_chunk(chunk);
             w.give_up_keys();
           });
         }
@@ -750,7 +764,7 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
   const int64_t pairs = a.pairs(), rounds = a.rounds();
   if (a.lsh()) {
     s.buckets = arena.take<int32_t>(pairs * rounds * a.length);
-    s.sorted = arena.take<int32_t>(pairs * rounds * a.padded());
+    s.sorted = arena.take<int32_t>(pairs * rounds * a.stored());
     if (corrects_duplicates(a)) {
       s.slot_of = arena.take<int32_t>(pairs * rounds * a.length);
       s.places_per_thread = 2 * rounds * kPlacesPerRound * (1 + packed_blocks(a));
@@ -759,7 +773,7 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t thre
     }
     s.counts_per_thread =
         round_up(std::max(sort_counts(bucket_product(a.options) + 1, a.length),
-                          orders_chunks(a) ? chunk_order_counts(a.padded(), a.options.chunk_length) : 0),
+                          orders_chunks(a) ? chunk_order_counts(a.stored(), a.options.chunk_length) : 0),
                  64);
     s.counts = arena.take<int32_t>(threads * s.counts_per_thread);
   }
@@ -808,13 +822,13 @@ void attention_hash(int32_t threads, const Attention& a, const AttentionScratch&
 namespace {
 
 void sort_by_bucket(int32_t threads, const Attention& a, const AttentionScratch& s) {
-  const int64_t rounds = a.rounds(), padded = a.padded(), buckets = bucket_product(a.options) + 1;
+  const int64_t rounds = a.rounds(), stored = a.stored(), buckets = bucket_product(a.options) + 1;
   parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
     const Pair p = pair_of(a, s, item / rounds);
     const int64_t round = item % rounds;
-    int32_t* const sorted = s.sorted + item * padded;
+    int32_t* const sorted = s.sorted + item * stored;
     counting_sort(p.buckets + round * a.length, a.length, buckets, sorted, s.counts + thread * s.counts_per_thread);
-    for (int64_t slot = a.length; slot < padded; ++slot) sorted[slot] = static_cast<int32_t>(slot);
+    for (int64_t slot = a.length; slot < stored; ++slot) sorted[slot] = static_cast<int32_t>(slot);
   });
 }
 
@@ -832,12 +846,12 @@ void attention_arrange_slots(int32_t threads, const Attention& a, const Attentio
     s.log_counts[count] = std::log(count > 0 ? static_cast<float>(count)
                                              : 1e-9f);  // 1e-9 as in the implementation that this option comes from
   }
-  const int64_t rounds = a.rounds(), padded = a.padded();
+  const int64_t rounds = a.rounds(), stored = a.stored();
   parallel_for(threads, a.pairs() * rounds, [&](int64_t item, int32_t thread) {
-    int32_t* const sorted = s.sorted + item * padded;
-    if (order) order_chunks(sorted, padded, a.options.chunk_length, s.counts + thread * s.counts_per_thread);
+    int32_t* const sorted = s.sorted + item * stored;
+    if (order) order_chunks(sorted, stored, a.options.chunk_length, s.counts + thread * s.counts_per_thread);
     if (s.slot_of == nullptr) return;
-    for (int64_t slot = 0; slot < padded; ++slot) {
+    for (int64_t slot = 0; slot < stored; ++slot) {
       if (sorted[slot] < a.length) s.slot_of[item * a.length + sorted[slot]] = static_cast<int32_t>(slot);
     }
   });
@@ -868,7 +882,7 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
 namespace {
 
 int64_t bytes_per_head(const Attention& a) {
-  return a.batch * (a.rounds() * (a.length + a.padded()) * static_cast<int64_t>(sizeof(int32_t)) +
+  return a.batch * (a.rounds() * (a.length + a.stored()) * static_cast<int64_t>(sizeof(int32_t)) +
                     3 * a.length * static_cast<int64_t>(sizeof(float)));
 }
 
@@ -887,12 +901,42 @@ void for_head_groups(const rfn_stream& stream, const rfn_attention& op, void* wo
 
 // The permutation of a group of heads between the caller's [B,H,R,padded] and the scratch's [B,heads,R,padded].
 void copy_sorted(const Attention& a, const AttentionScratch& s, int32_t* outside, bool from_outside) {
-  const int64_t row = a.rounds() * a.padded();
+  const int64_t row = a.rounds() * a.stored();
   for (int64_t pair = 0; pair < a.pairs(); ++pair) {
     int32_t* const theirs = outside + pair_of(a, s, pair).global * row;
     int32_t* const ours = s.sorted + pair * row;
     std::memcpy(from_outside ? ours : theirs, from_outside ? theirs : ours, static_cast<size_t>(row) * sizeof(int32_t));
   }
+}
+
+// Refuses slots of which a row is not each of 0 .. padded - 1 once, before anything but the scratch is written: a
+// position that is missing would get no result, and two slots of one position two writers. Linear like the copy that
+// follows it; the scratch, not filled yet, remembers who was met.
+rfn_status check_permutations(const rfn_stream& stream, const rfn_attention& op, const char* what, void* workspace,
+                              int64_t bytes, int32_t pass) {
+  std::atomic<int64_t> wrong{std::numeric_limits<int64_t>::max()};  // the first element that is
+  for_head_groups(stream, op, workspace, bytes, pass, [&](const Attention& a, const AttentionScratch& s) {
+    const int64_t rounds = a.rounds(), padded = a.padded();
+    parallel_for(stream.context->threads, a.pairs() * rounds, [&](int64_t item, int32_t) {
+      const int64_t row = pair_of(a, s, item / rounds).global * rounds + item % rounds;
+      const int32_t* const slots = i32(op.sorted) + row * padded;
+      int32_t* const met = s.sorted + item * padded;
+      std::fill_n(met, padded, 0);
+      for (int64_t slot = 0; slot < padded; ++slot) {
+        if (slots[slot] >= 0 && slots[slot] < padded && met[slots[slot]]++ == 0) continue;
+        int64_t first = wrong.load(std::memory_order_relaxed);
+        while (row * padded + slot < first && !wrong.compare_exchange_weak(first, row * padded + slot)) {
+        }
+        return;
+      }
+    });
+  });
+  const int64_t element = wrong.load();
+  if (element == std::numeric_limits<int64_t>::max()) return RFN_OK;
+  return fail(RFN_INVALID_ARGUMENT,
+              "%s: sorted: expected in each row every position from 0 to %lld once, got %d at element %lld", what,
+              static_cast<long long>(attention_call(op).padded() - 1), i32(op.sorted)[element],
+              static_cast<long long>(element));
 }
 
 }  // namespace
@@ -954,7 +998,7 @@ rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace
 }
 
 rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  RFN_TRY(check_indices(op.sorted, attention_call(op).padded(), "lsh_attend: sorted"));
+  RFN_TRY(check_permutations(stream, op, "lsh_attend", workspace, workspace_bytes, RFN_PASS_FORWARD));
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
                   [&](const Attention& a, const AttentionScratch& s) {
@@ -967,7 +1011,7 @@ rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspa
 }
 
 rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  RFN_TRY(check_indices(op.sorted, attention_call(op).padded(), "lsh_attend_backward: sorted"));
+  RFN_TRY(check_permutations(stream, op, "lsh_attend_backward", workspace, workspace_bytes, RFN_PASS_BACKWARD));
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
                   [&](const Attention& a, const AttentionScratch& s) {

@@ -14,7 +14,7 @@ namespace rfn::cpu {
 // by forward and backward.
 struct AttentionScratch {
   int32_t* buckets = nullptr;    // [pairs, R, T]
-  int32_t* sorted = nullptr;     // [pairs, R, padded]: position at a slot
+  int32_t* sorted = nullptr;     // [pairs, R, stored]: position at a slot
   int32_t* slot_of = nullptr;    // [pairs, R, T]; duplicate correction only
   RowSoftmax* merged = nullptr;  // forward [pairs, T]: of the rounds or keys so far
   float* delta = nullptr;        // backward [pairs, T]
@@ -49,10 +49,10 @@ void attention_backward_rounds(int32_t threads, const Attention& a, const Attent
 int64_t sort_counts(int64_t bucket_count, int64_t length);
 void counting_sort(const int32_t* buckets, int64_t length, int64_t bucket_count, int32_t* sorted, int32_t* counts);
 
-// Sorts the positions of each chunk of a permutation of [0, padded), in O(padded). counts has
-// chunk_order_counts(padded, chunk_length) entries.
-int64_t chunk_order_counts(int64_t padded, int64_t chunk_length);
-void order_chunks(int32_t* sorted, int64_t padded, int64_t chunk_length, int32_t* counts);
+// Sorts the positions of each chunk of a permutation of [0, slots), in O(slots). counts has
+// chunk_order_counts(slots, chunk_length) entries.
+int64_t chunk_order_counts(int64_t slots, int64_t chunk_length);
+void order_chunks(int32_t* sorted, int64_t slots, int64_t chunk_length, int32_t* counts);
 
 // RFN_OK when every element of an I32 tensor is in [0, limit); else a message that names `what`. Contents that come
 // from the caller become indices.

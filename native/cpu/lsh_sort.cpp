@@ -41,21 +41,17 @@ void counting_sort(const int32_t* buckets, int64_t length, int64_t bucket_count,
   }
 }
 
-int64_t chunk_order_counts(int64_t padded, int64_t chunk_length) { return padded + padded / chunk_length; }
+int64_t chunk_order_counts(int64_t slots, int64_t chunk_length) { return slots + div_up(slots, chunk_length); }
 
-// What is no permutation (the stages take one from their caller) comes out as some other numbers in [0, padded).
-void order_chunks(int32_t* sorted, int64_t padded, int64_t chunk_length, int32_t* counts) {
-  int32_t *const chunk_of = counts, *const next_slot = counts + padded;
-  std::fill_n(chunk_of, padded, 0);
-  for (int64_t chunk = 0; chunk < padded / chunk_length; ++chunk) {
+void order_chunks(int32_t* sorted, int64_t slots, int64_t chunk_length, int32_t* counts) {
+  int32_t *const chunk_of = counts, *const next_slot = counts + slots;
+  for (int64_t chunk = 0; chunk < div_up(slots, chunk_length); ++chunk) {
     next_slot[chunk] = static_cast<int32_t>(chunk * chunk_length);
-    for (int64_t slot = chunk * chunk_length; slot < (chunk + 1) * chunk_length; ++slot)
+    for (int64_t slot = chunk * chunk_length; slot < std::min(slots, (chunk + 1) * chunk_length); ++slot)
       chunk_of[sorted[slot]] = static_cast<int32_t>(chunk);
   }
-  for (int64_t position = 0; position < padded; ++position) {
-    const int64_t slot = next_slot[chunk_of[position]]++;
-    sorted[std::min(slot, padded - 1)] = static_cast<int32_t>(position);
-  }
+  for (int64_t position = 0; position < slots; ++position)
+    sorted[next_slot[chunk_of[position]]++] = static_cast<int32_t>(position);
 }
 
 }  // namespace rfn::cpu

@@ -16,7 +16,7 @@ inline constexpr int kMaxCountedRounds = 255;  // with duplicate correction
 // followed by forward and backward.
 struct AttentionScratch {
   int32_t* buckets = nullptr;  // [pairs, R, T]; unused where the call has its own
-  int32_t* sorted = nullptr;   // [pairs, R, padded]: position at a slot
+  int32_t* sorted = nullptr;   // [pairs, R, stored]: position at a slot
   int32_t* slot_of = nullptr;  // [pairs, R, T]; duplicate correction only
   void* sort = nullptr;        // of the counting sort
   float* maximum = nullptr;    // [pairs, T]: running maximum (base 2) between rounds; R > 1

@@ -17,6 +17,7 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   c.lsh = a.lsh();
   c.length = static_cast<int32_t>(a.length);
   c.padded = static_cast<int32_t>(a.padded());
+  c.stored = static_cast<int32_t>(a.stored());
   c.rounds = static_cast<int32_t>(a.rounds());
   c.round = static_cast<int32_t>(round);
   c.last_query_round = c.rounds;
@@ -50,7 +51,7 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass
   const int64_t pairs = a.pairs(), rounds = a.rounds();
   if (a.lsh()) {
     s.buckets = arena.take<int32_t>(a.buckets == nullptr ? pairs * rounds * a.length : 0);
-    s.sorted = arena.take<int32_t>(pairs * rounds * a.padded());
+    s.sorted = arena.take<int32_t>(pairs * rounds * a.stored());
     if (corrects_duplicates(a)) s.slot_of = arena.take<int32_t>(pairs * rounds * a.length);
     s.sort = arena.take<char>(sort_scratch_bytes(a));
   }
@@ -123,9 +124,9 @@ rfn_status for_head_groups(rfn_stream& stream, const rfn_attention& op, void* wo
 // The permutation of a group of heads between the caller's [B,H,R,padded] and the scratch's [B,heads,R,padded].
 rfn_status copy_sorted(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int32_t* outside,
                        bool from_outside) {
-  const size_t row = static_cast<size_t>(a.rounds() * a.padded()) * sizeof(int32_t);
+  const size_t row = static_cast<size_t>(a.rounds() * a.stored()) * sizeof(int32_t);
   const size_t width = row * static_cast<size_t>(a.heads), outside_pitch = row * static_cast<size_t>(a.all_heads);
-  int32_t* const theirs = outside + a.first_head * a.rounds() * a.padded();
+  int32_t* const theirs = outside + a.first_head * a.rounds() * a.stored();
   RFN_CUDA_TRY(stream,
                from_outside
                    ? cudaMemcpy2DAsync(s.sorted, width, theirs, outside_pitch, width, static_cast<size_t>(a.batch),

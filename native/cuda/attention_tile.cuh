@@ -22,7 +22,7 @@ inline constexpr float kLn2 = 0.69314718055994531f;
 struct TileCall {
   Attention a;
   AttentionScratch s;
-  int32_t length, padded;                       // T, slots of a round
+  int32_t length, padded, stored;               // T, slots of a round, those that may hold a token
   int32_t rounds, round;                        // the round of this launch: of its rows
   int32_t first_query_round, last_query_round;  // key rows: columns are queries of rounds [first, last)
   int32_t chunk, per_round, total;              // C; chunks of a round, of all rounds
@@ -53,7 +53,7 @@ RFN_DEVICE TilePair tile_pair(const TileCall& c, int64_t index) {
   p.head = index % c.a.heads;
   p.global = example * c.a.all_heads + c.a.first_head + p.head;
   p.lse = (example * c.a.lse_heads + p.head) * c.length;
-  p.sorted = c.lsh ? c.s.sorted + index * c.rounds * c.padded : nullptr;
+  p.sorted = c.lsh ? c.s.sorted + index * c.rounds * c.stored : nullptr;
   p.buckets = !c.lsh                   ? nullptr
               : c.a.buckets != nullptr ? c.a.buckets + p.global * c.rounds * c.length
                                        : c.s.buckets + index * c.rounds * c.length;
@@ -95,8 +95,8 @@ RFN_DEVICE Place place_of(const TileCall& c, int32_t chunk, int32_t x) {
 
 RFN_DEVICE Token token_at(const TileCall& c, const TilePair& p, const Place& place, int32_t chunk, int32_t x) {
   Token token = {kNone, 0, 0, chunk};
-  if (place.round < 0 || place.slot >= c.padded) return token;
-  const int32_t position = c.lsh ? p.sorted[static_cast<int64_t>(place.round) * c.padded + place.slot] : place.slot;
+  if (place.round < 0 || place.slot >= c.stored) return token;
+  const int32_t position = c.lsh ? p.sorted[static_cast<int64_t>(place.round) * c.stored + place.slot] : place.slot;
   if (position < 0 || position >= c.length) return token;
   token.x = p.mask != nullptr && p.mask[position] == 0 ? -2 - position : position;
   token.y = c.strict ? place.slot : x;
@@ -420,7 +420,7 @@ struct Walk {
 // kKeys: rows are keys, columns queries.
 template <bool kKeys, int kRows>
 RFN_DEVICE Walk walk_of(const TileCall& c, int32_t first_slot) {
-  const int32_t last_slot = min(first_slot + kRows, c.padded) - 1, first = first_slot / c.chunk,
+  const int32_t last_slot = min(first_slot + kRows, c.stored) - 1, first = first_slot / c.chunk,
                 last = last_slot / c.chunk;
   const int32_t behind = kKeys ? c.after : c.before, ahead = kKeys ? c.before : c.after;
   Walk walk = {first - behind, 0, (last - first + 1 + behind + ahead) * c.chunk};
@@ -439,6 +439,16 @@ struct QueryNumbers {
   uint64_t dropout_row;
 };
 
+// The columns to look at after those from `start` on: in whole steps past the rest of a chunk that does not exist, or
+// that is imagined padding.
+template <int kColumns>
+RFN_DEVICE int32_t columns_after(const TileCall& c, const Walk& walk, int32_t start) {
+  start += kColumns;
+  const int32_t x = start % c.chunk;
+  const Place place = place_of(c, walk.first_chunk + start / c.chunk, x);
+  return place.round < 0 || place.slot >= c.stored ? start + (c.chunk - x) / kColumns * kColumns : start;
+}
+
 // Loads the tokens of kColumns columns from `start` on; steps on while no row can see any of them. Returns where it
 // stopped: walk.end or later when nothing is left. `edge`: the last position among query rows, the first among key
 // rows. Ends with a barrier if it loaded anything.
@@ -446,7 +456,7 @@ template <bool kKeys, int kColumns>
 RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t start, int32_t edge, Token* tokens,
                                 QueryNumbers* numbers) {
   const TilePair p = block_pair(c);
-  for (; start < walk.end; start += kColumns) {
+  for (; start < walk.end; start = columns_after<kColumns>(c, walk, start)) {
     bool useful = false;
     if (static_cast<int>(threadIdx.x) < kColumns) {
       const int32_t column = start + static_cast<int32_t>(threadIdx.x);
@@ -613,7 +623,7 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
 // Launches one block for every kRows slots of every (example, head).
 template <class Sizes, class Kernel, class... Arguments>
 rfn_status launch_tiles(rfn_stream& stream, Kernel kernel, TileCall call, Arguments... arguments) {
-  call.tiles = static_cast<int32_t>(div_up(call.padded, Sizes::kRows));
+  call.tiles = static_cast<int32_t>(div_up(call.stored, Sizes::kRows));
   const int64_t blocks = call.a.pairs() * call.tiles;
   if (blocks > 0x7fffffff) {
     return fail(RFN_UNSUPPORTED, "attention: expected at most 2147483647 tiles over all heads and examples, got %lld",

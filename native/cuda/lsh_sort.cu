@@ -189,11 +189,11 @@ __global__ void __launch_bounds__(kThreads) sort_padding_kernel(CountingSort sor
 }
 
 __global__ void __launch_bounds__(kThreads)
-    index_slots_kernel(const int32_t* sorted, int32_t* slot_of, int64_t segments, int64_t padded, int64_t length) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < segments * padded;
+    index_slots_kernel(const int32_t* sorted, int32_t* slot_of, int64_t segments, int64_t slots, int64_t length) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < segments * slots;
        i += int64_t{gridDim.x} * kThreads) {
     const int32_t position = sorted[i];
-    if (position >= 0 && position < length) slot_of[i / padded * length + position] = static_cast<int32_t>(i % padded);
+    if (position >= 0 && position < length) slot_of[i / slots * length + position] = static_cast<int32_t>(i % slots);
   }
 }
 
@@ -234,7 +234,7 @@ CountingSort sort_of(const Attention& a, const AttentionScratch& scratch) {
           a.heads * rounds,
           (own ? a.all_heads : a.heads) * rounds,
           scratch.sorted,
-          a.padded(),
+          a.stored(),
           scratch.slot_of};
 }
 
@@ -290,9 +290,9 @@ rfn_status attention_index_slots(rfn_stream& stream, const Attention& a, const A
   if (scratch.slot_of == nullptr) return RFN_OK;
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  const int64_t segments = a.pairs() * a.rounds(), padded = a.padded();
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(index_slots_kernel, stride_blocks(segments * padded), kThreads, 0,
-                                  native_stream(stream), scratch.sorted, scratch.slot_of, segments, padded, a.length));
+  const int64_t segments = a.pairs() * a.rounds(), slots = a.stored();
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(index_slots_kernel, stride_blocks(segments * slots), kThreads, 0,
+                                  native_stream(stream), scratch.sorted, scratch.slot_of, segments, slots, a.length));
   return RFN_OK;
 }
 

@@ -351,9 +351,11 @@ typedef struct rfn_attention {
   rfn_tensor rotations; /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
   rfn_tensor buckets; /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional
                          (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
-  rfn_tensor sorted;  /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding */
-  rfn_tensor out;     /* F32 [B,T,H,D]: out of forward, in for backward */
-  rfn_tensor lse;     /* F32 [B,H,T]: out of forward (optional there), in for backward */
+  rfn_tensor sorted; /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding. What
+                        is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the results of
+                        missing and repeated positions unspecified */
+  rfn_tensor out;    /* F32 [B,T,H,D]: out of forward, in for backward */
+  rfn_tensor lse;    /* F32 [B,H,T]: out of forward (optional there), in for backward */
   rfn_tensor round_out;      /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
   rfn_tensor round_lse;      /* stages: F32 [R,B,H,T] */
   rfn_tensor grad_out;       /* backward: F32 [B,T,H,D] */

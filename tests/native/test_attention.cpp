@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -502,22 +503,102 @@ TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
   }
 }
 
-// In range, but one position at every slot: the results mean nothing, and nothing else is touched (guards, sanitizers).
-TEST_F(AttentionOpTest, SlotsThatAreNoPermutationAreHarmless) {
+// In range, but one position at several slots, and others at none: those would have no results, and that one several
+// writers. The CPU refuses it and writes nothing; a device, which cannot say so without waiting, stays within its
+// memory.
+TEST_F(AttentionOpTest, SlotsThatAreNoPermutation_RefusedOrHarmless) {
   Case c;
-  c.causal = 1;
+  c.causal = 1, c.rounds = 2, c.batch = 2;
   const Problem p(c, 28);
-  Bound b(p);
-  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-      round_lse({c.rounds, c.batch, c.heads, c.length});
-  Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, p.reference.buckets);
-  b.op.round_out = round_out, b.op.round_lse = round_lse, b.op.buckets = buckets;
-  for (const int32_t position : {0, 20, 63}) {
-    const std::vector<int32_t> slots(p.reference.sorted.size(), position);
-    Tensor<int32_t> sorted({c.batch, c.heads, c.rounds, 64}, slots);
-    b.op.sorted = sorted;
-    EXPECT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
-    EXPECT_EQ(sorted.values(), slots);
+  for (const int32_t window : {RFN_WINDOW_SLOTS, RFN_WINDOW_SAME_BUCKET, RFN_WINDOW_STRICT}) {
+    for (const int64_t head_group : {0, 1}) {
+      Bound b(p);
+      b.op.options.window = window;
+      b.op.options.duplicates = window == RFN_WINDOW_SLOTS ? 0 : 1;
+      b.op.head_group = head_group;
+      Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
+          round_lse({c.rounds, c.batch, c.heads, c.length});
+      Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, p.reference.buckets);
+      b.op.round_out = round_out;
+      b.op.round_lse = round_lse;
+      b.op.buckets = buckets;
+      Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size},
+                                   std::vector<float>(c.rounds * p.q.size(), 1.0f));
+      Tensor<float> grad_round_lse({c.rounds, c.batch, c.heads, c.length},
+                                   std::vector<float>(c.rounds * c.batch * c.heads * c.length, 1.0f));
+      b.op.grad_round_out = grad_round_out;
+      b.op.grad_round_lse = grad_round_lse;
+      std::vector<std::vector<int32_t>> wrong(3, p.reference.sorted);
+      wrong[0].assign(wrong[0].size(), 20);      // every slot
+      wrong[1].back() = wrong[1].end()[-2];      // one, the last of the last head
+      std::swap(wrong[2][64 + 3], wrong[2][3]);  // a position of the next round, whose own one comes twice there
+      const char* const elements[] = {"element 1", "element 511", "element"};
+      for (size_t i = 0; i < wrong.size(); ++i) {
+        if (wrong[2][3] == p.reference.sorted[3] && i == 2) continue;  // both rounds have the same one there
+        Tensor<int32_t> sorted({c.batch, c.heads, c.rounds, 64}, wrong[i]);
+        b.op.sorted = sorted;
+        if (on_cpu()) {
+          EXPECT_TRUE(Fails(stage(stream, b.op, rfn_lsh_attend), RFN_INVALID_ARGUMENT, {"sorted", elements[i]}));
+          EXPECT_TRUE(
+              Fails(stage(stream, b.op, rfn_lsh_attend_backward), RFN_INVALID_ARGUMENT, {"sorted", elements[i]}));
+          EXPECT_TRUE(Untouched(round_out.values()));
+          EXPECT_TRUE(Untouched(b.grad_q.values()));
+        } else {
+          EXPECT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
+          EXPECT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend_backward)));
+        }
+        EXPECT_EQ(sorted.values(), wrong[i]);
+      }
+    }
+  }
+}
+
+// Imagined padding takes neither memory nor time: with as much of it as is allowed a call asks for the same workspace
+// and gives the same bits as with a little, at once.
+TEST_F(AttentionOpTest, ImaginedPadding_CostsNothing) {
+  const int64_t most = on_cpu() ? (int64_t{1} << 31) - 8 : int64_t{1} << 29;
+  for (const int32_t kind : {RFN_ATTENTION_LSH, RFN_ATTENTION_LOCAL}) {
+    for (const int32_t form : {0, 1, 2, 3}) {
+      if (form > 1 && kind == RFN_ATTENTION_LOCAL) continue;
+      SCOPED_TRACE("kind " + std::to_string(kind) + ", form " + std::to_string(form));
+      Case c;
+      c.kind = kind;
+      c.shared = kind == RFN_ATTENTION_LSH ? 1 : 0;
+      c.length = 14;
+      c.chunk = 2;
+      c.rounds = kind == RFN_ATTENTION_LSH ? 2 : 1;
+      c.causal = form == 1 || form == 3 ? 1 : 0;
+      c.window = form == 2 ? RFN_WINDOW_SAME_BUCKET : form == 3 ? RFN_WINDOW_STRICT : RFN_WINDOW_SLOTS;
+      c.duplicates = form >= 2 ? 1 : 0;
+      c.after = form == 3 ? 0 : 1;
+      c.padded = 64;
+      const Problem p(c, 29);
+      Bound few(p), many(p);
+      many.op.options.padded_length = most;
+      const auto start = std::chrono::steady_clock::now();
+      for (Bound* const b : {&few, &many}) {
+        ASSERT_TRUE(Ok(forward(stream, b->op)));
+        ASSERT_TRUE(Ok(backward(stream, b->op)));
+      }
+      // The padding of one chunk that holds everything, of which there can be as much.
+      Bound one(p);
+      one.op.options.chunk_length = most / 4;
+      one.op.options.padded_length = 0;
+      ASSERT_TRUE(Ok(forward(stream, one.op)));
+      ASSERT_TRUE(Ok(backward(stream, one.op)));
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      EXPECT_LT(seconds.count(), 2.0);
+      EXPECT_TRUE(AllFinite(one.grad_q.values()));
+      EXPECT_TRUE(SameBits(many.out.values(), few.out.values()));
+      EXPECT_TRUE(SameBits(many.grad_q.values(), few.grad_q.values()));
+      EXPECT_TRUE(SameBits(many.grad_v.values(), few.grad_v.values()));
+      for (const int32_t pass : {RFN_PASS_FORWARD, RFN_PASS_BACKWARD}) {
+        int64_t little = 0, much = 0;
+        ASSERT_TRUE(Ok(rfn_attention_workspace(context, &few.op, pass, &little)));
+        ASSERT_TRUE(Ok(rfn_attention_workspace(context, &many.op, pass, &much)));
+        EXPECT_EQ(little, much);
+      }
+    }
   }
 }
 

@@ -206,7 +206,9 @@ internal unsafe struct rfn_attention
     /// <summary>LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional
     /// (else hashed again). Padding with pad_bucket has bucket number prod(factors)</summary>
     internal rfn_tensor buckets;
-    /// <summary>LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding</summary>
+    /// <summary>LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding. What
+    /// is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the results of
+    /// missing and repeated positions unspecified</summary>
     internal rfn_tensor sorted;
     /// <summary>F32 [B,T,H,D]: out of forward, in for backward</summary>
     internal rfn_tensor @out;
