@@ -82,8 +82,8 @@ public sealed class SafetensorsTests
     )]
     [TestCase("""{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}""", 12, "hole")]
     [TestCase(
-        """{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"""
-            + """"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}""",
+        """{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":"""
+            + """{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}""",
         8,
         "overlaps"
     )]
