@@ -350,7 +350,9 @@ class Walker {
         });
       }
       // As many empty blocks as a thread holds have replaced all others, and the rest of the round is empty too.
-      if (empty == kPackedBlocks) offset += c.per_round - 1 - other_chunk;
+      if (empty < kPackedBlocks) continue;
+      offset += c.per_round - 1 - other_chunk;
+      empty = 0;
     }
     run(step);
   }

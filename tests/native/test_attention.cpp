@@ -122,6 +122,13 @@ std::vector<Case> cases() {
   add("LocalNoWrapDropout", [](Case& c) {
     c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.wrap = 0, c.after = 1, c.key_norm = 0, c.dropout = 0.5f;
   });
+  add("LocalManyEmptyBlocks", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.length = 193;
+    c.chunk = 129;
+    c.padded = 774;
+    c.before = 3;
+  });
   add("LocalShared", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.causal = 1, c.length = 33; });
   add("FullOrdinary",
       [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
