@@ -8,8 +8,6 @@ source cmake/setup.sh
 rfn_need libbenchmark-dev sh -c 'ls /usr/include/benchmark/benchmark.h'
 rfn_set_up || exit 1
 
-# Tests start more threads than there may be processors; waiting threads should not burn the time of working ones.
-export OMP_WAIT_POLICY=passive
 jobs=$(nproc)
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT

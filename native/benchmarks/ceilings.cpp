@@ -1,9 +1,8 @@
 // What the machine can do at most: the figures that all others are a share of.
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/parallel.h"
 #include "harness.h"
 
 namespace rfn::benchmarks {
@@ -25,11 +24,8 @@ float sum(const float* begin, const float* end) {
 template <class Function>
 void in_parallel(const Device& device, int64_t floats, const Function& work) {
   const int32_t threads = device.threads();
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
-    work(floats * thread / all, floats * (thread + 1) / all);
-  }
+  cpu::parallel_for(threads, threads,
+                    [&](int64_t part, int32_t) { work(floats * part / threads, floats * (part + 1) / threads); });
 }
 
 void sgemm(benchmark::State& state, int32_t threads) {

@@ -17,7 +17,7 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
-#include "cpu/gemm.h"
+#include "cpu/blas_memory.h"
 #include "cpu/host.h"
 #include "cpu/simd.h"
 
@@ -76,6 +76,12 @@ rfn_status context_create(rfn_context& context) {
   if (const char* const refused = simd_refused(); refused != nullptr) {
     return fail(RFN_UNSUPPORTED,
                 "RFN_SIMD: expected portable, avx2 or avx512 as far as this processor has them, got %s", refused);
+  }
+  if (!reserve_blas_memory()) {
+    const HostMemory memory = host_memory();
+    return fail(RFN_OUT_OF_MEMORY,
+                "rfn_context_create: matrix products work in %zu bytes, but %" PRId64 " of %" PRId64 " are free",
+                kBlasBufferBytes, memory.free_bytes, memory.total_bytes);
   }
   if (context.threads == 0) context.threads = host_processors();
   context.native = new Memory;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "cpu/blas_memory.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 
@@ -59,9 +60,12 @@ void gemm(Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, in
     }
     return;
   }
-  cblas_sgemm(CblasRowMajor, cblas(a_transpose), cblas(b_transpose), static_cast<int>(m), static_cast<int>(n),
-              static_cast<int>(k), 1.0f, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta, c,
-              static_cast<int>(ldc));
+  for (int64_t row = 0; row < m; row += kBlasRows) {
+    cblas_sgemm(CblasRowMajor, cblas(a_transpose), cblas(b_transpose), static_cast<int>(std::min(kBlasRows, m - row)),
+                static_cast<int>(n), static_cast<int>(k), 1.0f,
+                a_transpose == Transpose::kYes ? a + row : a + row * lda, static_cast<int>(lda), b,
+                static_cast<int>(ldb), beta, c + row * ldc, static_cast<int>(ldc));
+  }
 }
 
 void parallel_gemm(int32_t threads, Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k,

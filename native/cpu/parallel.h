@@ -1,8 +1,7 @@
 // Threads over fixed work items. The items, and the order in which their results are combined, never depend on the
-// number of threads: that is why results have the same bits for any of them.
+// number of threads: that is why results have the same bits for any of them, and for fewer than were asked for.
 #pragma once
-#include <omp.h>
-
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -11,15 +10,38 @@
 
 namespace rfn::cpu {
 
+// Calls body(closure, thread) with thread 0 on the calling thread and with 1 to threads - 1 on others, each once. There
+// are fewer others when they are busy in other calls or the system grants no more threads; the call returns when all
+// that began have ended. An exception of body ends its thread's part, and one of them is thrown again here.
+void run_on_threads(int32_t threads, void (*body)(const void* closure, int32_t thread), const void* closure);
+
+// The number of threads that wait for work or do it, beside the callers. They live as long as the process.
+int32_t worker_count();
+
+// Calls body(thread) once on each of at most `threads` threads; thread 0 is the calling one.
+template <class Body>
+void parallel_region(int32_t threads, const Body& body) {
+  if (threads <= 1) return body(0);
+  run_on_threads(
+      threads, [](const void* closure, int32_t thread) { (*static_cast<const Body*>(closure))(thread); }, &body);
+}
+
 // Calls body(item, thread) once for each item in [0, items), thread in [0, threads).
 template <class Body>
 void parallel_for(int32_t threads, int64_t items, const Body& body) {
-  if (items <= 1 || threads <= 1) {
-    for (int64_t item = 0; item < items; ++item) body(item, 0);
-    return;
-  }
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t item = 0; item < items; ++item) body(item, omp_get_thread_num());
+  alignas(64) std::atomic<int64_t> next{0};
+  parallel_region(static_cast<int32_t>(std::min<int64_t>(threads, items)), [&](int32_t thread) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, thread);
+  });
+}
+
+// Tells the processor that this thread spins.
+inline void spin_pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
 }
 
 // Phases of one parallel region: sets of items, some of which begin when others have ended. Every thread goes through
@@ -39,13 +61,11 @@ class Phases {
   // Calls body(item) for the items of a phase that no other thread has taken, prepare() before the first.
   template <class Prepare, class Body>
   void work(int64_t phase, int64_t items, const Prepare& prepare, const Body& body) {
-    Phase& p = phases_[phase];
-    int64_t done = 0;
-    for (int64_t item; (item = p.next.fetch_add(1, std::memory_order_relaxed)) < items; ++done) {
-      if (done == 0) prepare();
+    Taken taken{phases_[phase]};
+    for (int64_t item; (item = taken.phase.next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      if (++taken.count == 1) prepare();
       body(item);
     }
-    p.done.fetch_add(done, std::memory_order_acq_rel);
   }
 
   template <class Body>
@@ -60,25 +80,23 @@ class Phases {
   }
 
  private:
+  // Items of a phase that this thread took. They count as done when they end with an exception too, so that no other
+  // thread waits for ever.
+  struct Taken {
+    Phase& phase;
+    int64_t count = 0;
+    ~Taken() { phase.done.fetch_add(count, std::memory_order_acq_rel); }
+  };
+
   // Tens of microseconds of spinning, then room for the threads that are waited for.
   static void pause(int waited) {
     constexpr int kSpins = 2048, kYields = 64;
     if (waited >= kSpins + kYields) return std::this_thread::sleep_for(std::chrono::microseconds(50));
     if (waited >= kSpins) return std::this_thread::yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
+    spin_pause();
   }
 
   Phase* const phases_;
 };
-
-// Calls body(thread) once on each of `threads` threads, fewer if there are not as many.
-template <class Body>
-void parallel_region(int32_t threads, const Body& body) {
-  if (threads <= 1) return body(0);
-#pragma omp parallel num_threads(threads)
-  body(omp_get_thread_num());
-}
 
 }  // namespace rfn::cpu

@@ -63,7 +63,7 @@ tests_of() {
 build() { cmake --build "$work/build" --target "$@" --parallel "$(nproc)" >"$work/log" 2>&1; }
 
 run() { # run PLUGIN SEED FILTER [ALIGNED]
-  env OMP_WAIT_POLICY=passive RFN_TEST_DEVICE=cuda_on_host RFN_CUDA_ON_HOST_PLUGIN="$work/build/$1" RFN_CUDA_ON_HOST_SEED="$2" ${4:+RFN_TEST_ALIGNED=1} \
+  env RFN_TEST_DEVICE=cuda_on_host RFN_CUDA_ON_HOST_PLUGIN="$work/build/$1" RFN_CUDA_ON_HOST_SEED="$2" ${4:+RFN_TEST_ALIGNED=1} \
     timeout 600 "$work/build/tests/native/reformer_native_tests" --gtest_fail_fast --gtest_brief=1 --gtest_filter="$3:-*Schedule*" >"$work/log" 2>&1
 }
 

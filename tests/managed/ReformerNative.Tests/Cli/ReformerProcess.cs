@@ -34,7 +34,6 @@ internal sealed class ReformerProcess : IDisposable
             RedirectStandardError = true,
         };
         start.Environment["DOTNET_TieredPGO"] = "0";
-        start.Environment["OMP_WAIT_POLICY"] = "passive";
         _process = Process.Start(start)!;
         _errors = _process.StandardError.ReadToEndAsync();
     }
