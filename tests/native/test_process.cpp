@@ -114,7 +114,9 @@ TEST(Process, TrainingShortOfMemory_Ends) {
     const bool loaded = ended.output.find("error while loading shared libraries") == std::string::npos;
     EXPECT_TRUE(ended.code == 0 || ended.code == 1 || !loaded) << megabytes << " MB: " << ended.code << ended.output;
     EXPECT_FALSE(ended.output.empty());
-    if (megabytes == 200) EXPECT_EQ(ended.code, 0) << ended.output;
+    if (megabytes == 200) {
+      EXPECT_EQ(ended.code, 0) << ended.output;
+    }
   }
 }
 
