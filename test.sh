@@ -5,8 +5,10 @@ set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root" || exit 1
 source cmake/setup.sh
-rfn_need libbenchmark-dev sh -c 'ls /usr/include/benchmark/benchmark.h'
-rfn_set_up || exit 1
+rfn_check_sdk || exit 1
+rfn_need_library
+rfn_need_tests
+rfn_install || exit 1
 
 jobs=$(nproc)
 logs=$(mktemp -d)

@@ -82,22 +82,34 @@ internal sealed class EventHandle : ContextChildHandle
 internal sealed class BufferHandle : ContextChildHandle
 {
     private int memory;
+    private long bytes;
 
     /// <summary>Allocates <paramref name="bytes"/> bytes of RFN_MEMORY_* <paramref name="memory"/>.</summary>
     internal static unsafe BufferHandle Allocate(ContextHandle context, int memory, long bytes)
     {
-        var buffer = new BufferHandle { memory = memory };
+        var buffer = new BufferHandle { memory = memory, bytes = bytes };
         nint pointer = 0;
         NativeError.ThrowIfFailed(NativeMethods.rfn_buffer_allocate(context, memory, bytes, &pointer));
         if (pointer != 0)
         {
             buffer.Attach(context);
             buffer.SetHandle(pointer);
+            if (bytes > 0)
+            {
+                GC.AddMemoryPressure(bytes); // else a collector that sees small objects lets gigabytes pile up
+            }
         }
 
         return buffer;
     }
 
-    protected override bool Release(nint contextPointer) =>
-        NativeMethods.rfn_buffer_free(contextPointer, memory, handle) == NativeConstants.RFN_OK;
+    protected override bool Release(nint contextPointer)
+    {
+        if (bytes > 0)
+        {
+            GC.RemoveMemoryPressure(bytes);
+        }
+
+        return NativeMethods.rfn_buffer_free(contextPointer, memory, handle) == NativeConstants.RFN_OK;
+    }
 }

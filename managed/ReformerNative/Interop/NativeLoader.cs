@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text;
@@ -44,10 +45,7 @@ internal static class NativeLoader
         {
             if (library == 0)
             {
-                nint loaded = Load(
-                    Candidates(Environment.GetEnvironmentVariable(PathVariable), AppContext.BaseDirectory),
-                    out string path);
-                CheckVersion(Version(loaded), path);
+                nint loaded = Load(Candidates(Environment.GetEnvironmentVariable(PathVariable), Folders()));
                 if (!resolverSet)
                 {
                     NativeLibrary.SetDllImportResolver(typeof(NativeLoader).Assembly, Resolve);
@@ -62,7 +60,7 @@ internal static class NativeLoader
     /// <summary>
     /// Where the library may be, in the order of search. The last entry is a bare name: the system's own search.
     /// </summary>
-    internal static IReadOnlyList<string> Candidates(string? configured, string baseDirectory)
+    internal static IReadOnlyList<string> Candidates(string? configured, params ReadOnlySpan<string?> folders)
     {
         string file = OperatingSystem.IsWindows() ? "reformer_native.dll"
             : OperatingSystem.IsMacOS() ? "libreformer_native.dylib"
@@ -73,33 +71,34 @@ internal static class NativeLoader
             return [Directory.Exists(path) ? Path.Combine(path, file) : path];
         }
 
-        return
-        [
-            Path.Combine(baseDirectory, file),
-            Path.Combine(baseDirectory, "runtimes", PortableRid, "native", file),
-            file,
-        ];
+        var candidates = new List<string>();
+        foreach (string? folder in folders)
+        {
+            if (!string.IsNullOrEmpty(folder))
+            {
+                candidates.Add(Path.Combine(folder, file));
+                candidates.Add(Path.Combine(folder, "runtimes", PortableRid, "native", file));
+            }
+        }
+
+        return [.. candidates.Distinct(StringComparer.Ordinal), file];
     }
 
-    /// <summary>Loads the first candidate that the system accepts.</summary>
-    internal static nint Load(IReadOnlyList<string> candidates, out string path)
+    /// <summary>
+    /// Loads the first candidate that is a library of this project; what is wrong with the others is said only when
+    /// none is.
+    /// </summary>
+    internal static nint Load(IReadOnlyList<string> candidates)
     {
         var tried = new StringBuilder();
         foreach (string candidate in candidates)
         {
-            try
+            if (Open(candidate, out nint loaded) is not string reason)
             {
-                path = candidate;
-                return Path.IsPathRooted(candidate)
-                    ? NativeLibrary.Load(candidate)
-                    : NativeLibrary.Load(candidate, typeof(NativeLoader).Assembly, DllImportSearchPath.SafeDirectories);
+                return loaded;
             }
-            catch (Exception error) when (error is DllNotFoundException or BadImageFormatException)
-            {
-                string reason =
-                    Path.IsPathRooted(candidate) && !File.Exists(candidate) ? "no such file" : FirstLine(error.Message);
-                tried.Append("\n  ").Append(candidate).Append(": ").Append(reason);
-            }
+
+            tried.Append("\n  ").Append(candidate).Append(": ").Append(reason);
         }
 
         throw new DllNotFoundException(
@@ -123,12 +122,62 @@ internal static class NativeLoader
         }
     }
 
-    // Asked through the loaded handle, because the imports are bound for good at their first call.
-    private static unsafe uint Version(nint handle) =>
-        ((delegate* unmanaged<uint>)NativeLibrary.GetExport(handle, nameof(NativeMethods.rfn_abi_version)))();
+    /// <summary>Loads one candidate, or says why it is not the library.</summary>
+    private static string? Open(string candidate, out nint loaded)
+    {
+        bool isPath = Path.IsPathRooted(candidate);
+        try
+        {
+            loaded = isPath
+                ? NativeLibrary.Load(candidate)
+                : NativeLibrary.Load(candidate, typeof(NativeLoader).Assembly, DllImportSearchPath.SafeDirectories);
+        }
+        catch (Exception error) when (error is DllNotFoundException or BadImageFormatException)
+        {
+            loaded = 0;
+            return isPath && !File.Exists(candidate) ? "no such file" : Cause(error.Message);
+        }
+
+        if (!NativeLibrary.TryGetExport(loaded, nameof(NativeMethods.rfn_abi_version), out nint version))
+        {
+            NativeLibrary.Free(loaded);
+            return $"a library of something else: it has no function {nameof(NativeMethods.rfn_abi_version)}";
+        }
+
+        // Asked through the loaded handle, because the imports are bound for good at their first call.
+        CheckVersion(Call(version), candidate);
+        return null;
+    }
+
+    private static unsafe uint Call(nint function) => ((delegate* unmanaged<uint>)function)();
+
+    /// <summary>
+    /// What the system said. The runtime's message is a line of advice, followed by a line of the system for each file
+    /// that it tried.
+    /// </summary>
+    private static string Cause(string message)
+    {
+        string[] lines = message.Split('\n', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries);
+        return string.Join("; ", lines.Length > 1 ? lines[1..].Distinct() : lines);
+    }
+
+    /// <summary>
+    /// Folders that a publish may put the library into: the app's, this assembly's (an app may load it from elsewhere),
+    /// and that of the program, which differ when one file holds the app and is unpacked when it starts.
+    /// </summary>
+    [UnconditionalSuppressMessage(
+        "SingleFile", "IL3000", Justification = "An assembly in a bundle has no place of its own; others remain.")]
+    private static string?[] Folders() =>
+    [
+        AppContext.BaseDirectory,
+        Folder(typeof(NativeLoader).Assembly.Location),
+        Folder(Environment.ProcessPath),
+    ];
+
+    // Ends with a separator, as the app's base directory does, so that a folder is not tried twice.
+    private static string? Folder(string? file) =>
+        Path.GetDirectoryName(file) is { Length: > 0 } folder ? Path.Join(folder, "/") : null;
 
     private static nint Resolve(string name, Assembly assembly, DllImportSearchPath? searchPath) =>
         name == LibraryName ? library : 0;
-
-    private static string FirstLine(string text) => text.Split('\n', 2)[0].Trim();
 }

@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace ReformerNative.Model;
 
 /// <summary>
-/// Lets one call at a time into a model and none after its disposal, so that a mistake is a sentence about the model and
-/// not an error of one of its parts.
+/// Lets one call at a time into a model and none after its disposal, so that a mistake is a sentence about the model
+/// and not an error of one of its parts.
 /// </summary>
 internal sealed class ModelGate
 {

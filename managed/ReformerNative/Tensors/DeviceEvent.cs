@@ -22,6 +22,15 @@ public sealed unsafe class DeviceEvent : IDisposable
     /// <summary>The context that records the event.</summary>
     public ReformerContext Context { get; }
 
+    private EventHandle Handle
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(handle.IsClosed, this);
+            return handle;
+        }
+    }
+
     /// <summary>Milliseconds on the device between two recorded events; waits for both.</summary>
     /// <param name="start">The earlier event.</param>
     /// <param name="stop">The later event.</param>
@@ -31,19 +40,19 @@ public sealed unsafe class DeviceEvent : IDisposable
         ArgumentNullException.ThrowIfNull(start);
         ArgumentNullException.ThrowIfNull(stop);
         double milliseconds = 0;
-        NativeError.ThrowIfFailed(NativeMethods.rfn_event_elapsed(start.handle, stop.handle, &milliseconds));
+        NativeError.ThrowIfFailed(NativeMethods.rfn_event_elapsed(start.Handle, stop.Handle, &milliseconds));
         return milliseconds;
     }
 
     /// <summary>Places the event behind all work given to its context so far.</summary>
-    public void Record() => NativeError.ThrowIfFailed(NativeMethods.rfn_event_record(handle, Context.Stream));
+    public void Record() => NativeError.ThrowIfFailed(NativeMethods.rfn_event_record(Handle, Context.Stream));
 
     /// <summary>Lets later work of a context, on a device of the same kind, begin only after this event.</summary>
     /// <param name="waiter">The context that waits; the calling thread does not.</param>
     public void Wait(ReformerContext waiter)
     {
         ArgumentNullException.ThrowIfNull(waiter);
-        NativeError.ThrowIfFailed(NativeMethods.rfn_event_wait(handle, waiter.Stream));
+        NativeError.ThrowIfFailed(NativeMethods.rfn_event_wait(Handle, waiter.Stream));
     }
 
     /// <summary>Frees the event.</summary>

@@ -17,6 +17,7 @@ public sealed unsafe class ReformerContext : IDisposable
 {
     private readonly ContextHandle context;
     private readonly StreamHandle stream;
+    private bool disposed; // the handle itself stays open while tensors hold it
 
     /// <summary>Opens a device.</summary>
     /// <param name="device">The device; the CPU by default.</param>
@@ -69,11 +70,11 @@ public sealed unsafe class ReformerContext : IDisposable
         get
         {
             int precision = 0;
-            NativeError.ThrowIfFailed(NativeMethods.rfn_context_precision(context, &precision));
+            NativeError.ThrowIfFailed(NativeMethods.rfn_context_precision(Handle, &precision));
             return (Precision)precision;
         }
 
-        set => NativeError.ThrowIfFailed(NativeMethods.rfn_context_set_precision(context, (int)value));
+        set => NativeError.ThrowIfFailed(NativeMethods.rfn_context_set_precision(Handle, (int)value));
     }
 
     /// <summary>Memory of the device, or for the CPU what the process may still allocate.</summary>
@@ -83,14 +84,28 @@ public sealed unsafe class ReformerContext : IDisposable
         {
             long free = 0;
             long total = 0;
-            NativeError.ThrowIfFailed(NativeMethods.rfn_memory_info(context, &free, &total));
+            NativeError.ThrowIfFailed(NativeMethods.rfn_memory_info(Handle, &free, &total));
             return new MemoryInfo(free, total);
         }
     }
 
-    internal ContextHandle Handle => context;
+    internal ContextHandle Handle
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(disposed, this);
+            return context;
+        }
+    }
 
-    internal StreamHandle Stream => stream;
+    internal StreamHandle Stream
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(disposed, this);
+            return stream;
+        }
+    }
 
     /// <summary>Opens a device and works in the order of a stream that somebody else owns.</summary>
     /// <param name="device">A GPU.</param>
@@ -131,11 +146,12 @@ public sealed unsafe class ReformerContext : IDisposable
     }
 
     /// <summary>Waits for all work given to this context so far and throws if any of it failed.</summary>
-    public void Synchronize() => NativeError.ThrowIfFailed(NativeMethods.rfn_stream_synchronize(stream));
+    public void Synchronize() => NativeError.ThrowIfFailed(NativeMethods.rfn_stream_synchronize(Stream));
 
     /// <summary>Closes the context.</summary>
     public void Dispose()
     {
+        disposed = true;
         stream?.Dispose();
         context.Dispose();
     }
@@ -150,7 +166,7 @@ public sealed unsafe class ReformerContext : IDisposable
             return;
         }
 
-        NativeError.ThrowIfFailed(NativeMethods.rfn_fill_zero(stream, view.Pointer, view.ByteCount));
+        NativeError.ThrowIfFailed(NativeMethods.rfn_fill_zero(Stream, view.Pointer, view.ByteCount));
     }
 
     // Managed memory is pinned for the call only, so a copy that runs in the background is waited for.
@@ -205,6 +221,6 @@ public sealed unsafe class ReformerContext : IDisposable
         int direction = fromHost == toHost ? NativeConstants.RFN_COPY_DEVICE_TO_DEVICE
             : fromHost ? NativeConstants.RFN_COPY_HOST_TO_DEVICE
             : NativeConstants.RFN_COPY_DEVICE_TO_HOST;
-        NativeError.ThrowIfFailed(NativeMethods.rfn_copy(stream, destination, source, bytes, direction));
+        NativeError.ThrowIfFailed(NativeMethods.rfn_copy(Stream, destination, source, bytes, direction));
     }
 }

@@ -1,3 +1,5 @@
+using ReformerNative.Model;
+using ReformerNative.Ops;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Tests.Interop;
@@ -87,6 +89,68 @@ public sealed class HandleTests
         Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
     }
 
+    /// <summary>
+    /// What is dropped is a small object to the collector unless it is told of the native memory behind it.
+    /// </summary>
+    [TestCase(true)]
+    [TestCase(false)]
+    public void Finalization_OfManyDropped_KeepsThePeakOfMemoryLow(bool models)
+    {
+        const int Count = 150;
+        const long Megabyte = 1 << 20;
+        using var context = new ReformerContext(threads: 1);
+        long start = ResidentBytes();
+        long peak = start;
+        long bytes = 0;
+        for (int i = 0; i < Count; i++)
+        {
+            bytes += models ? DropModel(context) : DropTensor(context);
+            peak = Math.Max(peak, ResidentBytes());
+        }
+
+        TestContext.Out.WriteLine($"peak {(peak - start) / Megabyte} MiB of {bytes / Megabyte} MiB");
+        Assert.That(bytes, Is.GreaterThan(8 * Count * Megabyte), "or the bound below is no bound");
+        Assert.That(peak - start, Is.LessThan(bytes / 5));
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+    }
+
+    [Test]
+    public void Use_AfterDispose_NamesWhatTheUserHolds()
+    {
+        var context = new ReformerContext(threads: 1);
+        Tensor tensor = context.Zeros(new TensorShape(4));
+        var moment = new DeviceEvent(context);
+        var workspace = new Workspace(context);
+        context.Dispose();
+        TestDelegate[] uses =
+        [
+            context.Synchronize, tensor.Zero, moment.Record, () => _ = context.Precision, () => _ = context.MemoryInfo,
+            () => context.Zeros(new TensorShape(4)), () => workspace.Reserve(1), () => _ = new DeviceEvent(context),
+            () => context.Precision = Precision.Float32, () => tensor.CopyFrom<float>(new float[4]),
+        ];
+        foreach (TestDelegate use in uses)
+        {
+            Assert.That(
+                Assert.Throws<ObjectDisposedException>(use)!.ObjectName, Is.EqualTo(typeof(ReformerContext).FullName));
+        }
+
+        tensor.Dispose();
+        moment.Dispose();
+        workspace.Dispose();
+        using var other = new ReformerContext(threads: 1);
+        tensor = other.Zeros(new TensorShape(4));
+        tensor.Dispose();
+        Assert.That(
+            Assert.Throws<ObjectDisposedException>(tensor.Zero)!.ObjectName, Is.EqualTo(typeof(Tensor).FullName));
+        Assert.That(
+            Assert.Throws<ObjectDisposedException>(moment.Record)!.ObjectName,
+            Is.EqualTo(typeof(DeviceEvent).FullName));
+        Assert.That(
+            Assert.Throws<ObjectDisposedException>(() => workspace.Reserve(1))!.ObjectName,
+            Is.EqualTo(typeof(Workspace).FullName));
+    }
+
     [Test]
     public void Context_ThatCannotBeMade_LeavesNothing()
     {
@@ -104,6 +168,27 @@ public sealed class HandleTests
         var error = Assert.Throws<InsufficientMemoryException>(() => new Tensor(context, new TensorShape(1L << 50)));
         Assert.That(
             error!.Message, Does.Contain((4L << 50).ToString(System.Globalization.CultureInfo.InvariantCulture)));
+    }
+
+    /// <summary>Makes a model that nobody disposes; returns the bytes of its parameters.</summary>
+    [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+    private static long DropModel(ReformerContext context)
+    {
+        ReformerConfig config = ReformerPresets.Text with
+        {
+            FeedForwardSize = 4096,
+            AttnLayers = [AttentionKind.Local],
+        };
+        return ReformerModel.Create(config, context, 1).ParameterCount * sizeof(float);
+    }
+
+    [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+    private static long DropTensor(ReformerContext context) => context.Zeros(new TensorShape(3 << 20)).View.ByteCount;
+
+    private static long ResidentBytes()
+    {
+        using var process = System.Diagnostics.Process.GetCurrentProcess();
+        return process.WorkingSet64;
     }
 
     [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]

@@ -14,7 +14,7 @@ public sealed class NativeLoaderTests
             File.WriteAllText(notALibrary, "text");
             var error = Assert.Throws<DllNotFoundException>(() =>
                 NativeLoader.Load(
-                    ["/no/such/folder/libreformer_native.so", notALibrary, "libno-such-library-anywhere.so"], out _)
+                    ["/no/such/folder/libreformer_native.so", notALibrary, "libno-such-library-anywhere.so"])
             );
             Assert.That(error!.Message, Does.Contain("/no/such/folder/libreformer_native.so: no such file"));
             Assert.That(
@@ -43,6 +43,52 @@ public sealed class NativeLoaderTests
                 }
             )
         );
+    }
+
+    [Test]
+    public void Candidates_FoldersThatAreMissingOrTheSame_AreTriedOnce() =>
+        Assert.That(
+            NativeLoader.Candidates(null, "/app/", null, "/app/", "", "/plugins/").Where(
+                path => !path.Contains("runtimes", StringComparison.Ordinal)),
+            Is.EqualTo(
+                new[] { "/app/libreformer_native.so", "/plugins/libreformer_native.so", "libreformer_native.so" }));
+
+    [Test]
+    public void Load_MissingDependency_NamesIt()
+    {
+        using var directory = new TemporaryDirectory();
+        string library = Compile(directory, "libreformer_native.so", Compile(directory, "libonce-there.so"));
+        File.Delete(Path.Combine(directory.Path, "libonce-there.so"));
+        var error = Assert.Throws<DllNotFoundException>(() => NativeLoader.Load([library]));
+        Assert.That(
+            error!.Message,
+            Does.Contain(library)
+                .And.Contain("libonce-there.so: cannot open shared object file")
+                .And.Not.Contain("LD_DEBUG"));
+    }
+
+    [Test]
+    public void Load_LibraryOfSomethingElse_SaysSo()
+    {
+        using var directory = new TemporaryDirectory();
+        string library = Compile(directory, "libreformer_native.so");
+        var error = Assert.Throws<DllNotFoundException>(() => NativeLoader.Load([library]));
+        Assert.That(error!.Message, Does.Contain($"{library}: a library of something else"));
+    }
+
+    [Test]
+    public void Command_LibraryOfSomethingElse_IsASentence()
+    {
+        using var directory = new TemporaryDirectory();
+        string library = Compile(directory, "libother.so");
+        (int exitCode, _, string errors) = Repository.Run(
+            "env", $"{NativeLoader.PathVariable}={library}", "dotnet",
+            Path.Combine(AppContext.BaseDirectory, "reformer.dll"), "info");
+        Assert.That(exitCode, Is.EqualTo(1));
+        Assert.That(
+            errors,
+            Does.StartWith("reformer: The native library of ReformerNative could not be loaded.")
+                .And.Contain(library));
     }
 
     [Test]
@@ -83,5 +129,18 @@ public sealed class NativeLoaderTests
         Assert.That(
             NativeMethods.rfn_abi_version(),
             Is.EqualTo((NativeConstants.RFN_ABI_MAJOR << 16) | NativeConstants.RFN_ABI_MINOR));
+    }
+
+    /// <summary>An empty library, linked with others.</summary>
+    private static string Compile(TemporaryDirectory directory, string name, params string[] dependencies)
+    {
+        string path = Path.Combine(directory.Path, name);
+        (int exitCode, _, string errors) = Repository.Run(
+            "g++",
+            [
+                "-shared", "-Wl,--no-as-needed", "-o", path, "-x", "c++", "/dev/null", "-x", "none", .. dependencies,
+            ]);
+        Assert.That(exitCode, Is.Zero, errors);
+        return path;
     }
 }
