@@ -1,10 +1,9 @@
 // One call of attention as both backends see it: sizes, options and row pointers of a range of heads. Filled from
 // rfn_attention, or by the reversible block.
 #pragma once
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 
+#include "core/attention_window.h"
 #include "core/philox.h"
 #include "core/tensor.h"
 #include "reformer_native.h"
@@ -35,43 +34,17 @@ struct Attention {
   float *grad_q = nullptr, *grad_k = nullptr, *grad_v = nullptr;  // grad_k is grad_q when shared
   int64_t grad_q_stride = 0, grad_k_stride = 0, grad_v_stride = 0;
 
+  AttentionWindow<> window() const { return attention_window(options, length); }
   bool lsh() const { return options.kind == RFN_ATTENTION_LSH; }
   int64_t rounds() const { return lsh() ? options.rounds : 1; }
-  int64_t padded() const {  // slots of one round
-    if (options.kind == RFN_ATTENTION_FULL) return length;
-    return options.padded_length != 0 ? options.padded_length : round_up(length, options.chunk_length);
-  }
+  int64_t padded() const { return window().slots(); }  // slots of one round
   // Slots of one round that may hold a token. What follows is imagined padding, which is neither stored nor visited, so
   // that a call costs the same however much of it there is.
   int64_t stored() const { return given_slots ? padded() : length; }
-  int64_t pairs() const { return batch * heads; }
+  int64_t sequence_heads() const { return batch * heads; }
 };
 
-// Number of buckets (product of the factors; the padding bucket not counted) and half the sum of the factors.
-inline int64_t bucket_product(const rfn_attention_options& options) {
-  int64_t n = 1;
-  for (int32_t i = 0; i < options.factor_count; ++i) n *= options.factors[i];
-  return n;
-}
-inline int64_t rotation_columns(const rfn_attention_options& options) {
-  int64_t n = 0;
-  for (int32_t i = 0; i < options.factor_count; ++i) n += options.factors[i] / 2;
-  return n;
-}
-
-inline float logit_scale(const rfn_attention_options& options, int64_t head_size) {
-  return options.logit_scale != 0.0f ? options.logit_scale : 1.0f / std::sqrt(static_cast<float>(head_size));
-}
 inline float logit_scale(const Attention& a) { return logit_scale(a.options, a.head_size); }
-// 1 / norm of a key (RFN_KEY_NORM_*) from the sum of its squares.
-inline float key_scale(float squares, int64_t head_size, int32_t key_norm) {
-  if (key_norm == RFN_KEY_NORM_NONE) return 1.0f;
-  return key_norm == RFN_KEY_NORM_RMS ? 1.0f / std::sqrt(squares / static_cast<float>(head_size) + 1e-6f)
-                                      : 1.0f / std::max(std::sqrt(squares), 1e-12f);
-}
-inline bool corrects_duplicates(const Attention& a) {
-  return a.lsh() && a.options.duplicates == RFN_DUPLICATES_LOG_COUNT;
-}
 
 inline Attention attention_call(const rfn_attention& op) {
   Attention a;

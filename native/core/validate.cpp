@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "core/attention_window.h"
 #include "core/error.h"
 #include "core/tensor.h"
 
@@ -392,12 +393,6 @@ void check_options(Checks& c, const rfn_attention_options& o, int64_t batch, int
   const int64_t slots = product({batch, heads, rounds, padded}, kMostElements);
   c.largest("B * H * R * padded length", {batch, heads, rounds, padded}, kMostElements);
   c.largest("B * H * R * padded length * window", {slots, window}, kMostPairs);
-}
-
-int64_t rotation_columns(const rfn_attention_options& o) {
-  int64_t columns = 0;
-  for (int32_t i = 0; i < o.factor_count; ++i) columns += o.factors[i] / 2;
-  return columns;
 }
 
 // F32 [S,D,R,sum(factors)/2]

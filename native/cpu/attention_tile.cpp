@@ -4,7 +4,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "core/attention_call.h"
+#include "core/attention_window.h"
 #include "cpu/simd.h"
 #include "reformer_native.h"
 
@@ -213,7 +213,7 @@ void pack_keys(const float* keys, int64_t key_stride, const float* values, int64
   }
 }
 
-// ---- masks ----
+// ---- masks: the window's `sees` for a vector of queries and one key that the walk has found ----
 
 enum class Window { kAll, kSameBucket, kStrict };
 
@@ -223,22 +223,22 @@ struct MaskOf {
   static constexpr bool causal = causal_, exclude_self = exclude_self_;
 };
 
-// Calls body with a MaskOf that says at compile time what the mask asks for.
+// Calls body with a MaskOf that says at compile time what the window asks for.
 template <class Body>
-HWY_INLINE void for_mask(const TileMask& mask, const Body& body) {
+HWY_INLINE void for_mask(const AttentionWindow<>& rule, const Body& body) {
   const auto self = [&](auto all, auto without) HWY_ATTR {
-    if (mask.exclude_self) {
+    if (rule.exclude_self) {
       body(without);
     } else {
       body(all);
     }
   };
-  if (mask.strict) return self(MaskOf<Window::kStrict, true, false>(), MaskOf<Window::kStrict, true, true>());
-  if (mask.same_bucket && mask.causal)
+  if (rule.strict) return self(MaskOf<Window::kStrict, true, false>(), MaskOf<Window::kStrict, true, true>());
+  if (rule.same_bucket && rule.causal)
     return self(MaskOf<Window::kSameBucket, true, false>(), MaskOf<Window::kSameBucket, true, true>());
-  if (mask.same_bucket)
+  if (rule.same_bucket)
     return self(MaskOf<Window::kSameBucket, false, false>(), MaskOf<Window::kSameBucket, false, true>());
-  if (mask.causal) return self(MaskOf<Window::kAll, true, false>(), MaskOf<Window::kAll, true, true>());
+  if (rule.causal) return self(MaskOf<Window::kAll, true, false>(), MaskOf<Window::kAll, true, true>());
   self(MaskOf<Window::kAll, false, false>(), MaskOf<Window::kAll, false, true>());
 }
 
@@ -247,13 +247,13 @@ template <class M>
 struct LaneQueries {
   VecI32 position, limit, slot, bucket, span;  // causal: keys up to `limit`
 
-  HWY_INLINE void load(const TileMask& mask, const TileQueries& queries, int64_t lane) {
+  HWY_INLINE void load(const AttentionWindow<>& rule, const TileQueries& queries, int64_t lane) {
     const I32 n;
     position = hn::Load(n, queries.position + lane);
     limit = M::exclude_self ? hn::Sub(position, hn::Set(n, 1)) : position;
     slot = hn::Load(n, queries.slot + lane);
     bucket = hn::Load(n, queries.bucket + lane);
-    span = hn::Set(n, mask.span);
+    span = hn::Set(n, static_cast<int32_t>(rule.span));
   }
 
   // The score where the query may attend to key j, else `otherwise`.
@@ -287,11 +287,11 @@ struct Rectangle {
 class Visible {
  public:
   template <class M>
-  HWY_INLINE void find(const TileMask& mask, const TileQueries& queries, const KeyBlock& keys) {
+  HWY_INLINE void find(const AttentionWindow<>& rule, const TileQueries& queries, const KeyBlock& keys) {
     uint64_t cuts = 0;  // a bit for each key where a range begins or has ended
     groups_ = (queries.count + kLanePad - 1) / kLanePad;
     for (int64_t g = 0; g < groups_; ++g) {
-      const uint64_t seen = seen_by_any<M>(mask, queries, g * kLanePad, keys);
+      const uint64_t seen = seen_by_any<M>(rule, queries, g * kLanePad, keys);
       first_key_[g] = seen == 0 ? 0 : __builtin_ctzll(seen);
       last_key_[g] = seen == 0 ? 0 : kBlockKeys - __builtin_clzll(seen);
       if (seen != 0) cuts |= uint64_t{1} << first_key_[g];
@@ -337,7 +337,7 @@ class Visible {
 
   // A bit for each key that some query of the kLanePad ones from `lane` on may see.
   template <class M>
-  static HWY_INLINE uint64_t seen_by_any(const TileMask& mask, const TileQueries& queries, int64_t lane,
+  static HWY_INLINE uint64_t seen_by_any(const AttentionWindow<>& rule, const TileQueries& queries, int64_t lane,
                                          const KeyBlock& keys) {
     const I32 n;
     constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
@@ -362,8 +362,8 @@ class Visible {
       }
       if (M::window == Window::kStrict) {
         const VecI32 slot = hn::Load(n, keys.slot + j);
-        hidden = hn::Or(
-            hidden, hn::Or(hn::Gt(slot, hn::Set(n, last_slot - 1)), hn::Gt(hn::Set(n, first_slot - mask.span), slot)));
+        hidden = hn::Or(hidden, hn::Or(hn::Gt(slot, hn::Set(n, last_slot - 1)),
+                                       hn::Gt(hn::Set(n, first_slot - static_cast<int32_t>(rule.span)), slot)));
       }
       uint64_t bits = 0;
       hn::StoreMaskBits(n, hn::Not(hidden), reinterpret_cast<uint8_t*>(&bits));
@@ -441,8 +441,8 @@ void subtract_log_counts(const Duplicates& d, const TileQueries& queries, const 
 
 // scores: -inf where the query may not attend; queries.maximum: that of the scores too.
 template <class M>
-HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const KeyBlock& block, const Rectangle& part,
-                            float* HWY_RESTRICT scores) {
+HWY_INLINE void mask_scores(const AttentionWindow<>& rule, TileQueries& queries, const KeyBlock& block,
+                            const Rectangle& part, float* HWY_RESTRICT scores) {
   const F32 f;
   const VecF32 forbidden = hn::Set(f, kNegativeInfinity);
   for_lanes(part, [&](int64_t lane, auto group) HWY_ATTR {
@@ -450,7 +450,7 @@ HWY_INLINE void mask_scores(const TileMask& mask, TileQueries& queries, const Ke
     LaneQueries<M> lane_queries[n];
     VecF32 maximum[n];
     for (int i = 0; i < n; ++i) {
-      lane_queries[i].load(mask, queries, lane + i * lanes());
+      lane_queries[i].load(rule, queries, lane + i * lanes());
       maximum[i] = hn::Load(f, queries.maximum + lane + i * lanes());
     }
     for (int64_t j = part.first_key; j < part.last_key; ++j) {
@@ -518,7 +518,7 @@ HWY_INLINE void query_product(bool set, const Visible& visible, int64_t queries,
   });
 }
 
-void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
+void forward(const AttentionWindow<>& rule, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
              const TileBuffers& t) {
   const F32 f;
   const int64_t used = used_lanes(queries);
@@ -529,15 +529,15 @@ void forward(const TileMask& mask, TileQueries& queries, const TileKeys* keys, i
     std::fill_n(queries.sum, used, 0.0f);
   }
   std::copy_n(queries.maximum, used, before);
-  for_mask(mask, [&](auto m) HWY_ATTR {
+  for_mask(rule, [&](auto m) HWY_ATTR {
     for (int64_t b = 0; b < blocks; ++b) {
       const KeyBlock& block = *keys[b].block;
       float* const scores = t.scores + keys[b].row * kTileQueries;
-      visible[b].template find<decltype(m)>(mask, queries, block);
+      visible[b].template find<decltype(m)>(rule, queries, block);
       for (const Rectangle& part : visible[b]) {
         score_product(block.k, t.q_transposed, part, t, scores);
         if (t.duplicates.rounds > 0) subtract_log_counts(t.duplicates, queries, block, part, scores);
-        mask_scores<decltype(m)>(mask, queries, block, part, scores);
+        mask_scores<decltype(m)>(rule, queries, block, part, scores);
       }
     }
   });
@@ -609,7 +609,7 @@ void merge(const TileQueries& queries, bool fresh, bool last, const TileBuffers&
 
 // scores: the probabilities P (times dropout); grad_scores: dS = P (dP - delta), of dP = dO . v (times dropout).
 template <class M>
-HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& queries, const KeyBlock& block,
+HWY_INLINE void softmax_backward(const AttentionWindow<>& rule, const TileQueries& queries, const KeyBlock& block,
                                  const Rectangle& part, const float* HWY_RESTRICT dropout, float* HWY_RESTRICT scores,
                                  float* HWY_RESTRICT grad_scores) {
   const F32 f;
@@ -619,7 +619,7 @@ HWY_INLINE void softmax_backward(const TileMask& mask, const TileQueries& querie
     LaneQueries<M> lane_queries[n];
     VecF32 reference[n], delta[n];
     for (int i = 0; i < n; ++i) {
-      lane_queries[i].load(mask, queries, lane + i * lanes());
+      lane_queries[i].load(rule, queries, lane + i * lanes());
       reference[i] = finite_reference(hn::Load(f, queries.maximum + lane + i * lanes()));
       delta[i] = hn::Load(f, queries.delta + lane + i * lanes());
     }
@@ -646,20 +646,20 @@ HWY_INLINE void key_product(const Rectangle& part, int64_t queries, const float*
                 query_rows + part.first_lane * t.wide, t.wide, gradient + part.first_key * t.wide, t.wide, t.ahead);
 }
 
-void backward(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
-              const TileBuffers& t) {
+void backward(const AttentionWindow<>& rule, const TileQueries& queries, const TileKeys* keys, int64_t blocks,
+              bool first, const TileBuffers& t) {
   Visible visible;
   for (int64_t b = 0; b < blocks; ++b) {
     KeyBlock& block = *keys[b].block;
     const int64_t at = keys[b].row * kTileQueries;
     float *const scores = t.scores + at, *const grad_scores = t.grad_scores + at;
-    for_mask(mask, [&](auto m) HWY_ATTR {
-      visible.template find<decltype(m)>(mask, queries, block);
+    for_mask(rule, [&](auto m) HWY_ATTR {
+      visible.template find<decltype(m)>(rule, queries, block);
       for (const Rectangle& part : visible) {
         score_product(block.k, t.q_transposed, part, t, scores);
         score_product(block.v, t.grad_out_transposed, part, t, grad_scores);
         if (t.duplicates.rounds > 0) subtract_log_counts(t.duplicates, queries, block, part, scores);
-        softmax_backward<decltype(m)>(mask, queries, block, part, t.dropout == nullptr ? nullptr : t.dropout + at,
+        softmax_backward<decltype(m)>(rule, queries, block, part, t.dropout == nullptr ? nullptr : t.dropout + at,
                                       scores, grad_scores);
       }
     });

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/attention_window.h"
+
 namespace rfn::cpu {
 
 inline constexpr int64_t kTileQueries = 64;
@@ -19,22 +21,14 @@ struct RoundPlaces {
   int32_t* bucket = nullptr;
 };
 
-// The correction of duplicates (RFN_DUPLICATES_LOG_COUNT): a score loses the logarithm of the number of rounds in which
-// the query's window holds the key: 0 <= query place - key place + shift < width, or that plus or minus `ring` if it is
-// not 0, and equal buckets if they matter.
+// The correction of duplicates (RFN_DUPLICATES_LOG_COUNT): a score loses the logarithm of the window's rounds_seen. A
+// round counts when 0 <= query place - key place + shift < width, or that plus or minus `ring` if it is not 0, and
+// equal buckets if they matter.
 struct Duplicates {
   int32_t rounds = 0;  // 0: no correction
   int32_t shift = 0, width = 0, ring = 0;
   bool same_bucket = false;
   const float* log_counts = nullptr;  // [R + 1]
-};
-
-struct TileMask {
-  bool causal = false;        // key position <= query position
-  bool exclude_self = false;  // key position != query position
-  bool same_bucket = false;   // equal buckets
-  bool strict = false;        // causal, same_bucket and 0 < query slot - key slot <= span
-  int32_t span = 0;
 };
 
 // Position -1: not there (padding). Its packed row is zero, and whatever is computed for it is thrown away.
@@ -63,6 +57,13 @@ struct KeyBlock {
   float* grad_v = nullptr;  // [kBlockKeys, wide]
   bool has_gradient = false;
   RoundPlaces places;
+
+  void add(int64_t key_position, int64_t key_slot, int32_t key_bucket) {
+    position[count] = static_cast<int32_t>(key_position);
+    slot[count] = static_cast<int32_t>(key_slot);
+    bucket[count] = key_bucket;
+    ++count;
+  }
 };
 
 // Maximum of the scores of a query so far, and the sum of exponentials relative to it.
@@ -120,15 +121,15 @@ struct TileKernels {
   void (*pack_keys)(const float* keys, int64_t key_stride, const float* values, int64_t value_stride, int32_t key_norm,
                     const TileBuffers& t, KeyBlock& block);
   // One step of the online softmax: updates queries.maximum, queries.sum and t.out; `first` of the tile: sets them.
-  void (*forward)(const TileMask& mask, TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
-                  const TileBuffers& t);
+  void (*forward)(const AttentionWindow<>& window, TileQueries& queries, const TileKeys* keys, int64_t blocks,
+                  bool first, const TileBuffers& t);
   // Merges the tile's result into rows at out + position * stride and merged[position], or sets these when `fresh`;
   // divides by the sum when `last`, unless it is 0.
   void (*merge)(const TileQueries& queries, bool fresh, bool last, const TileBuffers& t, float* out, int64_t stride,
                 RowSoftmax* merged);
   // Adds to the blocks' gradients and to t.grad_q; `first` of the tile: sets the latter.
-  void (*backward)(const TileMask& mask, const TileQueries& queries, const TileKeys* keys, int64_t blocks, bool first,
-                   const TileBuffers& t);
+  void (*backward)(const AttentionWindow<>& window, const TileQueries& queries, const TileKeys* keys, int64_t blocks,
+                   bool first, const TileBuffers& t);
   // Rows at grad + position * stride += scale * t.grad_q.
   void (*add_query_gradients)(const TileQueries& queries, float scale, const TileBuffers& t, float* grad,
                               int64_t stride);

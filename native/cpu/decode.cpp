@@ -16,6 +16,7 @@
 #include "core/workspace.h"
 #include "core/workspace_size.h"
 #include "cpu/attention.h"
+#include "cpu/contents.h"
 #include "cpu/gemm.h"
 #include "cpu/layer_norm.h"
 #include "cpu/parallel.h"
@@ -28,8 +29,9 @@ namespace {
 
 struct Shape {
   int64_t batch, width, hidden, heads, head_size, projected;
-  int64_t capacity;  // rows of the cache
-  int64_t row;       // of this token in it
+  int64_t capacity;          // rows of the cache
+  int64_t row;               // of this token in it
+  AttentionWindow<> window;  // of a sequence that ends with this token
   int64_t rounds, buckets, ring;
   int64_t most_keys;  // that a query may see
   bool shared, lsh;
@@ -48,14 +50,14 @@ Shape shape_of(const rfn_reversible_block_decode& op) {
   s.lsh = o.kind == RFN_ATTENTION_LSH;
   s.capacity = op.keys.shape[1];
   s.row = op.position % s.capacity;
+  s.window = attention_window(o, op.position + 1);
   if (s.lsh) {
     s.rounds = o.rounds;
-    s.buckets = bucket_product(o);
-    s.ring = std::max<int64_t>(1, o.chunks_before * o.chunk_length);
+    s.buckets = bucket_count(o);
+    s.ring = s.window.bucket_ring();
     s.most_keys = s.rounds * s.ring;
   } else {
-    s.most_keys =
-        o.kind == RFN_ATTENTION_FULL ? s.capacity : std::min(s.capacity, (1 + o.chunks_before) * o.chunk_length);
+    s.most_keys = s.window.full ? s.capacity : std::min(s.capacity, (1 + s.window.before) * s.window.chunk);
   }
   return s;
 }
@@ -180,12 +182,11 @@ struct Decoder {
 
   // Rows of the cache that the query sees, as often as it sees them; -1: the cache is broken.
   int64_t visible_rows(int64_t example, int64_t head, int32_t* rows) const {
-    const rfn_attention_options& o = op.attention;
     int64_t count = 0;
     if (s.lsh) {
-      const int64_t span = o.chunks_before * o.chunk_length;
       for (int64_t r = 0; r < s.rounds; ++r) {
-        const int64_t index = ring_index(example, head, r), seen = i32(op.counts)[index], held = std::min(seen, span);
+        const int64_t index = ring_index(example, head, r), seen = i32(op.counts)[index],
+                      held = std::min(seen, s.window.span);
         const int32_t* const ring = i32(op.rings) + index * s.ring;
         if (seen < 0 || seen > position) return -1;
         for (int64_t i = 0; i < held; ++i) {
@@ -194,17 +195,14 @@ struct Decoder {
         }
       }
       // exp(s - log count), count times, is exp(s) once.
-      if (o.duplicates == RFN_DUPLICATES_LOG_COUNT) {
+      if (s.window.log_counts) {
         std::sort(rows, rows + count);
         count = std::unique(rows, rows + count) - rows;
       }
       return count;
     }
-    const int64_t chunk = o.kind == RFN_ATTENTION_LOCAL ? position / o.chunk_length : 0;
-    const int64_t first =
-        o.kind == RFN_ATTENTION_LOCAL ? std::max<int64_t>(0, chunk - o.chunks_before) * o.chunk_length : 0;
-    const int64_t last = s.shared ? position : position + 1;
-    for (int64_t p = first; p < last; ++p) rows[count++] = static_cast<int32_t>(p % s.capacity);
+    for (int64_t p = s.window.first_seen(position); p < s.window.end_seen(position); ++p)
+      rows[count++] = static_cast<int32_t>(p % s.capacity);
     return count;
   }
 

@@ -20,8 +20,10 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "cpu/attention.h"
+#include "cpu/contents.h"
 #include "cpu/feed_forward.h"
 #include "cpu/gemm.h"
+#include "cpu/head_groups.h"
 #include "cpu/layer_norm.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_math.h"
@@ -464,7 +466,7 @@ rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_blo
 rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_block& op, void* workspace,
                                      int64_t workspace_bytes) {
   if ((op.residual == RFN_RESIDUAL_FLOAT || keeps_activations(op)) && op.attention.kind == RFN_ATTENTION_LSH) {
-    RFN_TRY(check_indices(op.buckets, bucket_product(op.attention) + 1, "reversible_block: buckets"));
+    RFN_TRY(check_indices(op.buckets, bucket_count(op.attention) + 1, "reversible_block: buckets"));
   }
   const Block block(op, stream.context->threads);
   Arena attention(workspace, workspace_bytes), feed_forward(workspace, workspace_bytes);

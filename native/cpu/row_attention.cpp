@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/attention_call.h"
+#include "core/attention_window.h"
 #include "cpu/simd.h"
 #include "reformer_native.h"
 

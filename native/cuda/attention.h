@@ -15,13 +15,13 @@ inline constexpr int kMaxCountedRounds = 255;  // with duplicate correction
 // Scratch of one call, in device memory. For the same shapes the layout is the same, so that a hash and sort may be
 // followed by forward and backward.
 struct AttentionScratch {
-  int32_t* buckets = nullptr;  // [pairs, R, T]; unused where the call has its own
-  int32_t* sorted = nullptr;   // [pairs, R, stored]: position at a slot
-  int32_t* slot_of = nullptr;  // [pairs, R, T]; duplicate correction only
+  int32_t* buckets = nullptr;  // [sequence-heads, R, T]; unused where the call has its own
+  int32_t* sorted = nullptr;   // [sequence-heads, R, stored]: position at a slot
+  int32_t* slot_of = nullptr;  // [sequence-heads, R, T]; duplicate correction only
   void* sort = nullptr;        // of the counting sort
-  float* maximum = nullptr;    // [pairs, T]: running maximum (base 2) between rounds; R > 1
-  float* sum = nullptr;        // [pairs, T]: running sum; R > 1
-  float* delta = nullptr;      // backward [pairs, T]: dO . O - dlse
+  float* maximum = nullptr;    // [sequence-heads, T]: running maximum (base 2) between rounds; R > 1
+  float* sum = nullptr;        // [sequence-heads, T]: running sum; R > 1
+  float* delta = nullptr;      // backward [sequence-heads, T]: dO . O - dlse
 };
 AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass);
 

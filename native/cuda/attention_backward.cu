@@ -14,17 +14,18 @@ constexpr int kDeltaLanes = 8;  // of one row
 __global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(const TileCall c) {
   const int lane = static_cast<int>(threadIdx.x) % kDeltaLanes;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / kDeltaLanes) + threadIdx.x / kDeltaLanes;
-  const bool there = row < c.a.batch * c.a.heads * c.length;
-  const TilePair p = tile_pair(c, there ? row / c.length : 0);
-  const int64_t position = there ? row % c.length : 0;
-  const float* const out = head_rows(c, p, c.a.out, c.a.out_stride) + position * c.a.out_stride;
-  const float* const grad = head_rows(c, p, c.a.grad_out, c.a.grad_out_stride) + position * c.a.grad_out_stride;
+  const bool there = row < c.attention.batch * c.attention.heads * c.window.length;
+  const SequenceHead p = tile_sequence_head(c, there ? row / c.window.length : 0);
+  const int64_t position = there ? row % c.window.length : 0;
+  const float* const out = head_rows(c, p, c.attention.out, c.attention.out_stride) + position * c.attention.out_stride;
+  const float* const grad =
+      head_rows(c, p, c.attention.grad_out, c.attention.grad_out_stride) + position * c.attention.grad_out_stride;
   float delta = 0.0f;
-  for (int64_t d = lane; d < c.a.head_size; d += kDeltaLanes) delta = fmaf(grad[d], out[d], delta);
+  for (int64_t d = lane; d < c.attention.head_size; d += kDeltaLanes) delta = fmaf(grad[d], out[d], delta);
   delta = group_sum<kDeltaLanes>(delta);
   if (!there || lane != 0) return;
-  if (c.a.grad_lse != nullptr) delta -= c.a.grad_lse[p.lse + position];
-  c.s.delta[p.index * c.length + position] = delta;
+  if (c.attention.grad_lse != nullptr) delta -= c.attention.grad_lse[p.lse + position];
+  c.scratch.delta[p.index * c.window.length + position] = delta;
 }
 
 // kKeys false: rows are queries, row tiles q and dO, column tiles k and v:      dq  = sum_j ds_ij k_j
@@ -44,12 +45,13 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   RFN_DYNAMIC_SHARED(unsigned char, memory);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, r = lane / 4,
             c4 = lane % 4;
-  const int head_size = static_cast<int>(c.a.head_size);
-  const int32_t key_norm = c.a.options.key_norm;
+  const int head_size = static_cast<int>(c.attention.head_size);
+  const int32_t key_norm = c.attention.options.key_norm;
   const float query_factor = c.scale * kLog2E;
 
-  const Source q = {c.a.q, c.a.q_stride}, k = {c.a.k, c.a.k_stride}, v = {c.a.v, c.a.v_stride},
-               grad_out = {c.a.grad_out, c.a.grad_out_stride};
+  const Source q = {c.attention.q, c.attention.q_stride}, k = {c.attention.k, c.attention.k_stride},
+               v = {c.attention.v, c.attention.v_stride},
+               grad_out = {c.attention.grad_out, c.attention.grad_out_stride};
   const Walk walk = walk_of<kKeys, kRows>(c, block_slot<kRows, !kKeys>(c));
   const int32_t edge = load_row_tokens<kKeys, kRows>(c, block_slot<kRows, !kKeys>(c), rows, dropout_rows, edge_of_rows);
   if (kKeys) {
@@ -76,9 +78,9 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   for (int h = 0; h < 2; ++h) {
     position[h] = rows[warp * 16 + r + 8 * h].x;
     if (!kKeys && position[h] >= 0) {
-      const TilePair p = block_pair(c);
-      row_lse[h] = c.a.lse[p.lse + position[h]] * kLog2E;
-      row_delta[h] = c.s.delta[p.index * c.length + position[h]];
+      const SequenceHead p = block_sequence_head(c);
+      row_lse[h] = c.attention.lse[p.lse + position[h]] * kLog2E;
+      row_delta[h] = c.scratch.delta[p.index * c.window.length + position[h]];
     }
   }
   float sum0[D / 8][4] = {}, sum1[kKeys ? D / 8 : 1][4] = {};
@@ -114,7 +116,7 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + 2 * c4 + e % 2, h = e / 2;
           const bool yes = (row.visible[h][n / 4] >> (column % 32) & 1u) != 0;
-          if (c.duplicates && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
+          if (c.window.log_counts && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
           const float lse = kKeys ? numbers[now][kKeys ? column : 0].lse : row_lse[h];
           const float delta = kKeys ? numbers[now][kKeys ? column : 0].delta : row_delta[h];
           const float probability = yes ? exp2f(scores[n][e] - lse) : 0.0f;
@@ -139,13 +141,14 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   for (int h = 0; h < 2; ++h) {
     const int32_t at = row_position(position[h]);
     const bool there = position[h] >= 0;
-    const TilePair p = block_pair(c);
+    const SequenceHead p = block_sequence_head(c);
     const auto store = [&](float* row, int column, float value, bool replace) {
       if (column >= head_size || (!there && !replace)) return;
       row[column] = replace ? value : row[column] + value;
     };
     if constexpr (!kKeys) {
-      float* const row = head_rows(c, p, c.a.grad_q, c.a.grad_q_stride) + at * c.a.grad_q_stride;
+      float* const row =
+          head_rows(c, p, c.attention.grad_q, c.attention.grad_q_stride) + at * c.attention.grad_q_stride;
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) {
 #pragma unroll
@@ -157,10 +160,12 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
       // k' = k / n: dk = (dk' - k' (k' . dk') w) / n, with w = 1 / D when n is the root mean square, 1 when it is the
       // length. The sum holds dk' log2(e), since the queries carry the scale in base 2.
       const float inverse = key_norm == RFN_KEY_NORM_NONE ? 1.0f : inverse_norms[warp * 16 + r + 8 * h];
-      const float* const k_row = head_rows(c, p, c.a.k, c.a.k_stride) + (there ? at : 0) * c.a.k_stride;
-      const float* const dout_row =
-          head_rows(c, p, c.a.grad_out, c.a.grad_out_stride) + (there ? at : 0) * c.a.grad_out_stride;
-      const bool lone = first && there && c.exclude_self && c.a.lse[p.lse + at] == -INFINITY;  // it had its own value
+      const float* const k_row =
+          head_rows(c, p, c.attention.k, c.attention.k_stride) + (there ? at : 0) * c.attention.k_stride;
+      const float* const dout_row = head_rows(c, p, c.attention.grad_out, c.attention.grad_out_stride) +
+                                    (there ? at : 0) * c.attention.grad_out_stride;
+      const bool lone =
+          first && there && c.window.exclude_self && c.attention.lse[p.lse + at] == -INFINITY;  // it had its own value
       float along = 0.0f;
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) {
@@ -174,8 +179,8 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
       if (key_norm == RFN_KEY_NORM_RMS) along /= static_cast<float>(head_size);
       if (at < 0) continue;
       // With shared projections dq is there already, in the same place.
-      float* const dk = head_rows(c, p, c.a.grad_k, c.a.grad_k_stride) + at * c.a.grad_k_stride;
-      float* const dv = head_rows(c, p, c.a.grad_v, c.a.grad_v_stride) + at * c.a.grad_v_stride;
+      float* const dk = head_rows(c, p, c.attention.grad_k, c.attention.grad_k_stride) + at * c.attention.grad_k_stride;
+      float* const dv = head_rows(c, p, c.attention.grad_v, c.attention.grad_v_stride) + at * c.attention.grad_v_stride;
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) {
 #pragma unroll
@@ -184,7 +189,7 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
           const bool inside = column < head_size;
           const float key = inside ? k_row[column] * inverse : 0.0f;
           const float gradient = inverse * (sum0[d][2 * h + e] * kLn2 - key * along);
-          store(dk, column, there ? gradient : 0.0f, overwrite && c.a.grad_k != c.a.grad_q);
+          store(dk, column, there ? gradient : 0.0f, overwrite && c.attention.grad_k != c.attention.grad_q);
           store(dv, column, there ? sum1[d][2 * h + e] + (lone && inside ? dout_row[column] : 0.0f) : 0.0f, overwrite);
         }
       }
@@ -211,8 +216,9 @@ __global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (kBackwa
 
 rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first,
                                      int64_t last, bool overwrite) {
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(attention_delta_kernel, blocks_for(a.pairs() * a.length, kDeltaThreads / kDeltaLanes),
-                                  kDeltaThreads, 0, native_stream(stream), tile_call(a, s, first)));
+  RFN_CUDA_TRY(
+      stream, RFN_LAUNCH(attention_delta_kernel, blocks_for(a.sequence_heads() * a.length, kDeltaThreads / kDeltaLanes),
+                         kDeltaThreads, 0, native_stream(stream), tile_call(a, s, first)));
   return with_tile(*stream.context, a.head_size, [&](auto precision, auto size) -> rfn_status {
     using Sizes = Tile<precision.value, size.value, true>;
     const auto queries = attention_backward_kernel<precision.value, size.value, false>;
@@ -222,7 +228,7 @@ rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, con
     }
     // Queries of some rounds alone can still have keys of all, across the ring.
     TileCall call = tile_call(a, s, first);
-    const bool all = call.ring && last - first < a.rounds();
+    const bool all = call.window.ring && last - first < a.rounds();
     const int64_t first_keys = all ? 0 : first, last_keys = all ? a.rounds() : last;
     for (int64_t round = first_keys; round < last_keys; ++round) {
       call = tile_call(a, s, round);

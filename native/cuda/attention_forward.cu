@@ -17,12 +17,12 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
   RFN_DYNAMIC_SHARED(unsigned char, memory);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, r = lane / 4,
             c4 = lane % 4;
-  const int head_size = static_cast<int>(c.a.head_size);
+  const int head_size = static_cast<int>(c.attention.head_size);
 
   const Walk walk = walk_of<false, kRows>(c, block_slot<kRows, true>(c));
   const int32_t edge = load_row_tokens<false, kRows>(c, block_slot<kRows, true>(c), rows, dropout_rows, edge_of_rows);
-  load_row_tile<Sizes, precision, D>(c, memory, 0, rows, {c.a.q, c.a.q_stride}, RFN_KEY_NORM_NONE, c.scale * kLog2E,
-                                     nullptr);
+  load_row_tile<Sizes, precision, D>(c, memory, 0, rows, {c.attention.q, c.attention.q_stride}, RFN_KEY_NORM_NONE,
+                                     c.scale * kLog2E, nullptr);
   const Element* const q = reinterpret_cast<const Element*>(memory) + warp * 16 * Sizes::kStride;
   Element *const keys = reinterpret_cast<Element*>(memory + Sizes::kColumnTile0), *const values =
                                                                                       reinterpret_cast<Element*>(
@@ -38,12 +38,13 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
   float out[D / 8][4];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const TilePair p = block_pair(c);
+    const SequenceHead p = block_sequence_head(c);
     position[h] = rows[warp * 16 + r + 8 * h].x;
-    const float* const out_row = head_rows(c, p, c.a.out, c.a.out_stride) + position[h] * c.a.out_stride;
+    const float* const out_row =
+        head_rows(c, p, c.attention.out, c.attention.out_stride) + position[h] * c.attention.out_stride;
     const bool resume = !fresh && position[h] >= 0;
-    maximum[h] = resume ? c.s.maximum[p.index * c.length + position[h]] : -INFINITY;
-    sum[h] = resume && c4 == 0 ? c.s.sum[p.index * c.length + position[h]]
+    maximum[h] = resume ? c.scratch.maximum[p.index * c.window.length + position[h]] : -INFINITY;
+    sum[h] = resume && c4 == 0 ? c.scratch.sum[p.index * c.window.length + position[h]]
                                : 0.0f;  // lanes add up their columns; the sum so far is one lane's
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
@@ -56,8 +57,8 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
   }
 
   const auto load = [&](const Token* tokens) {
-    load_rows<D>(c, raw_keys, tokens, N, {c.a.k, c.a.k_stride});
-    load_rows<D>(c, raw_values, tokens, N, {c.a.v, c.a.v_stride});
+    load_rows<D>(c, raw_keys, tokens, N, {c.attention.k, c.attention.k_stride});
+    load_rows<D>(c, raw_values, tokens, N, {c.attention.v, c.attention.v_stride});
     cp_async_commit();
   };
   int now = 0;
@@ -66,7 +67,7 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
   while (start < walk.end) {
     cp_async_wait_all();
     __syncthreads();  // the copies of all threads have landed, and nobody works on the operands any more
-    make_operand<precision, D>(raw_keys, keys, N, c.a.options.key_norm, 1.0f, head_size, nullptr);
+    make_operand<precision, D>(raw_keys, keys, N, c.attention.options.key_norm, 1.0f, head_size, nullptr);
     make_operand<precision, D>(raw_values, values, N, RFN_KEY_NORM_NONE, 1.0f, head_size, nullptr);
     const int32_t next = next_columns<false, N>(c, walk, start + N, edge, columns[now ^ 1], nullptr);
     __syncthreads();  // operands are complete, the stage is free
@@ -85,7 +86,7 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + 2 * c4 + e % 2, h = e / 2;
           const bool yes = (row.visible[h][n / 4] >> (column % 32) & 1u) != 0;
-          if (c.duplicates && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
+          if (c.window.log_counts && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
           scores[n][e] = yes ? scores[n][e] : -INFINITY;
           highest[h] = fmaxf(highest[h], scores[n][e]);
         }
@@ -131,21 +132,21 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
     sum[h] = group_sum<4>(sum[h]);
     const int32_t at = row_position(position[h]);
     if (at < 0) continue;
-    const TilePair p = block_pair(c);
+    const SequenceHead p = block_sequence_head(c);
     const bool there = position[h] >= 0, some = there && sum[h] != 0.0f;
     if (!last) {
       if (!there) continue;
       if (c4 == 0) {
-        c.s.maximum[p.index * c.length + at] = maximum[h];
-        c.s.sum[p.index * c.length + at] = sum[h];
+        c.scratch.maximum[p.index * c.window.length + at] = maximum[h];
+        c.scratch.sum[p.index * c.window.length + at] = sum[h];
       }
-    } else if (c4 == 0 && c.a.lse != nullptr) {
-      c.a.lse[p.lse + at] = some ? (maximum[h] + log2f(sum[h])) * kLn2 : -INFINITY;
+    } else if (c4 == 0 && c.attention.lse != nullptr) {
+      c.attention.lse[p.lse + at] = some ? (maximum[h] + log2f(sum[h])) * kLn2 : -INFINITY;
     }
     const float factor = !last ? 1.0f : some ? 1.0f / sum[h] : 0.0f;
-    const bool own = last && there && !some && c.exclude_self;  // it met nobody: its own value
-    const float* const v_row = head_rows(c, p, c.a.v, c.a.v_stride) + at * c.a.v_stride;
-    float* const out_row = head_rows(c, p, c.a.out, c.a.out_stride) + at * c.a.out_stride;
+    const bool own = last && there && !some && c.window.exclude_self;  // it met nobody: its own value
+    const float* const v_row = head_rows(c, p, c.attention.v, c.attention.v_stride) + at * c.attention.v_stride;
+    float* const out_row = head_rows(c, p, c.attention.out, c.attention.out_stride) + at * c.attention.out_stride;
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
 #pragma unroll

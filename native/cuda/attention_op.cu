@@ -9,35 +9,17 @@
 namespace rfn::cuda {
 
 TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round) {
-  const rfn_attention_options& o = a.options;
   TileCall c = {};
-  c.a = a;
-  c.s = s;
-  c.full = o.kind == RFN_ATTENTION_FULL;
-  c.lsh = a.lsh();
-  c.length = static_cast<int32_t>(a.length);
-  c.padded = static_cast<int32_t>(a.padded());
+  c.attention = a;
+  c.scratch = s;
+  c.window = attention_window<int32_t>(a.options, a.length);
   c.stored = static_cast<int32_t>(a.stored());
-  c.rounds = static_cast<int32_t>(a.rounds());
   c.round = static_cast<int32_t>(round);
-  c.last_query_round = c.rounds;
-  c.chunk = c.full ? c.length : static_cast<int32_t>(o.chunk_length);
-  c.per_round = c.padded / c.chunk;
-  c.total = c.per_round * c.rounds;
-  c.before = c.full ? 0 : static_cast<int32_t>(o.chunks_before);
-  c.after = c.full ? 0 : static_cast<int32_t>(o.chunks_after);
+  c.last_query_round = c.window.rounds;
   c.scale = logit_scale(a);
-  const Dropout dropout = dropout_of(a.dropout, o.dropout);
+  const Dropout dropout = dropout_of(a.dropout, a.options.dropout);
   c.threshold = dropout.threshold;
   c.keep_inverse = dropout.keep_inverse;
-  c.causal = o.causal != 0;
-  c.exclude_self = o.shared_qk != 0;
-  c.strict = c.lsh && o.window == RFN_WINDOW_STRICT;
-  c.same_bucket = c.strict || (c.lsh && o.window == RFN_WINDOW_SAME_BUCKET);
-  c.wrap = o.wrap != 0;
-  c.ring = !c.full && c.wrap && !c.strict;  // the strict window never leaves its round
-  c.repeat = o.repeat_chunks != 0;
-  c.duplicates = corrects_duplicates(a);
   const auto aligned = [&](const float* rows, int64_t stride) {
     return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 4 == 0;
   };
@@ -48,18 +30,18 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
 
 AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass) {
   AttentionScratch s;
-  const int64_t pairs = a.pairs(), rounds = a.rounds();
+  const int64_t sequence_heads = a.sequence_heads(), rounds = a.rounds();
   if (a.lsh()) {
-    s.buckets = arena.take<int32_t>(a.buckets == nullptr ? pairs * rounds * a.length : 0);
-    s.sorted = arena.take<int32_t>(pairs * rounds * a.stored());
-    if (corrects_duplicates(a)) s.slot_of = arena.take<int32_t>(pairs * rounds * a.length);
+    s.buckets = arena.take<int32_t>(a.buckets == nullptr ? sequence_heads * rounds * a.length : 0);
+    s.sorted = arena.take<int32_t>(sequence_heads * rounds * a.stored());
+    if (a.window().log_counts) s.slot_of = arena.take<int32_t>(sequence_heads * rounds * a.length);
     s.sort = arena.take<char>(sort_scratch_bytes(a));
   }
   if (rounds > 1) {
-    s.maximum = arena.take<float>(pairs * a.length);
-    s.sum = arena.take<float>(pairs * a.length);
+    s.maximum = arena.take<float>(sequence_heads * a.length);
+    s.sum = arena.take<float>(sequence_heads * a.length);
   }
-  if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(pairs * a.length);
+  if (pass == RFN_PASS_BACKWARD) s.delta = arena.take<float>(sequence_heads * a.length);
   return s;
 }
 
@@ -70,20 +52,19 @@ rfn_status attention_supported(const rfn_context&, const Attention& a) {
   }
   // Slots, chunks of the ring and columns of a tile's walk are counted in 32 bits.
   constexpr int64_t kMost = INT32_MAX / 2;
-  const bool full = a.options.kind == RFN_ATTENTION_FULL;
-  const int64_t chunk = full ? a.length : a.options.chunk_length,
-                window = full ? 0 : a.options.chunks_before + a.options.chunks_after;
+  const AttentionWindow<> window = a.window();
+  const int64_t neighbours = window.before + window.after;
   int64_t columns = 0;
-  if (a.padded() > kMost || a.padded() / chunk > kMost / a.rounds() ||
-      __builtin_mul_overflow(window, chunk, &columns) || columns > kMost) {
+  if (window.slots() > kMost || window.per_round > kMost / window.rounds ||
+      __builtin_mul_overflow(neighbours, window.chunk, &columns) || columns > kMost) {
     return fail(
         RFN_UNSUPPORTED,
         "attention: expected at most %lld slots, chunks of all rounds and keys of a window on CUDA, got %lld slots, "
         "%lld chunks in each of %lld rounds and %lld chunks around a query's own",
-        static_cast<long long>(kMost), static_cast<long long>(a.padded()), static_cast<long long>(a.padded() / chunk),
-        static_cast<long long>(a.rounds()), static_cast<long long>(window));
+        static_cast<long long>(kMost), static_cast<long long>(window.slots()), static_cast<long long>(window.per_round),
+        static_cast<long long>(window.rounds), static_cast<long long>(neighbours));
   }
-  if (corrects_duplicates(a) && a.options.rounds > kMaxCountedRounds) {
+  if (window.log_counts && window.rounds > kMaxCountedRounds) {
     return fail(RFN_UNSUPPORTED, "attention: rounds: expected at most %d with duplicate correction on CUDA, got %d",
                 kMaxCountedRounds, a.options.rounds);
   }
@@ -133,100 +114,6 @@ rfn_status copy_sorted(rfn_stream& stream, const Attention& a, const AttentionSc
                                        cudaMemcpyDeviceToDevice, native_stream(stream))
                    : cudaMemcpy2DAsync(theirs, outside_pitch, s.sorted, width, width, static_cast<size_t>(a.batch),
                                        cudaMemcpyDeviceToDevice, native_stream(stream)));
-  return RFN_OK;
-}
-
-// ---- combining rounds: one warp for each (example, token, head) ----
-
-struct CombineCall {
-  const float *round_out, *round_lse;  // [R,B,T,H,D], [R,B,H,T]
-  const float* lse_in;                 // backward: [B,H,T]
-  const float* grad_out;
-  float *out, *lse;  // forward: outputs (lse may be null); backward: out is an input
-  float *grad_round_out, *grad_round_lse;
-  int64_t tokens, length, heads, head_size, rounds;  // tokens = B*T
-};
-
-constexpr int kCombineThreads = 128;
-
-struct CombineRow {
-  int64_t row, lse;  // element of D 0 in [B,T,H,D]; element in [B,H,T]
-  bool there;
-};
-RFN_DEVICE CombineRow combine_row(const CombineCall& c) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kCombineThreads / 32) + threadIdx.x / 32,
-                token = index / c.heads, head = index % c.heads;
-  return {index * c.head_size, (token / c.length * c.heads + head) * c.length + token % c.length, token < c.tokens};
-}
-
-// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse
-// -inf and weight 0; when all have, the token's output is that of round 0 (its own value, or 0).
-__global__ void __launch_bounds__(kCombineThreads) lsh_combine_kernel(const CombineCall c) {
-  const CombineRow at = combine_row(c);
-  if (!at.there) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t out_size = c.tokens * c.heads * c.head_size, lse_size = c.tokens * c.heads;
-  float maximum = -INFINITY, sum = 0.0f;
-  for (int64_t r = 0; r < c.rounds; ++r) maximum = fmaxf(maximum, c.round_lse[r * lse_size + at.lse]);
-  const bool lone = maximum == -INFINITY;
-  for (int64_t r = 0; r < c.rounds && !lone; ++r) sum += expf(c.round_lse[r * lse_size + at.lse] - maximum);
-  const float lse = lone ? maximum : maximum + logf(sum);
-  if (lane == 0 && c.lse != nullptr) c.lse[at.lse] = lse;
-  for (int64_t d = lane; d < c.head_size; d += 32) {
-    float value = lone ? c.round_out[at.row + d] : 0.0f;
-    for (int64_t r = 0; r < c.rounds && !lone; ++r) {
-      const float weight = expf(c.round_lse[r * lse_size + at.lse] - lse);
-      if (weight != 0.0f) value = fmaf(weight, c.round_out[r * out_size + at.row + d], value);
-    }
-    c.out[at.row + d] = value;
-  }
-}
-
-// d out_r = w_r dO;  d lse_r = w_r dO . (out_r - out).
-__global__ void __launch_bounds__(kCombineThreads) lsh_combine_backward_kernel(const CombineCall c) {
-  const CombineRow at = combine_row(c);
-  if (!at.there) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t out_size = c.tokens * c.heads * c.head_size, lse_size = c.tokens * c.heads;
-  const float lse = c.lse_in[at.lse];
-  const bool lone = lse == -INFINITY;
-  for (int64_t r = 0; r < c.rounds; ++r) {
-    const float weight = lone ? (r == 0 ? 1.0f : 0.0f) : expf(c.round_lse[r * lse_size + at.lse] - lse);
-    float along = 0.0f;
-    for (int64_t d = lane; d < c.head_size; d += 32) {
-      const float gradient = c.grad_out[at.row + d];
-      c.grad_round_out[r * out_size + at.row + d] = weight * gradient;
-      along = fmaf(gradient, c.round_out[r * out_size + at.row + d] - c.out[at.row + d], along);
-    }
-    along = group_sum(along);
-    if (lane == 0) c.grad_round_lse[r * lse_size + at.lse] = lone ? 0.0f : weight * along;
-  }
-}
-
-CombineCall combine_call(const rfn_attention& op) {
-  CombineCall c = {};
-  c.round_out = f32(op.round_out);
-  c.round_lse = f32(op.round_lse);
-  c.lse_in = f32(op.lse);
-  c.grad_out = f32(op.grad_out);
-  c.out = f32(op.out);
-  c.lse = f32(op.lse);
-  c.grad_round_out = f32(op.grad_round_out);
-  c.grad_round_lse = f32(op.grad_round_lse);
-  c.length = op.q.shape[1];
-  c.tokens = op.q.shape[0] * c.length;
-  c.heads = op.q.shape[2];
-  c.head_size = op.q.shape[3];
-  c.rounds = op.options.rounds;
-  return c;
-}
-
-rfn_status combine(rfn_stream& stream, const rfn_attention& op, void (*kernel)(CombineCall)) {
-  const CurrentDevice current(*stream.context);
-  RFN_TRY(current.status());
-  const CombineCall c = combine_call(op);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks_for(c.tokens * c.heads, kCombineThreads / 32), kCombineThreads, 0,
-                                  native_stream(stream), c));
   return RFN_OK;
 }
 
@@ -299,14 +186,6 @@ rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void
                              RFN_TRY(attention_backward_rounds(stream, round_view(a, op, r), s, r, r + 1, r == 0));
                            return RFN_OK;
                          });
-}
-
-rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
-  return combine(stream, op, lsh_combine_kernel);
-}
-
-rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
-  return combine(stream, op, lsh_combine_backward_kernel);
 }
 
 }  // namespace rfn::cuda

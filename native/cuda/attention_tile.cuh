@@ -20,23 +20,21 @@ inline constexpr float kLn2 = 0.69314718055994531f;
 // ---- the call, as kernels see it ----------------------------------------------------------------
 
 struct TileCall {
-  Attention a;
-  AttentionScratch s;
-  int32_t length, padded, stored;               // T, slots of a round, those that may hold a token
-  int32_t rounds, round;                        // the round of this launch: of its rows
+  Attention attention;
+  AttentionScratch scratch;
+  AttentionWindow<int32_t> window;
+  int32_t stored;                               // slots of a round that may hold a token
+  int32_t round;                                // of this launch's rows
   int32_t first_query_round, last_query_round;  // key rows: columns are queries of rounds [first, last)
-  int32_t chunk, per_round, total;              // C; chunks of a round, of all rounds
-  int32_t before, after;                        // chunks
-  int32_t tiles;                                // blocks of one (example, head)
+  int32_t tiles;                                // blocks of one sequence-head
   float scale;                                  // of the logits
   uint32_t threshold;                           // dropout: 0 = none
   float keep_inverse;
-  bool lsh, full, causal, exclude_self, same_bucket, strict, ring, repeat, wrap, duplicates;
   bool aligned;  // every row starts on 16 bytes
 };
 
 // One (example, head).
-struct TilePair {
+struct SequenceHead {
   int64_t index, rows;  // in the scratch; example * T
   int64_t head;         // of the call
   int64_t global;       // example * all heads + head of the model
@@ -45,108 +43,61 @@ struct TilePair {
   const uint8_t* mask;
 };
 
-RFN_DEVICE TilePair tile_pair(const TileCall& c, int64_t index) {
-  const int64_t example = index / c.a.heads;
-  TilePair p;
+RFN_DEVICE SequenceHead tile_sequence_head(const TileCall& c, int64_t index) {
+  const int64_t example = index / c.attention.heads;
+  SequenceHead p;
   p.index = index;
-  p.rows = example * c.length;
-  p.head = index % c.a.heads;
-  p.global = example * c.a.all_heads + c.a.first_head + p.head;
-  p.lse = (example * c.a.lse_heads + p.head) * c.length;
-  p.sorted = c.lsh ? c.s.sorted + index * c.rounds * c.stored : nullptr;
-  p.buckets = !c.lsh                   ? nullptr
-              : c.a.buckets != nullptr ? c.a.buckets + p.global * c.rounds * c.length
-                                       : c.s.buckets + index * c.rounds * c.length;
-  p.slot_of = c.s.slot_of != nullptr ? c.s.slot_of + index * c.rounds * c.length : nullptr;
-  p.mask = c.a.mask != nullptr ? c.a.mask + p.rows : nullptr;
+  p.rows = example * c.window.length;
+  p.head = index % c.attention.heads;
+  p.global = example * c.attention.all_heads + c.attention.first_head + p.head;
+  p.lse = (example * c.attention.lse_heads + p.head) * c.window.length;
+  p.sorted = c.window.lsh ? c.scratch.sorted + index * c.window.rounds * c.stored : nullptr;
+  p.buckets = !c.window.lsh                    ? nullptr
+              : c.attention.buckets != nullptr ? c.attention.buckets + p.global * c.window.rounds * c.window.length
+                                               : c.scratch.buckets + index * c.window.rounds * c.window.length;
+  p.slot_of = c.scratch.slot_of != nullptr ? c.scratch.slot_of + index * c.window.rounds * c.window.length : nullptr;
+  p.mask = c.attention.mask != nullptr ? c.attention.mask + p.rows : nullptr;
   return p;
 }
 
 // This block's. Computed anew wherever it is used: it would take 20 registers through the products.
-RFN_DEVICE TilePair block_pair(const TileCall& c) {
-  return tile_pair(c, block_number() / static_cast<unsigned>(c.tiles));
+RFN_DEVICE SequenceHead block_sequence_head(const TileCall& c) {
+  return tile_sequence_head(c, block_number() / static_cast<unsigned>(c.tiles));
 }
 
 template <class T>
-RFN_DEVICE T* head_rows(const TileCall& c, const TilePair& p, T* base, int64_t stride) {
-  return base + p.rows * stride + p.head * c.a.head_size;
+RFN_DEVICE T* head_rows(const TileCall& c, const SequenceHead& p, T* base, int64_t stride) {
+  return base + p.rows * stride + p.head * c.attention.head_size;
 }
 
 // ---- tokens -------------------------------------------------------------------------------------
 
-// A token of a tile: x position, or -1 (none), or -2 - position (it takes no part, but has a row in the outputs); y
-// slot (strict windows) or place in its chunk; z bucket, -1 when it belongs to another round; w chunk, counted from the
-// first of this launch's round.
+// A token of a tile, the fields of a WindowToken: x position, or -1 (none), or -2 - position (it takes no part, but has
+// a row in the outputs); y slot; z bucket; w chunk.
 using Token = int4;
 inline constexpr int32_t kNone = -1;
 
 RFN_DEVICE int32_t row_position(int32_t x) { return x >= 0 ? x : -2 - x; }  // -1 for none
 
-struct Place {
-  int32_t round, slot;  // round -1: there is none
-};
-
-RFN_DEVICE Place place_of(const TileCall& c, int32_t chunk, int32_t x) {
-  if (!c.ring) return chunk < 0 || chunk >= c.per_round ? Place{-1, 0} : Place{c.round, chunk * c.chunk + x};
-  int32_t on_ring = (c.round * c.per_round + chunk) % c.total;
-  if (on_ring < 0) on_ring += c.total;
-  return {on_ring / c.per_round, on_ring % c.per_round * c.chunk + x};
-}
-
-RFN_DEVICE Token token_at(const TileCall& c, const TilePair& p, const Place& place, int32_t chunk, int32_t x) {
-  Token token = {kNone, 0, 0, chunk};
-  if (place.round < 0 || place.slot >= c.stored) return token;
-  const int32_t position = c.lsh ? p.sorted[static_cast<int64_t>(place.round) * c.stored + place.slot] : place.slot;
-  if (position < 0 || position >= c.length) return token;
+RFN_DEVICE Token token_at(const TileCall& c, const SequenceHead& p, const WindowPlace<int32_t>& place, int32_t chunk,
+                          int32_t x) {
+  Token token = {kNone, chunk * c.window.chunk + x, 0, chunk};
+  const int32_t slot = place.chunk * c.window.chunk + x;
+  if (place.round < 0 || slot >= c.stored) return token;
+  const int32_t position = c.window.lsh ? p.sorted[static_cast<int64_t>(place.round) * c.stored + slot] : slot;
+  if (position < 0 || position >= c.window.length) return token;
   token.x = p.mask != nullptr && p.mask[position] == 0 ? -2 - position : position;
-  token.y = c.strict ? place.slot : x;
-  if (c.same_bucket)
-    token.z = place.round == c.round ? p.buckets[static_cast<int64_t>(c.round) * c.length + position] : -1;
+  if (c.window.same_bucket) {
+    token.z =
+        place.round == c.round ? p.buckets[static_cast<int64_t>(c.round) * c.window.length + position] : kOtherRound;
+  }
   return token;
 }
 
-// Whether the query attends to the key.
-RFN_DEVICE bool visible(const TileCall& c, const Token& query, const Token& key) {
-  if (query.x < 0 || key.x < 0) return false;
-  if (c.causal && key.x > query.x) return false;
-  if (c.exclude_self && key.x == query.x) return false;
-  const int32_t offset = key.w - query.w;
-  if (offset < -c.before || offset > c.after) return false;
-  // The ring may be shorter than the window: the chunk was met `total` offsets earlier.
-  if (c.ring && !c.repeat && offset - c.total >= -c.before) return false;
-  if (c.same_bucket && query.z != key.z) return false;
-  if (c.strict && (query.y <= key.y || query.y - key.y > c.before * c.chunk)) return false;
-  return true;
-}
+RFN_DEVICE WindowToken<int32_t> window_token(const Token& token) { return {token.x, token.y, token.z, token.w}; }
 
-// Dropout element of (query, key) is row + column.
-RFN_DEVICE uint64_t dropout_row(const TileCall& c, const TilePair& p, const Place& query, int32_t position) {
-  const int64_t row = (p.global * c.rounds + query.round) * c.padded + (c.strict ? position : query.slot);
-  return static_cast<uint64_t>(row * c.chunk * (1 + c.before + c.after));
-}
-RFN_DEVICE uint32_t dropout_column(const TileCall& c, const Token& query, const Token& key) {
-  return static_cast<uint32_t>(c.strict ? query.y - key.y - 1 : (key.w - query.w + c.before) * c.chunk + key.y);
-}
-
-// Number of rounds in which the query's window holds the key (paper eqs. 13-16).
-RFN_DEVICE int32_t duplicate_count(const TileCall& c, const TilePair& p, int32_t query, int32_t key) {
-  int32_t count = 0;
-  for (int32_t round = 0; round < c.rounds; ++round) {
-    const int64_t row = static_cast<int64_t>(round) * c.length;
-    if (c.same_bucket && p.buckets[row + query] != p.buckets[row + key]) continue;
-    const int32_t from = p.slot_of[row + query], to = p.slot_of[row + key];
-    if (c.strict) {
-      count += from > to && from - to <= c.before * c.chunk ? 1 : 0;
-      continue;
-    }
-    int32_t offset = to / c.chunk - from / c.chunk + c.before;  // 0 .. before + after: inside
-    if (c.wrap) offset = (offset % c.total + c.total) % c.total;
-    count += offset >= 0 && offset <= c.before + c.after ? 1 : 0;
-  }
-  return count;
-}
-// Its base-2 logarithm; a pair that only meets across the boundary of two rounds has count 0 and log(0 + 1e-9).
-RFN_DEVICE float log2_count(int32_t count) { return count > 0 ? log2f(static_cast<float>(count)) : -29.8973528539863f; }
+// Base-2 logarithm of the rounds in which a query's window holds a key.
+RFN_DEVICE float log2_count(int32_t rounds_seen) { return log2f(countable(rounds_seen)); }
 
 // ---- operands -----------------------------------------------------------------------------------
 
@@ -244,8 +195,8 @@ struct Source {
 };
 template <int D>
 RFN_DEVICE void load_rows(const TileCall& c, float* to, const Token* tokens, int count, const Source& source) {
-  load_rows<D>(to, tokens, count, head_rows(c, block_pair(c), source.base, source.stride), source.stride,
-               static_cast<int>(c.a.head_size), c.aligned);
+  load_rows<D>(to, tokens, count, head_rows(c, block_sequence_head(c), source.base, source.stride), source.stride,
+               static_cast<int>(c.attention.head_size), c.aligned);
 }
 
 // Turns rows of float32 into operands: times `factor`, or with a key norm divided by the row's norm, whose inverse goes
@@ -266,8 +217,7 @@ RFN_DEVICE void make_operand(const float* from, typename Operand<precision>::Ele
     float times = factor;
     if (key_norm != RFN_KEY_NORM_NONE) {
       squares = group_sum<8>(squares);
-      times = key_norm == RFN_KEY_NORM_RMS ? 1.0f / sqrtf(squares / static_cast<float>(head_size) + 1e-6f)
-                                           : 1.0f / fmaxf(sqrtf(squares), 1e-12f);
+      times = key_scale(squares, head_size, key_norm);
       if (inverse != nullptr && lane == 0) inverse[row] = times;
     }
 #pragma unroll
@@ -420,11 +370,11 @@ struct Walk {
 // kKeys: rows are keys, columns queries.
 template <bool kKeys, int kRows>
 RFN_DEVICE Walk walk_of(const TileCall& c, int32_t first_slot) {
-  const int32_t last_slot = min(first_slot + kRows, c.stored) - 1, first = first_slot / c.chunk,
-                last = last_slot / c.chunk;
-  const int32_t behind = kKeys ? c.after : c.before, ahead = kKeys ? c.before : c.after;
-  Walk walk = {first - behind, 0, (last - first + 1 + behind + ahead) * c.chunk};
-  if (c.full && c.causal) {  // one chunk: slots are positions
+  const int32_t last_slot = min(first_slot + kRows, c.stored) - 1, first = first_slot / c.window.chunk,
+                last = last_slot / c.window.chunk;
+  const int32_t behind = kKeys ? c.window.after : c.window.before, ahead = kKeys ? c.window.before : c.window.after;
+  Walk walk = {first - behind, 0, (last - first + 1 + behind + ahead) * c.window.chunk};
+  if (c.window.full && c.window.causal) {  // one chunk: slots are positions
     if (kKeys)
       walk.begin = first_slot;
     else
@@ -444,9 +394,11 @@ struct QueryNumbers {
 template <int kColumns>
 RFN_DEVICE int32_t columns_after(const TileCall& c, const Walk& walk, int32_t start) {
   start += kColumns;
-  const int32_t x = start % c.chunk;
-  const Place place = place_of(c, walk.first_chunk + start / c.chunk, x);
-  return place.round < 0 || place.slot >= c.stored ? start + (c.chunk - x) / kColumns * kColumns : start;
+  const int32_t x = start % c.window.chunk;
+  const WindowPlace<int32_t> place = c.window.place(c.round, walk.first_chunk + start / c.window.chunk);
+  return place.round < 0 || place.chunk * c.window.chunk + x >= c.stored
+             ? start + (c.window.chunk - x) / kColumns * kColumns
+             : start;
 }
 
 // Loads the tokens of kColumns columns from `start` on; steps on while no row can see any of them. Returns where it
@@ -455,7 +407,7 @@ RFN_DEVICE int32_t columns_after(const TileCall& c, const Walk& walk, int32_t st
 template <bool kKeys, int kColumns>
 RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t start, int32_t edge, Token* tokens,
                                 QueryNumbers* numbers) {
-  const TilePair p = block_pair(c);
+  const SequenceHead p = block_sequence_head(c);
   for (; start < walk.end; start = columns_after<kColumns>(c, walk, start)) {
     bool useful = false;
     if (static_cast<int>(threadIdx.x) < kColumns) {
@@ -463,18 +415,19 @@ RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t sta
       Token token = {kNone, 0, 0, 0};
       QueryNumbers query = {0.0f, 0.0f, 0};
       if (column < walk.end) {
-        const int32_t chunk = walk.first_chunk + column / c.chunk, x = column % c.chunk;
-        const Place place = place_of(c, chunk, x);
+        const int32_t chunk = walk.first_chunk + column / c.window.chunk, x = column % c.window.chunk;
+        const WindowPlace<int32_t> place = c.window.place(c.round, chunk);
         token = token_at(c, p, place, chunk, x);
         if (kKeys && (place.round < c.first_query_round || place.round >= c.last_query_round)) token.x = kNone;
         if (kKeys && token.x >= 0) {
-          const float lse = c.a.lse[p.lse + token.x];
+          const float lse = c.attention.lse[p.lse + token.x];
           if (lse == -INFINITY)
             token.x = kNone;  // it saw nobody
           else
-            query = {lse * kLog2E, c.s.delta[p.index * c.length + token.x], dropout_row(c, p, place, token.x)};
+            query = {lse * kLog2E, c.scratch.delta[p.index * c.window.length + token.x],
+                     c.window.dropout_row(p.global, place.round, place.chunk * c.window.chunk + x, token.x)};
         }
-        useful = token.x >= 0 && (!c.causal || (kKeys ? token.x >= edge : token.x <= edge));
+        useful = token.x >= 0 && (!c.window.causal || (kKeys ? token.x >= edge : token.x <= edge));
       }
       tokens[threadIdx.x] = token;
       if (kKeys) numbers[threadIdx.x] = query;
@@ -499,8 +452,8 @@ RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uin
                                  const Token* columns, const QueryNumbers* numbers, uint8_t* counts) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   PairBits<N> bits;
-  TilePair p = {};
-  if (c.duplicates) p = block_pair(c);
+  SequenceHead p = {};
+  if (c.window.log_counts) p = block_sequence_head(c);
 #pragma unroll
   for (int w = 0; w < PairBits<N>::kWords; ++w) {
     bits.visible[w] = 0;
@@ -511,23 +464,24 @@ RFN_DEVICE PairBits<N> pair_bits(const TileCall& c, const Token* rows, const uin
     for (int i = 0; i < 16; ++i) {
       const Token row = rows[i];
       const Token &query = kKeys ? mine : row, &key = kKeys ? row : mine;
-      const bool yes = visible(c, query, key);
+      const bool yes = c.window.sees(window_token(query), window_token(key));
       const uint32_t visible_row = __ballot_sync(kFullWarp, yes);
       if (lane == i) bits.visible[w] = visible_row;
       if (c.threshold != 0) {
         bool keep = false;
         if (yes) {
-          const uint64_t element =
-              (kKeys ? numbers[column].dropout_row : row_dropout[i]) + dropout_column(c, query, key);
-          keep = (philox_word(c.a.dropout, element) >> 8) >= c.threshold;
+          const uint64_t element = (kKeys ? numbers[column].dropout_row : row_dropout[i]) +
+                                   c.window.dropout_column(window_token(query), window_token(key));
+          keep = (philox_word(c.attention.dropout, element) >> 8) >= c.threshold;
         }
         const uint32_t kept_row = __ballot_sync(kFullWarp, keep);
         if (lane == i) bits.kept[w] = kept_row;
       }
-      if (c.duplicates && yes) counts[i * N + column] = static_cast<uint8_t>(duplicate_count(c, p, query.x, key.x));
+      if (c.window.log_counts && yes)
+        counts[i * N + column] = static_cast<uint8_t>(c.window.rounds_seen(p.slot_of, p.buckets, query.x, key.x));
     }
   }
-  if (c.duplicates) __syncwarp();
+  if (c.window.log_counts) __syncwarp();
   return bits;
 }
 
@@ -566,7 +520,7 @@ RFN_DEVICE RowBits<N> row_bits(const TileCall& c, const PairBits<N>& bits) {
 template <int kRows, bool kLastFirst>
 RFN_DEVICE int32_t block_slot(const TileCall& c) {
   const int32_t tile = static_cast<int32_t>(block_number() % static_cast<unsigned>(c.tiles));
-  return (kLastFirst && c.full ? c.tiles - 1 - tile : tile) *
+  return (kLastFirst && c.window.full ? c.tiles - 1 - tile : tile) *
          kRows;  // the longest walks of causal full attention begin first
 }
 
@@ -575,15 +529,15 @@ RFN_DEVICE int32_t block_slot(const TileCall& c) {
 template <bool kKeys, int kRows>
 RFN_DEVICE int32_t load_row_tokens(const TileCall& c, int32_t first_slot, Token* rows, uint64_t* dropout_rows,
                                    int32_t* edge) {
-  const TilePair p = block_pair(c);
-  if (threadIdx.x == 0) *edge = kKeys ? c.length : -1;
+  const SequenceHead p = block_sequence_head(c);
+  if (threadIdx.x == 0) *edge = kKeys ? c.window.length : -1;
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < kRows) {
-    const int32_t slot = first_slot + static_cast<int32_t>(threadIdx.x), chunk = slot / c.chunk, x = slot % c.chunk;
-    const Place place = {c.round, slot};
-    const Token token = token_at(c, p, place, chunk, x);
+    const int32_t slot = first_slot + static_cast<int32_t>(threadIdx.x), chunk = slot / c.window.chunk,
+                  x = slot % c.window.chunk;
+    const Token token = token_at(c, p, {c.round, chunk}, chunk, x);
     rows[threadIdx.x] = token;
-    if (!kKeys && token.x >= 0) dropout_rows[threadIdx.x] = dropout_row(c, p, place, token.x);
+    if (!kKeys && token.x >= 0) dropout_rows[threadIdx.x] = c.window.dropout_row(p.global, c.round, slot, token.x);
     if (token.x >= 0) {
       if (kKeys)
         atomicMin(edge, token.x);
@@ -609,7 +563,7 @@ RFN_DEVICE void load_row_tile(const TileCall& c, unsigned char* memory, int i, c
     cp_async_commit();
     cp_async_wait_all();
     __syncthreads();
-    make_operand<precision, D>(raw, tile, Sizes::kPiece, key_norm, factor, static_cast<int>(c.a.head_size),
+    make_operand<precision, D>(raw, tile, Sizes::kPiece, key_norm, factor, static_cast<int>(c.attention.head_size),
                                inverse == nullptr ? nullptr : inverse + first);
     __syncthreads();
   }
@@ -624,12 +578,12 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
 template <class Sizes, class Kernel, class... Arguments>
 rfn_status launch_tiles(rfn_stream& stream, Kernel kernel, TileCall call, Arguments... arguments) {
   call.tiles = static_cast<int32_t>(div_up(call.stored, Sizes::kRows));
-  const int64_t blocks = call.a.pairs() * call.tiles;
+  const int64_t blocks = call.attention.sequence_heads() * call.tiles;
   if (blocks > 0x7fffffff) {
     return fail(RFN_UNSUPPORTED, "attention: expected at most 2147483647 tiles over all heads and examples, got %lld",
                 static_cast<long long>(blocks));
   }
-  const int bytes = Sizes::kBytes + (call.duplicates ? Sizes::kCountBytes : 0);
+  const int bytes = Sizes::kBytes + (call.window.log_counts ? Sizes::kCountBytes : 0);
   RFN_CUDA_TRY(stream, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             Sizes::kBytes + Sizes::kCountBytes));
   RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, static_cast<unsigned>(blocks), Sizes::kThreads, bytes, native_stream(stream),

@@ -173,12 +173,12 @@ rfn_status attention_hash(rfn_stream& stream, const Attention& a, const Attentio
   p.buckets = own ? a.buckets + a.first_head * a.rounds() * a.length : scratch.buckets;
   p.bucket_heads = own ? a.all_heads : a.heads;
   p.rounds = a.options.rounds;
-  p.pad = static_cast<int32_t>(bucket_product(a.options));
+  p.pad = static_cast<int32_t>(bucket_count(a.options));
   p.factor_count = a.options.factor_count;
   for (int32_t f = 0; f < p.factor_count; ++f) p.factors[f] = a.options.factors[f];
   const size_t shared = static_cast<size_t>(a.head_size) * kSharedFloatsPerDimension * sizeof(float);
-  RFN_CUDA_TRY(stream,
-               RFN_LAUNCH(hash_kernel, blocks_for(a.pairs() * p.tiles, 1), kThreads, shared, native_stream(stream), p));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(hash_kernel, blocks_for(a.sequence_heads() * p.tiles, 1), kThreads, shared,
+                                  native_stream(stream), p));
   return RFN_OK;
 }
 

@@ -227,9 +227,9 @@ Scratch layout(Arena& arena, int64_t segments, int64_t length, int64_t values) {
 CountingSort sort_of(const Attention& a, const AttentionScratch& scratch) {
   const int64_t rounds = a.rounds();
   const bool own = a.buckets != nullptr;
-  return {a.pairs() * rounds,
+  return {a.sequence_heads() * rounds,
           a.length,
-          bucket_product(a.options) + 1,
+          bucket_count(a.options) + 1,
           own ? a.buckets + a.first_head * rounds * a.length : scratch.buckets,
           a.heads * rounds,
           (own ? a.all_heads : a.heads) * rounds,
@@ -279,7 +279,7 @@ rfn_status counting_sort(rfn_stream& stream, const CountingSort& sort, void* scr
 }
 
 int64_t sort_scratch_bytes(const Attention& a) {
-  return counting_sort_bytes(a.pairs() * a.rounds(), a.length, bucket_product(a.options) + 1);
+  return counting_sort_bytes(a.sequence_heads() * a.rounds(), a.length, bucket_count(a.options) + 1);
 }
 
 rfn_status attention_sort(rfn_stream& stream, const Attention& a, const AttentionScratch& scratch) {
@@ -290,7 +290,7 @@ rfn_status attention_index_slots(rfn_stream& stream, const Attention& a, const A
   if (scratch.slot_of == nullptr) return RFN_OK;
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  const int64_t segments = a.pairs() * a.rounds(), slots = a.stored();
+  const int64_t segments = a.sequence_heads() * a.rounds(), slots = a.stored();
   RFN_CUDA_TRY(stream, RFN_LAUNCH(index_slots_kernel, stride_blocks(segments * slots), kThreads, 0,
                                   native_stream(stream), scratch.sorted, scratch.slot_of, segments, slots, a.length));
   return RFN_OK;

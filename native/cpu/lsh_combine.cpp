@@ -1,0 +1,74 @@
+// The stage that merges the rounds of LSH attention, and its backward pass.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/backend.h"
+#include "cpu/attention.h"
+
+namespace rfn::cpu {
+
+// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse
+// -inf and weight 0; when all have, the token's output is that of round 0 (its own value, or 0).
+rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
+  const Attention call = attention_call(op);
+  const int64_t rounds = call.rounds(), lse_size = call.batch * call.all_heads * call.length,
+                out_size = lse_size * call.head_size;
+  const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
+  for_tokens(
+      stream.context->threads, call, AttentionScratch{}, [&](const SequenceHead& head, int64_t first, int64_t last) {
+        for (int64_t position = first; position < last; ++position) {
+          const int64_t lse_at = head.global * call.length + position,
+                        row_at = (head.example * call.length + position) * call.out_stride + head.head * call.head_size;
+          float maximum = kNegativeInfinity, sum = 0.0f;
+          for (int64_t r = 0; r < rounds; ++r) maximum = std::max(maximum, round_lse[r * lse_size + lse_at]);
+          if (maximum == kNegativeInfinity) {
+            std::memcpy(call.out + row_at, round_out + row_at, static_cast<size_t>(call.head_size) * sizeof(float));
+            if (call.lse != nullptr) call.lse[lse_at] = kNegativeInfinity;
+            continue;
+          }
+          for (int64_t r = 0; r < rounds; ++r) sum += std::exp(round_lse[r * lse_size + lse_at] - maximum);
+          const float lse = maximum + std::log(sum);
+          if (call.lse != nullptr) call.lse[lse_at] = lse;
+          std::fill_n(call.out + row_at, call.head_size, 0.0f);
+          for (int64_t r = 0; r < rounds; ++r) {
+            const float weight = std::exp(round_lse[r * lse_size + lse_at] - lse);
+            if (weight == 0.0f) continue;
+            const float* const source = round_out + r * out_size + row_at;
+            for (int64_t d = 0; d < call.head_size; ++d) call.out[row_at + d] += weight * source[d];
+          }
+        }
+      });
+  return RFN_OK;
+}
+
+// d out_r = w_r dO;  d lse_r = w_r dO . (out_r - out).
+rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
+  const Attention call = attention_call(op);
+  const int64_t rounds = call.rounds(), lse_size = call.batch * call.all_heads * call.length,
+                out_size = lse_size * call.head_size;
+  const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
+  float *const grad_round_out = f32(op.grad_round_out), *const grad_round_lse = f32(op.grad_round_lse);
+  for_tokens(
+      stream.context->threads, call, AttentionScratch{}, [&](const SequenceHead& head, int64_t first, int64_t last) {
+        for (int64_t position = first; position < last; ++position) {
+          const int64_t lse_at = head.global * call.length + position,
+                        row_at = (head.example * call.length + position) * call.out_stride + head.head * call.head_size;
+          const float lse = call.lse[lse_at];
+          for (int64_t r = 0; r < rounds; ++r) {
+            const float own = round_lse[r * lse_size + lse_at];
+            const float weight = lse == kNegativeInfinity ? (r == 0 ? 1.0f : 0.0f) : std::exp(own - lse);
+            float along = 0.0f;
+            for (int64_t d = 0; d < call.head_size; ++d) {
+              const float gradient = call.grad_out[row_at + d];
+              grad_round_out[r * out_size + row_at + d] = weight * gradient;
+              along += gradient * (round_out[r * out_size + row_at + d] - call.out[row_at + d]);
+            }
+            grad_round_lse[r * lse_size + lse_at] = lse == kNegativeInfinity ? 0.0f : weight * along;
+          }
+        }
+      });
+  return RFN_OK;
+}
+
+}  // namespace rfn::cpu
