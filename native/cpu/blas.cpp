@@ -49,37 +49,44 @@ constexpr int64_t kTileColumns = 512;
 
 CBLAS_TRANSPOSE cblas(Transpose t) { return t == Transpose::kYes ? CblasTrans : CblasNoTrans; }
 
+// op(A) from a row on.
+const float* rows_of_a(const Product& p, int64_t row) {
+  return p.transpose_a == Transpose::kYes ? p.a + row : p.a + row * p.lda;
+}
+
 }  // namespace
 
-void gemm(Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-          const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  if (m == 0 || n == 0) return;
-  if (k == 0) {
-    if (beta == 0.0f) {
-      for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, 0.0f);
+void gemm(const Product& p) {
+  if (p.m == 0 || p.n == 0) return;
+  if (p.k == 0) {
+    if (p.beta == 0.0f) {
+      for (int64_t row = 0; row < p.m; ++row) std::fill_n(p.c + row * p.ldc, p.n, 0.0f);
     }
     return;
   }
-  for (int64_t row = 0; row < m; row += kBlasRows) {
-    cblas_sgemm(CblasRowMajor, cblas(a_transpose), cblas(b_transpose), static_cast<int>(std::min(kBlasRows, m - row)),
-                static_cast<int>(n), static_cast<int>(k), 1.0f,
-                a_transpose == Transpose::kYes ? a + row : a + row * lda, static_cast<int>(lda), b,
-                static_cast<int>(ldb), beta, c + row * ldc, static_cast<int>(ldc));
+  for (int64_t row = 0; row < p.m; row += kBlasRows) {
+    cblas_sgemm(CblasRowMajor, cblas(p.transpose_a), cblas(p.transpose_b),
+                static_cast<int>(std::min(kBlasRows, p.m - row)), static_cast<int>(p.n), static_cast<int>(p.k), 1.0f,
+                rows_of_a(p, row), static_cast<int>(p.lda), p.b, static_cast<int>(p.ldb), p.beta, p.c + row * p.ldc,
+                static_cast<int>(p.ldc));
   }
 }
 
-void parallel_gemm(int32_t threads, Transpose a_transpose, Transpose b_transpose, int64_t m, int64_t n, int64_t k,
-                   const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  const int64_t row_tiles = div_up(m, kTileRows), column_tiles = div_up(n, kTileColumns);
+void parallel_gemm(int32_t threads, const Product& p) {
+  const int64_t row_tiles = div_up(p.m, kTileRows), column_tiles = div_up(p.n, kTileColumns);
   // Equal tiles, so that no thread is left with a sliver.
-  const int64_t rows = row_tiles == 0 ? 0 : div_up(m, row_tiles),
-                columns = column_tiles == 0 ? 0 : div_up(n, column_tiles);
+  const int64_t rows = row_tiles == 0 ? 0 : div_up(p.m, row_tiles),
+                columns = column_tiles == 0 ? 0 : div_up(p.n, column_tiles);
   parallel_for(threads, row_tiles * column_tiles, [&](int64_t item, int32_t) {
-    const int64_t i = item / column_tiles * rows, j = item % column_tiles * columns;
-    if (i >= m || j >= n) return;
-    gemm(a_transpose, b_transpose, std::min(rows, m - i), std::min(columns, n - j), k,
-         a_transpose == Transpose::kYes ? a + i : a + i * lda, lda,
-         b_transpose == Transpose::kYes ? b + j * ldb : b + j, ldb, beta, c + i * ldc + j, ldc);
+    const int64_t row = item / column_tiles * rows, column = item % column_tiles * columns;
+    if (row >= p.m || column >= p.n) return;
+    Product tile = p;
+    tile.m = std::min(rows, p.m - row);
+    tile.n = std::min(columns, p.n - column);
+    tile.a = rows_of_a(p, row);
+    tile.b = p.transpose_b == Transpose::kYes ? p.b + column * p.ldb : p.b + column;
+    tile.c = p.c + row * p.ldc + column;
+    gemm(tile);
   });
 }
 

@@ -9,13 +9,12 @@
 
 #include <atomic>
 #include <chrono>
-#include <initializer_list>
 #include <thread>
 
 namespace rfn::cpu {
 namespace {
 
-constexpr int32_t kMostBuffers = 1024;           // products that run at a time
+constexpr uint32_t kMostBuffers = 1024;          // products that run at a time
 constexpr size_t kGuardBytes = size_t{1} << 16;  // behind a buffer; a multiple of every page size, and never touched
 
 struct alignas(64) Buffer {
@@ -47,18 +46,28 @@ Buffer buffers[kMostBuffers];
   for (Buffer& buffer : buffers) buffer.release();
 });
 
-// A buffer with memory that nobody else has, or nullptr. The one that this thread had before comes first: it is in the
-// processor's cache.
+std::atomic<uint32_t> made{0};  // buffers that have memory, or are about to: the first ones
+
+// A buffer that nobody else has, or nullptr. A thread looks first where it found one before, which is in the cache of
+// its processor. The place follows from the address of its stack: thread-local memory is allocated at its first use,
+// and the C library ends the process when there is none left.
 Buffer* take_buffer() {
-  thread_local int32_t last = 0;
-  if (buffers[last].take(Buffer::kFree)) return &buffers[last];
-  for (const Buffer::State state : {Buffer::kFree, Buffer::kNone}) {
-    for (int32_t i = 0; i < kMostBuffers; ++i) {
-      if (!buffers[i].take(state)) continue;
-      if (state == Buffer::kFree || buffers[i].map()) return &buffers[last = i];
+  constexpr int kStackBits = 21;
+  const uint32_t count = made.load(std::memory_order_acquire);
+  const auto first = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) >> kStackBits);
+  for (uint32_t i = 0; i < count; ++i) {
+    Buffer& buffer = buffers[(first + i) % count];
+    if (buffer.take(Buffer::kFree)) return &buffer;
+  }
+  for (uint32_t i = 0; i < kMostBuffers; ++i) {
+    if (!buffers[i].take(Buffer::kNone)) continue;
+    if (!buffers[i].map()) {
       buffers[i].release();
       return nullptr;
     }
+    uint32_t known = count;
+    while (known <= i && !made.compare_exchange_weak(known, i + 1)) continue;
+    return &buffers[i];
   }
   return nullptr;
 }
@@ -66,9 +75,7 @@ Buffer* take_buffer() {
 }  // namespace
 
 bool reserve_blas_memory() {
-  for (const Buffer& buffer : buffers) {
-    if (buffer.memory.load() != nullptr) return true;
-  }
+  if (made.load() > 0) return true;
   Buffer* const buffer = take_buffer();
   if (buffer == nullptr) return false;
   buffer->release();

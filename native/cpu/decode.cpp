@@ -128,7 +128,7 @@ Buffers take_buffers(Arena& arena, const rfn_reversible_block_decode& op, const 
 // y[i, j] = x[i, :] . w[j, :] for all examples and some rows of a weight.
 void product(int64_t rows, int64_t columns, int64_t depth, const float* x, const float* w, float* y, int64_t ldy) {
   if (rows <= kFewRows) return row_products(rows, columns, depth, x, depth, w, depth, y, ldy);
-  gemm(Transpose::kNo, Transpose::kYes, rows, columns, depth, x, depth, w, depth, 0.0f, y, ldy);
+  gemm({Transpose::kNo, Transpose::kYes, rows, columns, depth, x, depth, w, depth, 0.0f, y, ldy});
 }
 
 struct Decoder {

@@ -58,8 +58,8 @@ Backward take_backward(Arena& arena, const FeedForward& op, int64_t chunk_rows) 
 // dropout(x W1^T + b1) for hidden units [begin, begin + units), in rows that are `stride` apart.
 void hidden_before_activation(const FeedForward& op, int64_t first_row, int64_t rows, int64_t begin, int64_t units,
                               const float* x, float* hidden, int64_t stride) {
-  gemm(Transpose::kNo, Transpose::kYes, rows, units, op.width, x, op.width, op.w1 + begin * op.width, op.width, 0.0f,
-       hidden, stride);
+  gemm({Transpose::kNo, Transpose::kYes, rows, units, op.width, x, op.width, op.w1 + begin * op.width, op.width, 0.0f,
+        hidden, stride});
   for (int64_t row = 0; row < rows; ++row) {
     float* const values = hidden + row * stride;
     add(values, op.b1 + begin, units);
@@ -70,8 +70,8 @@ void hidden_before_activation(const FeedForward& op, int64_t first_row, int64_t 
 
 // y (+)= hidden W2^T over these units; the last slice's caller finishes with output_end.
 void output_slice(const FeedForward& op, int64_t rows, int64_t begin, int64_t units, const float* hidden, float* y) {
-  gemm(Transpose::kNo, Transpose::kYes, rows, op.width, units, hidden, units, op.w2 + begin, op.hidden,
-       begin == 0 ? 0.0f : 1.0f, y, op.width);
+  gemm({Transpose::kNo, Transpose::kYes, rows, op.width, units, hidden, units, op.w2 + begin, op.hidden,
+        begin == 0 ? 0.0f : 1.0f, y, op.width});
 }
 
 void output_end(const FeedForward& op, int64_t first_row, int64_t rows, float* y) {
@@ -146,8 +146,8 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
       const int64_t stride = hidden != nullptr ? op.hidden : units;
       if (hidden == nullptr)
         hidden_before_activation(op, first_row + first, count, begin, units, x_item, active, units);
-      gemm(Transpose::kNo, Transpose::kNo, count, units, op.width, dz + first * op.width, op.width, op.w2 + begin,
-           op.hidden, 0.0f, grad_hidden, units);
+      gemm({Transpose::kNo, Transpose::kNo, count, units, op.width, dz + first * op.width, op.width, op.w2 + begin,
+            op.hidden, 0.0f, grad_hidden, units});
       for (int64_t row = 0; row < count; ++row) {
         float* const gradient = grad_hidden + row * units;
         activation_backward(op.activation, before + row * stride, gradient, gradient, units);
@@ -156,8 +156,8 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
         activation_forward(op.activation, before + row * stride, active + row * units, units);
       }
       if (y != nullptr) output_slice(op, count, begin, units, active, y + first * op.width);
-      gemm(Transpose::kNo, Transpose::kNo, count, op.width, units, grad_hidden, units, op.w1 + begin * op.width,
-           op.width, begin == 0 ? 0.0f : 1.0f, dx + first * op.width, op.width);
+      gemm({Transpose::kNo, Transpose::kNo, count, op.width, units, grad_hidden, units, op.w1 + begin * op.width,
+            op.width, begin == 0 ? 0.0f : 1.0f, dx + first * op.width, op.width});
     }
     if (y != nullptr) output_end(op, first_row + first, count, y + first * op.width);
   });
@@ -175,11 +175,11 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
     const int64_t count = std::min(kGradientTile, units - u);
     const float *const hidden = b.hidden + begin * rows, *const grad_hidden = b.grad_hidden + begin * rows;
     if (second) {
-      gemm(Transpose::kYes, Transpose::kNo, columns, count, rows, dz + e, op.width, hidden + u, units, 1.0f,
-           op.grad_w2 + e * op.hidden + begin + u, op.hidden);
+      gemm({Transpose::kYes, Transpose::kNo, columns, count, rows, dz + e, op.width, hidden + u, units, 1.0f,
+            op.grad_w2 + e * op.hidden + begin + u, op.hidden});
     } else {
-      gemm(Transpose::kYes, Transpose::kNo, count, columns, rows, grad_hidden + u, units, x + e, op.width, 1.0f,
-           op.grad_w1 + (begin + u) * op.width + e, op.width);
+      gemm({Transpose::kYes, Transpose::kNo, count, columns, rows, grad_hidden + u, units, x + e, op.width, 1.0f,
+            op.grad_w1 + (begin + u) * op.width + e, op.width});
     }
   });
   parallel_for(threads, d.slices + 1, [&](int64_t slice, int32_t) {

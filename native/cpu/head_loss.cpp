@@ -115,8 +115,8 @@ void compute_logits(int32_t threads, const rfn_head_loss& op, int64_t first, int
     const int64_t row = item / across * kTileRows, column = item % across * kTileColumns;
     const int64_t tile_rows = std::min(kTileRows, rows - row), columns = std::min(kTileColumns, vocabulary - column);
     float* const tile = logits + row * vocabulary + column;
-    gemm(Transpose::kNo, Transpose::kYes, tile_rows, columns, k, f32(op.x) + (first + row) * k, k,
-         f32(op.weight) + column * k, k, 0.0f, tile, vocabulary);
+    gemm({Transpose::kNo, Transpose::kYes, tile_rows, columns, k, f32(op.x) + (first + row) * k, k,
+          f32(op.weight) + column * k, k, 0.0f, tile, vocabulary});
     if (!present(op.bias)) return;
     for (int64_t r = 0; r < tile_rows; ++r) add(tile + r * vocabulary, f32(op.bias) + column, columns);
   });
@@ -164,11 +164,11 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     }
     if (!gradient) continue;
     // The weight's gradient reads x before grad_x, which may be the same memory, is written.
-    parallel_gemm(threads, Transpose::kYes, Transpose::kNo, vocabulary, k, count, b.logits, vocabulary,
-                  f32(op.x) + first * k, k, 1.0f, f32(op.grad_weight), k);
+    parallel_gemm(threads, {Transpose::kYes, Transpose::kNo, vocabulary, k, count, b.logits, vocabulary,
+                            f32(op.x) + first * k, k, 1.0f, f32(op.grad_weight), k});
     if (present(op.grad_bias)) add_column_sums(b.logits, count, vocabulary, f32(op.grad_bias));
-    parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, vocabulary, b.logits, vocabulary, f32(op.weight),
-                  k, 0.0f, f32(op.grad_x) + first * k, k);
+    parallel_gemm(threads, {Transpose::kNo, Transpose::kNo, count, k, vocabulary, b.logits, vocabulary, f32(op.weight),
+                            k, 0.0f, f32(op.grad_x) + first * k, k});
   }
   double* const statistics = f64(op.statistics);
   statistics[0] = loss;

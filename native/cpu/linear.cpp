@@ -22,7 +22,7 @@ void tile(const rfn_linear& op, int64_t row, int64_t rows, int64_t column, int64
   if (op.x.shape[0] <= kFewRows) {
     row_products(rows, columns, k, x, k, w, k, y, ldy);
   } else {
-    gemm(Transpose::kNo, Transpose::kYes, rows, columns, k, x, k, w, k, 0.0f, y, ldy);
+    gemm({Transpose::kNo, Transpose::kYes, rows, columns, k, x, k, w, k, 0.0f, y, ldy});
   }
   if (!present(op.bias)) return;
   for (int64_t r = 0; r < rows; ++r) add(y + r * ldy, f32(op.bias) + column, columns);
@@ -87,10 +87,10 @@ rfn_status linear_backward(rfn_stream& stream, const rfn_linear& op, void* works
       dz = gradient;
     }
     if (present(op.grad_x)) {
-      parallel_gemm(threads, Transpose::kNo, Transpose::kNo, count, k, m, dz, m, f32(op.weight), k, 0.0f,
-                    f32(op.grad_x) + first * k, k);
+      parallel_gemm(threads, {Transpose::kNo, Transpose::kNo, count, k, m, dz, m, f32(op.weight), k, 0.0f,
+                              f32(op.grad_x) + first * k, k});
     }
-    parallel_gemm(threads, Transpose::kYes, Transpose::kNo, m, k, count, dz, m, x, k, 1.0f, f32(op.grad_weight), k);
+    parallel_gemm(threads, {Transpose::kYes, Transpose::kNo, m, k, count, dz, m, x, k, 1.0f, f32(op.grad_weight), k});
     if (present(op.grad_bias)) add_column_sums(dz, count, m, f32(op.grad_bias));
   }
   return RFN_OK;

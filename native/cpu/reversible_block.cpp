@@ -227,8 +227,8 @@ struct Block {
       float* const x = b.thread_rows + thread * 2 * kRows * s.width;
       normalize_attention_rows(first, rows, x);
       const auto product = [&](const rfn_tensor& weight, const Projection& y) {
-        gemm(Transpose::kNo, Transpose::kYes, rows, columns, s.width, x, s.width, f32(weight) + weight_row, s.width,
-             0.0f, y.rows + first * y.stride, y.stride);
+        gemm({Transpose::kNo, Transpose::kYes, rows, columns, s.width, x, s.width, f32(weight) + weight_row, s.width,
+              0.0f, y.rows + first * y.stride, y.stride});
       };
       product(op.parameters.query, q);
       if (!s.shared) product(op.parameters.key, k);
@@ -273,8 +273,8 @@ struct Block {
 
   // y = dropout(result Wo^T + bias) for some rows.
   void project_output(const float* result, int64_t first, int64_t rows, float* y) const {
-    gemm(Transpose::kNo, Transpose::kYes, rows, s.width, s.projected, result + first * s.projected, s.projected,
-         f32(op.parameters.output), s.projected, 0.0f, y, s.width);
+    gemm({Transpose::kNo, Transpose::kYes, rows, s.width, s.projected, result + first * s.projected, s.projected,
+          f32(op.parameters.output), s.projected, 0.0f, y, s.width});
     if (op.parameters.output_bias.data != nullptr) add_bias(y, f32(op.parameters.output_bias), rows, s.width);
     drop_attention_output(first, rows, y);
   }
@@ -316,8 +316,9 @@ struct Block {
         float* const dy = b.thread_rows + thread * 2 * kRows * s.width;
         std::memcpy(dy, grad1 + first * s.width, static_cast<size_t>(rows * s.width) * sizeof(float));
         drop_attention_output(first, rows, dy);
-        gemm(Transpose::kNo, Transpose::kNo, rows, columns, s.width, dy, s.width,
-             f32(op.parameters.output) + head * s.head_size, s.projected, 0.0f, b.grad_out + first * columns, columns);
+        gemm({Transpose::kNo, Transpose::kNo, rows, columns, s.width, dy, s.width,
+              f32(op.parameters.output) + head * s.head_size, s.projected, 0.0f, b.grad_out + first * columns,
+              columns});
       });
       attention_backward_rounds(threads, a, b.attention, 0, a.rounds(), true);
       for (int64_t first = 0; first < s.rows; first += kBlockRows) {
@@ -351,23 +352,23 @@ struct Block {
     parallel_for(threads, (projections + 1) * tiles, [&](int64_t item, int32_t) {
       const int64_t which = item / tiles, e = item % tiles * kGradientTile, n = std::min(kGradientTile, s.width - e);
       if (which == projections) {
-        gemm(Transpose::kYes, Transpose::kNo, n, columns, rows, b.dropped + e, s.width,
-             result + first * s.projected + head * s.head_size, s.projected, 1.0f,
-             f32(op.gradients.output) + e * s.projected + head * s.head_size, s.projected);
+        gemm({Transpose::kYes, Transpose::kNo, n, columns, rows, b.dropped + e, s.width,
+              result + first * s.projected + head * s.head_size, s.projected, 1.0f,
+              f32(op.gradients.output) + e * s.projected + head * s.head_size, s.projected});
         return;
       }
       const float* const gradient = which == 0 ? b.grad_q : which == 1 ? b.grad_v : b.grad_k;
       const rfn_tensor& weight = which == 0 ? op.gradients.query : which == 1 ? op.gradients.value : op.gradients.key;
-      gemm(Transpose::kYes, Transpose::kNo, columns, n, rows, gradient + first * columns, columns, b.normalized + e,
-           s.width, 1.0f, f32(weight) + weight_row + e, s.width);
+      gemm({Transpose::kYes, Transpose::kNo, columns, n, rows, gradient + first * columns, columns, b.normalized + e,
+            s.width, 1.0f, f32(weight) + weight_row + e, s.width});
     });
 
     for_rows(threads, rows, [&](int64_t at, int64_t count, int32_t thread) {
       float* const dx = b.thread_rows + thread * 2 * kRows * s.width;
       const int64_t row = first + at;
       const auto product = [&](const float* gradient, const rfn_tensor& weight, float beta) {
-        gemm(Transpose::kNo, Transpose::kNo, count, s.width, columns, gradient + row * columns, columns,
-             f32(weight) + weight_row, s.width, beta, dx, s.width);
+        gemm({Transpose::kNo, Transpose::kNo, count, s.width, columns, gradient + row * columns, columns,
+              f32(weight) + weight_row, s.width, beta, dx, s.width});
       };
       product(b.grad_q, op.parameters.query, 0.0f);
       if (!s.shared) product(b.grad_k, op.parameters.key, 1.0f);

@@ -12,16 +12,16 @@ namespace {
 
 using cpu::Transpose;
 
-struct Product {
+struct Sizes {
   int64_t m, n, k;
   bool a_transposed, b_transposed;
   float beta;
 };
 
-class Gemm : public testing::TestWithParam<Product> {};
+class Gemm : public testing::TestWithParam<Sizes> {};
 
 TEST_P(Gemm, OddSizes_CloseToFloat64AndSameBitsForAllThreads) {
-  const Product p = GetParam();
+  const Sizes p = GetParam();
   const Transpose ta = p.a_transposed ? Transpose::kYes : Transpose::kNo,
                   tb = p.b_transposed ? Transpose::kYes : Transpose::kNo;
   Random random(23);
@@ -55,19 +55,22 @@ TEST_P(Gemm, OddSizes_CloseToFloat64AndSameBitsForAllThreads) {
     EXPECT_TRUE(Untouched(outside));
   };
   std::vector<float> c = start;
-  cpu::gemm(ta, tb, p.m, p.n, p.k, a.data(), lda, b.data(), ldb, p.beta, c.data(), ldc);
+  const auto product = [&] {
+    return cpu::Product{ta, tb, p.m, p.n, p.k, a.data(), lda, b.data(), ldb, p.beta, c.data(), ldc};
+  };
+  cpu::gemm(product());
   check(c);
   std::vector<float> first;
   for (const int32_t threads : kThreadCounts) {
     c = start;
-    cpu::parallel_gemm(threads, ta, tb, p.m, p.n, p.k, a.data(), lda, b.data(), ldb, p.beta, c.data(), ldc);
+    cpu::parallel_gemm(threads, product());
     if (first.empty()) check(first = c);
     EXPECT_TRUE(SameBits(c, first)) << threads << " threads";
   }
 }
 
-std::vector<Product> products() {
-  std::vector<Product> all;
+std::vector<Sizes> all_sizes() {
+  std::vector<Sizes> all;
   for (const float beta : {0.0f, 1.0f}) {
     for (const int transposes : {0, 1, 2, 3}) {
       for (const auto& [m, n, k] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
@@ -79,8 +82,8 @@ std::vector<Product> products() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, Gemm, testing::ValuesIn(products()), [](const auto& info) {
-  const Product& p = info.param;
+INSTANTIATE_TEST_SUITE_P(Sizes, Gemm, testing::ValuesIn(all_sizes()), [](const auto& info) {
+  const Sizes& p = info.param;
   return std::to_string(p.m) + "x" + std::to_string(p.n) + "x" + std::to_string(p.k) + (p.a_transposed ? "T" : "N") +
          (p.b_transposed ? "T" : "N") + (p.beta == 0 ? "Set" : "Add");
 });
