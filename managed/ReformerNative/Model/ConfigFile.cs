@@ -32,12 +32,7 @@ internal static class ConfigFile
     private static readonly string[] Duplicates = ["none", "log_count"];
     private static readonly string[] KeyNorms = ["none", "rms", "l2"];
     private static readonly string[] Scopes = ["layer", "head", "example"];
-    private static readonly string[] Architectures =
-    [
-        "ReformerModelWithLMHead",
-        "ReformerForMaskedLM",
-        "ReformerForSequenceClassification",
-    ];
+    private static readonly string[] Architectures = [.. HeadKind.All.Select(head => head.Architecture)];
 
     /// <summary>
     /// What a file without our own keys means: that of Hugging Face, whose residual is plain addition.
@@ -47,7 +42,7 @@ internal static class ConfigFile
     private static readonly Key[] Keys =
     [
         new(
-            "architectures", c => new JsonArray(Architectures[(int)c.Task]),
+            "architectures", c => new JsonArray(HeadKind.Of(c.Task).Architecture),
             (c, v) => c with { Task = Architecture(v, c) }),
         new("attention_head_size", c => c.AttentionHeadSize, (c, v) => c with { AttentionHeadSize = v.Int() }),
         new("attn_layers", c => Array(c.AttnLayers, kind => Layers[System.Array.IndexOf(Kinds, kind)]),
@@ -259,9 +254,9 @@ internal static class ConfigFile
     }
 
     private static ReformerTask Architecture(ConfigValue value, ReformerConfig config) =>
-        value.IsNull
+        value.IsNull || value.List(item => HeadKind.All[item.OneOf(Architectures)].Task) is not [var task, ..]
             ? config.Task
-            : (ReformerTask)value.List(item => item.OneOf(Architectures)).DefaultIfEmpty((int)config.Task).First();
+            : task;
 
     private static ReformerConfig LayerCount(ReformerConfig config, ConfigValue value) =>
         value.Int() == config.AttnLayers.Count

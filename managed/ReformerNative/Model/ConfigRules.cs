@@ -132,11 +132,9 @@ internal static class ConfigRules
             rule(!c.Lsh.Wrap, "lsh_wrap", "false, because the LSH window is strict", c.Lsh.Wrap);
         }
 
+        var head = HeadKind.Of(c.Task);
         rule(
-            c.Task != ReformerTask.CausalLanguageModel || c.IsDecoder, "is_decoder", "true for a causal language model",
-            c.IsDecoder);
-        rule(
-            c.Task != ReformerTask.MaskedLanguageModel || !c.IsDecoder, "is_decoder",
-            "false for a masked language model", c.IsDecoder);
+            head.IsDecoder is not { } needed || c.IsDecoder == needed, "is_decoder",
+            $"{(head.IsDecoder == true ? "true" : "false")} for a {head.Name}", c.IsDecoder);
     }
 }

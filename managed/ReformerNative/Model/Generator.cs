@@ -74,9 +74,10 @@ public sealed class Generator : IDisposable
     public Generator(ReformerModel model)
     {
         ArgumentNullException.ThrowIfNull(model);
-        if (model.Config.Task != ReformerTask.CausalLanguageModel)
+        var head = HeadKind.Of(model.Config.Task);
+        if (!head.PredictsNextToken)
         {
-            throw new NotSupportedException($"expected a causal language model, found {model.Config.Task}");
+            throw new NotSupportedException($"expected a causal language model, found a {head.Name}");
         }
 
         _model = model;

@@ -10,11 +10,6 @@ internal static class ModelFile
     public const string ConfigName = "config.json";
     public const string WeightsName = "model.safetensors";
 
-    private const string HeadBias = "lm_head.bias";
-
-    /// <summary>A second name of <see cref="HeadBias"/>; some files have both, some only one.</summary>
-    private const string HeadBiasAlias = "lm_head.decoder.bias";
-
     private const int ChunkElements = 1 << 18;
 
     /// <summary>
@@ -34,12 +29,13 @@ internal static class ModelFile
     public static void Check(SafetensorsReader file, ReformerConfig config)
     {
         var layout = new ParameterLayout(config);
+        IReadOnlyDictionary<string, string> secondNames = HeadKind.Of(config.Task).SecondNames;
         var problems = new List<string>();
-        var known = new HashSet<string>(StringComparer.Ordinal) { HeadBias, HeadBiasAlias };
+        var known = new HashSet<string>(secondNames.Values, StringComparer.Ordinal);
         foreach (ParameterSpec spec in layout.Specs)
         {
             known.Add(spec.Name);
-            if (!TryFind(file, spec.Name, out SafetensorsEntry? entry))
+            if (!TryFind(file, spec.Name, secondNames, out SafetensorsEntry? entry))
             {
                 problems.Add($"expected a tensor '{spec.Name}', found none");
             }
@@ -62,13 +58,15 @@ internal static class ModelFile
             file.Entries.Where(entry => !known.Contains(entry.Name) && !IsConstant(entry.Name))
                 .Select(entry => $"expected no tensor '{entry.Name}' by the configuration, found one")
         );
-        if (problems.Count == 0
-            && file.TryGet(HeadBias, out SafetensorsEntry? bias)
-            && file.TryGet(HeadBiasAlias, out SafetensorsEntry? alias)
-            && !SameValues(file, bias, alias))
+        foreach ((string name, string second) in secondNames)
         {
-            problems.Add(
-                $"'{HeadBiasAlias}': expected the values of '{HeadBias}', whose second name it is, found others");
+            if (problems.Count == 0
+                && file.TryGet(name, out SafetensorsEntry? one)
+                && file.TryGet(second, out SafetensorsEntry? other)
+                && !SameValues(file, one, other))
+            {
+                problems.Add($"'{second}': expected the values of '{name}', whose second name it is, found others");
+            }
         }
 
         if (problems.Count > 0)
@@ -79,12 +77,13 @@ internal static class ModelFile
         }
     }
 
-    public static void Read(SafetensorsReader file, ModelParameters parameters)
+    public static void Read(SafetensorsReader file, ReformerConfig config, ModelParameters parameters)
     {
+        IReadOnlyDictionary<string, string> secondNames = HeadKind.Of(config.Task).SecondNames;
         for (int i = 0; i < parameters.Values.Length; i++)
         {
             string name = parameters.Layout.Specs[i].Name;
-            TryFind(file, name, out SafetensorsEntry? entry);
+            TryFind(file, name, secondNames, out SafetensorsEntry? entry);
             Read(file, entry!, parameters.Values[i]);
         }
     }
@@ -128,10 +127,9 @@ internal static class ModelFile
             items.Add(Item(spec.Name, spec.FileShape, parameters.Values[i]));
         }
 
-        if (config.Task != ReformerTask.SequenceClassification)
+        foreach ((string name, string second) in HeadKind.Of(config.Task).SecondNames)
         {
-            ParameterSpec bias = parameters.Layout.Specs[parameters.Layout.HeadBias];
-            items.Add(Item(HeadBiasAlias, bias.FileShape, parameters.Values[parameters.Layout.HeadBias]));
+            items.Add(items.Single(item => item.Name == name) with { Name = second });
         }
 
         SafetensorsWriter.Write(path, items, new Dictionary<string, string> { ["format"] = "pt" });
@@ -146,10 +144,10 @@ internal static class ModelFile
         });
 
     private static bool TryFind(
-        SafetensorsReader file,
-        string name,
-        [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafetensorsEntry? entry
-    ) => file.TryGet(name, out entry) || (name == HeadBias && file.TryGet(HeadBiasAlias, out entry));
+        SafetensorsReader file, string name, IReadOnlyDictionary<string, string> secondNames,
+        [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafetensorsEntry? entry) =>
+        file.TryGet(name, out entry)
+        || (secondNames.TryGetValue(name, out string? second) && file.TryGet(second, out entry));
 
     private static bool SameValues(SafetensorsReader file, SafetensorsEntry left, SafetensorsEntry right)
     {

@@ -44,6 +44,18 @@ internal sealed class ModelParameters : IDisposable
 
     public BlockParameters[] BlockGradients { get; private set; }
 
+    public TensorView Word => Values[Layout.Word];
+
+    public TensorView WordGradient => Gradients[Layout.Word];
+
+    public TensorView FinalNormWeight => Values[Layout.FinalNormWeight];
+
+    public TensorView FinalNormWeightGradient => Gradients[Layout.FinalNormWeight];
+
+    public TensorView FinalNormBias => Values[Layout.FinalNormBias];
+
+    public TensorView FinalNormBiasGradient => Gradients[Layout.FinalNormBias];
+
     public PositionTables Positions { get; }
 
     public PositionTables PositionGradients { get; private set; }

@@ -10,7 +10,12 @@ namespace ReformerNative.Model;
 /// <param name="Mean">Mean of its initial values.</param>
 /// <param name="StandardDeviation">Standard deviation of its initial values.</param>
 internal sealed record ParameterSpec(
-    string Name, long[] FileShape, TensorShape Shape, double Mean, double StandardDeviation);
+    string Name, long[] FileShape, TensorShape Shape, double Mean, double StandardDeviation)
+{
+    /// <summary>One whose mean is 0 and which ops see in its shape.</summary>
+    public static ParameterSpec Of(string name, long[] shape, double standardDeviation) =>
+        new(name, shape, new TensorShape(shape), 0, standardDeviation);
+}
 
 /// <summary>Indices of a layer's parameters in the list; -1 where it has none.</summary>
 internal readonly record struct LayerIndices(
@@ -58,19 +63,9 @@ internal sealed class ParameterLayout
 
         FinalNormWeight = AddNorm("reformer.encoder.layer_norm.weight", config.FinalWidth, 1);
         FinalNormBias = AddNorm("reformer.encoder.layer_norm.bias", config.FinalWidth, 0);
-        if (config.Task == ReformerTask.SequenceClassification)
-        {
-            ClassifierWeight = Add("classifier.dense.weight", [e, config.FinalWidth], range);
-            ClassifierBias = Add("classifier.dense.bias", [e], 0);
-            HeadWeight = Add("classifier.out_proj.weight", [config.NumLabels, e], range);
-            HeadBias = Add("classifier.out_proj.bias", [config.NumLabels], 0);
-        }
-        else
-        {
-            HeadBias = Add("lm_head.bias", [config.VocabSize], 0);
-            HeadWeight = Add("lm_head.decoder.weight", [config.VocabSize, config.FinalWidth], range);
-        }
-
+        int head = _specs.Count;
+        _specs.AddRange(HeadKind.Of(config.Task).Parameters(config));
+        Head = head.._specs.Count;
         Count = _specs.Sum(spec => spec.Shape.ElementCount);
     }
 
@@ -89,13 +84,8 @@ internal sealed class ParameterLayout
 
     public int FinalNormBias { get; }
 
-    public int ClassifierWeight { get; } = -1;
-
-    public int ClassifierBias { get; } = -1;
-
-    public int HeadWeight { get; }
-
-    public int HeadBias { get; }
+    /// <summary>Those of the head, which come last.</summary>
+    public Range Head { get; }
 
     private int[] AddPositions(ReformerConfig config)
     {

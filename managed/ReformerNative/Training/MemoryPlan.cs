@@ -47,7 +47,7 @@ public sealed class MemoryPlan
             options,
             (pass, least) =>
                 options.MemoryBudget is long budget
-                    ? MemoryBudget.Spend(budget, least, config.AttnLayers.Count, pass.KeptBytes)
+                    ? MemoryBudget.Spend(budget, least, config.AttnLayers.Count, pass.Stack.Kept.Bytes)
                     : null
         );
     }
@@ -113,7 +113,7 @@ public sealed class MemoryPlan
     {
         ArgumentNullException.ThrowIfNull(config);
         config.Validate();
-        return ReformerModel.WithBuckets(config, length);
+        return LayerForms.WithBuckets(config, length);
     }
 
     /// <summary>

@@ -238,6 +238,6 @@ public sealed class ConfigTests
     {
         ReformerConfig config = new() { LshAttnChunkLength = 48, LocalAttnChunkLength = 32 };
         config = fullAttention ? config : config with { LshAttnChunkLength = 16, LocalAttnChunkLength = 96 };
-        Assert.That(ModelPass.PaddedLength(config, length, fullAttention), Is.EqualTo(padded));
+        Assert.That(LayerForms.PaddedLength(config, length, fullAttention), Is.EqualTo(padded));
     }
 }

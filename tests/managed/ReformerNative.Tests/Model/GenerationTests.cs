@@ -248,6 +248,16 @@ public sealed class GenerationTests
     }
 
     [Test]
+    public void Prompt_WithAnIdThatTheModelDoesNotHave_IsRefused([Values] CacheUse use)
+    {
+        using ReformerModel model = ReformerModel.Create(ModelTests.Small, _context, 3);
+        using var generator = new Generator(model);
+        Assert.That(
+            () => generator.Generate([1, 2, 31], new GenerationOptions { Count = 2, Cache = use }).Count(),
+            Throws.ArgumentException.With.Message.Contains("ids: expected 0 .. 30, found 31 in example 0, token 2"));
+    }
+
+    [Test]
     public void Token_OfASteadyState_AllocatesNothing()
     {
         using var context = new ReformerContext(threads: 1);
