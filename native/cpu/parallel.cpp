@@ -23,7 +23,7 @@ constexpr int32_t kMostWorkers = 4096;  // of all regions together
 constexpr size_t kStackBytes = size_t{2} << 20;
 // How long a thread waits awake before it sleeps. Waking takes about as long, so a wait costs at most twice what it
 // must; between the regions of a training step there are mostly a few microseconds.
-constexpr std::chrono::microseconds kSpin(50);
+constexpr std::chrono::microseconds kSpin(100);
 
 // One parallel region. Lives for ever and is used by one caller after the other, so that a late worker finds no freed
 // memory, only a job without places.
