@@ -28,11 +28,16 @@ internal static partial class Failure
         error switch
         {
             UsageException => (ExitCode.WrongUsage, error.Message),
+            FileNotFoundException { FileName: { } part } when IsAssembly(part) => (
+                ExitCode.Failed,
+                $"a part of the program could not be loaded, {part.Split(',')[0]}: "
+                    + "are too few open files allowed (ulimit -n)?"),
             ArgumentException => (ExitCode.Failed, WithoutParameter(error.Message)),
             ReformerFormatException
             or ReformerConfigException
             or ResidualRangeException
             or TrainingDivergedException
+            or NotFiniteNumberException
             or ReformerNativeException
             or IOException
             or UnauthorizedAccessException
@@ -58,6 +63,8 @@ internal static partial class Failure
             throw new UsageException(WithoutParameter(error.Message));
         }
     }
+
+    private static bool IsAssembly(string name) => name.Contains(", Version=", StringComparison.Ordinal);
 
     /// <summary>
     /// The runtime appends the name of a method's parameter, which says nothing to a user of the command.

@@ -18,8 +18,11 @@ internal static class Output
         Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
     };
 
-    /// <summary>One JSON object on one line.</summary>
-    public static void Json(JsonObject item) => Console.Out.WriteLine(item.ToJsonString(OneLine));
+    /// <summary>Prints one JSON object on one line.</summary>
+    public static void Json(JsonObject item) => Console.Out.WriteLine(Line(item));
+
+    /// <summary>One JSON object as one line.</summary>
+    public static string Line(JsonObject item) => item.ToJsonString(OneLine);
 
     /// <summary>A number, or null for one that JSON does not have.</summary>
     public static JsonNode? Number(double value) => double.IsFinite(value) ? JsonValue.Create(value) : null;

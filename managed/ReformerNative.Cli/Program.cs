@@ -8,6 +8,19 @@ internal static class Program
 {
     public static int Main(string[] args)
     {
+        LossyStream output = LossyStream.Install();
+        int code = Run(args);
+        if (output.Problem is null)
+        {
+            return code;
+        }
+
+        Console.Error.WriteLine($"reformer: standard output could not be written: {output.Problem}");
+        return code == ExitCode.Done ? ExitCode.Failed : code;
+    }
+
+    private static int Run(string[] args)
+    {
         var root = new RootCommand(
             "Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
         {

@@ -18,9 +18,16 @@ internal enum DataTask
 /// <param name="Paths">Text: files and folders.</param>
 /// <param name="Pattern">Text: the files of folders.</param>
 /// <param name="Symbols">Duplication: how many symbols.</param>
-internal sealed record DataDescription(DataTask Task, IReadOnlyList<string> Paths, string Pattern, int Symbols)
+/// <param name="HeldOut">Text: the part of each file that is held out.</param>
+internal sealed record DataDescription(
+    DataTask Task, IReadOnlyList<string> Paths, string Pattern, int Symbols,
+    double HeldOut = DataDescription.UsualHeldOut)
 {
     public const int PaperSymbols = 127;
+    public const double UsualHeldOut = 0.05;
+
+    /// <summary>Whether there is anything to measure on.</summary>
+    public bool HasHeldOut => Task != DataTask.Text || HeldOut > 0;
 
     /// <summary>What one token is, for people.</summary>
     public string Unit => Task == DataTask.Text ? "byte" : "symbol";
@@ -33,7 +40,8 @@ internal sealed record DataDescription(DataTask Task, IReadOnlyList<string> Path
         : new(DataTask.Text, SdkDocumentation.Folders(), SdkDocumentation.Pattern, PaperSymbols);
 
     /// <summary>Opens the data; dispose what is disposable.</summary>
-    public IBatchSource Open() => Task == DataTask.Text ? TextFiles.Open(Paths, Pattern) : new DuplicationTask(Symbols);
+    public IBatchSource Open() =>
+        Task == DataTask.Text ? TextFiles.Open(Paths, Pattern, HeldOut) : new DuplicationTask(Symbols);
 }
 
 /// <summary>
@@ -43,32 +51,32 @@ internal sealed record DataDescription(DataTask Task, IReadOnlyList<string> Path
 /// <param name="Options">The options of the trainer.</param>
 internal sealed record RunDescription(DataDescription Data, TrainingOptions Options)
 {
-    private const string FileName = "run.json";
+    private const int MaximumBytes = 16 << 20;
 
-    public void Save(string directory)
-    {
-        Directory.CreateDirectory(directory);
-        string path = Path.Combine(directory, FileName);
-        string beside = $"{path}.{Environment.ProcessId}.tmp";
-        File.WriteAllText(beside, JsonSerializer.Serialize(this, RunJson.Default.RunDescription) + "\n");
-        File.Move(beside, path, overwrite: true);
-    }
+    public void Save(string directory) =>
+        AtomicFile.WriteText(
+            Path.Combine(directory, CheckpointFiles.Run),
+            JsonSerializer.Serialize(this, RunJson.Default.RunDescription) + "\n");
+
+    /// <summary>Whether a run's directory has its description.</summary>
+    public static bool IsIn(string directory) => File.Exists(Path.Combine(directory, CheckpointFiles.Run));
 
     /// <summary>The description of the run that a checkpoint belongs to; null when none lies there.</summary>
     /// <param name="checkpoint">A checkpoint, or a run's directory.</param>
     public static RunDescription? Find(string checkpoint)
     {
-        string inside = Path.Combine(checkpoint, FileName);
-        string above = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(checkpoint)) ?? "", FileName);
+        string inside = Path.Combine(checkpoint, CheckpointFiles.Run);
+        string above = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(checkpoint)) ?? "", CheckpointFiles.Run);
         string path = File.Exists(inside) ? inside : above;
         if (!File.Exists(path))
         {
             return null;
         }
 
+        string text = RegularFile.ReadText(path, "the description of a run", MaximumBytes);
         try
         {
-            RunDescription run = JsonSerializer.Deserialize(File.ReadAllText(path), RunJson.Default.RunDescription)
+            RunDescription run = JsonSerializer.Deserialize(text, RunJson.Default.RunDescription)
                 ?? throw new ReformerFormatException(path, "expected a JSON object, found null");
             run.Options.Validate();
             return run;

@@ -12,19 +12,24 @@ namespace ReformerNative.Cli;
 /// A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.
 /// </summary>
 internal sealed class TrainingSession(
-    Trainer trainer, IBatchSource source, DataDescription data, PlannedMemory? plan, string? resumed, long logEvery,
-    bool json) : IProgress<TrainingStep>
+    Trainer trainer, IBatchSource source, RunDescription run, PlannedMemory? plan, string? resumed, MetricsFile metrics,
+    long logEvery, bool json) : IProgress<TrainingStep>
 {
     private const int PromptBytes = 64;
 
     private readonly ProgressLine _line = new();
     private readonly MemoryUse _memory = new(trainer.Model.Context);
-    private readonly StepAverages _averages = new(trainer.Options, data.Task, new MemoryUse(trainer.Model.Context));
+    private readonly StepAverages _averages = new(trainer.Options, run.Data.Task, new MemoryUse(trainer.Model.Context));
 
+    private bool _described;
     private long _firstStep; // of this process
     private double _secondsToFirstStep; // from the start of the process to the end of that step; 0 once it was printed
 
-    private string Rate => $"bits per {data.Unit}";
+    private DataDescription Data => run.Data;
+
+    private string Directory => trainer.Options.CheckpointDirectory!;
+
+    private string Rate => $"bits per {Data.Unit}";
 
     public int Run(int sampleBytes)
     {
@@ -35,6 +40,11 @@ internal sealed class TrainingSession(
 
         using var interruption = new Interruption();
         long before = trainer.Step;
+        if (!RunDescription.IsIn(Directory))
+        {
+            Describe(); // before the first checkpoint, which nobody could go on with alone
+        }
+
         TrainingResult result;
         try
         {
@@ -43,20 +53,30 @@ internal sealed class TrainingSession(
                 DateTime.UtcNow - Process.GetCurrentProcess().StartTime.ToUniversalTime()).TotalSeconds;
             result = trainer.Run(this, interruption.Token);
         }
-        finally
+        catch
         {
             _line.Clear();
+            if (trainer.LastCheckpoint is { } saved)
+            {
+                Console.Error.WriteLine($"reformer: saved in {saved}; go on with: reformer train --resume {Directory}");
+            }
+
+            throw;
         }
 
+        _line.Clear();
         string checkpoint = result.Checkpoint ?? Save(before);
-        LossResult heldOut = (result.Completed ? result.HeldOut : null) ?? trainer.EvaluateHeldOut();
+        Describe();
+        LossResult? heldOut = result is { Completed: true, HeldOut: { } measured }
+            ? measured
+            : MeasureHeldOut(interruption.Grace);
         if (json)
         {
             Output.Json(new JsonObject
             {
                 ["checkpoint"] = checkpoint,
-                ["heldout_bits_per_byte"] = Output.Number(heldOut.Bits),
-                ["heldout_accuracy"] = Output.Number(heldOut.Accuracy),
+                ["heldout_bits_per_byte"] = heldOut is { } loss ? Output.Number(loss.Bits) : null,
+                ["heldout_accuracy"] = heldOut is { } hits ? Output.Number(hits.Accuracy) : null,
                 ["step"] = trainer.Step,
                 ["completed"] = result.Completed,
             });
@@ -69,13 +89,13 @@ internal sealed class TrainingSession(
                 ? Output.Text($"done after {trainer.Step} steps")
                 : Output.Text($"stopped after {trainer.Step} steps")
         );
-        Console.WriteLine(HeldOutLine(heldOut));
+        Console.WriteLine(heldOut is { } found ? HeldOutLine(found) : "held out not measured");
         Console.WriteLine($"checkpoint {checkpoint}");
         if (!result.Completed)
         {
-            Console.WriteLine($"go on with: reformer train --resume {trainer.Options.CheckpointDirectory}");
+            Console.WriteLine($"go on with: reformer train --resume {Directory}");
         }
-        else if (data.Task == DataTask.Text && sampleBytes > 0)
+        else if (Data.Task == DataTask.Text && sampleBytes > 0)
         {
             Sample(sampleBytes, interruption.Token);
         }
@@ -86,9 +106,19 @@ internal sealed class TrainingSession(
     public void Report(TrainingStep value)
     {
         _averages.Add(value);
-        _secondsToFirstStep += value.Step == _firstStep ? value.Seconds : 0; // without measurement and checkpoint
+        if (value.Step == _firstStep)
+        {
+            _secondsToFirstStep += value.Seconds; // without measurement and checkpoint
+            Describe(); // now the run is known to go on
+        }
 
         bool logged = value.Step % logEvery == 0 || value.Step == trainer.Options.Steps;
+        bool kept = value.HeldOut is not null || value.Checkpoint is not null;
+        if (logged || kept)
+        {
+            metrics.Add(Metrics(value));
+        }
+
         if (json)
         {
             if (logged)
@@ -114,25 +144,99 @@ internal sealed class TrainingSession(
         }
 
         string text = _averages.Line(value);
-        if (_line.IsLive)
+        if (kept || (logged && !_line.IsLive))
+        {
+            _line.Keep(text); // a terminal's history has what a file has, at longer intervals
+        }
+        else
         {
             _line.Show(text);
-        }
-        else if (logged)
-        {
-            _line.Keep(text);
         }
 
         if (value.HeldOut is { } heldOut)
         {
             _line.Keep(Output.Text($"step {value.Step,6}   {HeldOutLine(heldOut)}"));
         }
+
+        if (value.Checkpoint is { } checkpoint)
+        {
+            _line.Keep(Output.Text($"step {value.Step,6}   checkpoint {checkpoint}"));
+        }
+    }
+
+    /// <summary>A line of the run's log.</summary>
+    private JsonObject Metrics(TrainingStep value)
+    {
+        var line = new JsonObject
+        {
+            ["step"] = value.Step,
+            ["loss"] = Output.Number(value.Loss.Loss),
+            ["bits_per_byte"] = Output.Number(value.Loss.Bits),
+            ["accuracy"] = Output.Number(value.Loss.Accuracy),
+            ["learning_rate"] = value.LearningRate,
+            ["gradient_norm"] = Output.Number(value.GradientNorm),
+            ["tokens"] = value.Tokens,
+            ["tokens_per_second"] = Output.Number(value.TokensPerSecond),
+            ["seconds"] = value.Seconds,
+            ["peak_bytes"] = _memory.PeakBytes,
+        };
+        AddHeldOut(line, value.HeldOut);
+        if (value.Checkpoint is { } checkpoint)
+        {
+            line["checkpoint"] = Path.GetFileName(checkpoint);
+        }
+
+        return line;
+    }
+
+    private static void AddHeldOut(JsonObject line, LossResult? heldOut)
+    {
+        if (heldOut is { } loss)
+        {
+            line["heldout_loss"] = Output.Number(loss.Loss);
+            line["heldout_bits_per_byte"] = Output.Number(loss.Bits);
+            line["heldout_accuracy"] = Output.Number(loss.Accuracy);
+        }
+    }
+
+    /// <summary>The measurement at the end; null when there is nothing to measure on, or no time left.</summary>
+    private LossResult? MeasureHeldOut(CancellationToken cancellation)
+    {
+        if (!Data.HasHeldOut)
+        {
+            return null;
+        }
+
+        try
+        {
+            LossResult heldOut = trainer.EvaluateHeldOut(cancellation: cancellation);
+            var line = new JsonObject { ["step"] = trainer.Step };
+            AddHeldOut(line, heldOut);
+            metrics.Add(line);
+            return heldOut;
+        }
+        catch (OperationCanceledException)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>
+    /// Writes what the run is into its directory. A run that is resumed keeps what it has there until it goes on.
+    /// </summary>
+    private void Describe()
+    {
+        if (!_described)
+        {
+            run.Save(Directory);
+            _described = true;
+        }
     }
 
     /// <summary>A run without a step still has a checkpoint: the one it began with, or a new one.</summary>
     private string Save(long before) => before == trainer.Step && resumed is not null
         ? resumed
-        : trainer.SaveCheckpoint(trainer.Options.CheckpointDirectory!);
+        : trainer.SaveCheckpoint(Directory);
 
     private void Introduce()
     {
@@ -151,7 +255,7 @@ internal sealed class TrainingSession(
             ? "full attention in place of LSH"
             : Output.Text($"{config.Lsh.Name}, {config.NumHashes} rounds");
         Console.WriteLine(
-            $"data    {source.Identity}{(data.Paths.Count > 0 ? $" ({string.Join(", ", data.Paths)})" : "")}");
+            $"data    {source.Identity}{(Data.Paths.Count > 0 ? $" ({string.Join(", ", Data.Paths)})" : "")}");
         Console.WriteLine(
             Output.Text($"model   {config.AttnLayers.Count} layers ({layers}; {lsh}), width {config.HiddenSize}, ")
                 + Output.Text(
@@ -174,14 +278,14 @@ internal sealed class TrainingSession(
         Console.WriteLine();
     }
 
-    private string HeldOutLine(LossResult heldOut) => data.Task == DataTask.Text
+    private string HeldOutLine(LossResult heldOut) => Data.Task == DataTask.Text
         ? Output.Text($"held out {heldOut.Bits:F3} {Rate}")
         : Output.Text($"held out {heldOut.Bits:F3} {Rate}, accuracy {100 * heldOut.Accuracy:F2} %");
 
     private void Sample(int bytes, CancellationToken cancellation)
     {
         var batch = new TokenBatch(1, Math.Min(PromptBytes, trainer.Options.Length));
-        source.Fill(batch, DataSplit.HeldOut, trainer.Options.Seed, 0);
+        source.Fill(batch, Data.HasHeldOut ? DataSplit.HeldOut : DataSplit.Train, trainer.Options.Seed, 0);
         using var generator = new Generator(trainer.Model);
         var options = new GenerationOptions
         {

@@ -56,6 +56,10 @@ internal static class TrainCommand
     private static readonly Option<int> Symbols = CommonOptions.Number(
         "--symbols", "Duplication: number of symbols", DataDescription.PaperSymbols, 1);
 
+    private static readonly Option<double> HeldOut = CommonOptions.Number(
+        "--held-out", "Text: part of each file that is only measured on, 0 for none", DataDescription.UsualHeldOut, 0.0,
+        "X");
+
     private static readonly Option<long?> EvaluateEvery = CommonOptions.Maybe(
         "--evaluate-every", "Steps between held-out measurements, 0 for the end alone", 0L);
 
@@ -84,7 +88,7 @@ internal static class TrainCommand
     private static readonly Option[] Fixed =
     [
         Task, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Rate, Warmup, Schedule, OptimizerName, Decay,
-        Clip, Symbols, CommonOptions.Seed,
+        Clip, Symbols, HeldOut, CommonOptions.Seed,
     ];
 
     public static Command Create()
@@ -96,7 +100,8 @@ internal static class TrainCommand
         )
         {
             Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule,
-            OptimizerName, Decay, Clip, Symbols, EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery, Out,
+            OptimizerName, Decay, Clip, Symbols, HeldOut, EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery,
+            Out,
             Resume, SampleBytes, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device,
             CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
@@ -118,9 +123,10 @@ internal static class TrainCommand
                 $"vocab_size: expected at least the {source.VocabularySize} ids of the data, found {config.VocabSize}");
         }
 
+        RequireBatches(source, run);
         using ReformerContext context = CommonOptions.Context(parsed);
         bool json = parsed.GetValue(CommonOptions.Json);
-        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, "config.json"));
+        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, CheckpointFiles.Config));
         MemoryLimit? limit = CommonOptions.MemoryOf(parsed);
         TrainingOptions options = run.Options;
         PlannedMemory? plan = null;
@@ -133,13 +139,40 @@ internal static class TrainCommand
         using ReformerModel model = config is not null
             ? ReformerModel.Create(config, context, run.Options.Seed)
             : ReformerModel.Load(checkpoint!, context);
+        string directory = options.CheckpointDirectory
+            ?? RunDirectory.MakeNew(RunsFolder, run.Data.Task == DataTask.Text ? "text" : "duplicate");
+        options = options with { CheckpointDirectory = directory };
         using Trainer trainer = checkpoint is null
             ? new Trainer(model, source, options)
             : Trainer.Resume(model, checkpoint, source, options);
-        run.Save(run.Options.CheckpointDirectory!);
+        using var metrics = new MetricsFile(directory, trainer.Step);
         var session = new TrainingSession(
-            trainer, source, run.Data, plan, checkpoint, parsed.GetValue(LogEvery), json);
+            trainer, source, run, plan, checkpoint, metrics, parsed.GetValue(LogEvery), json);
         return session.Run(parsed.GetValue(SampleBytes));
+    }
+
+    /// <summary>What a run will read must be there before its first step, and that includes what is held out.</summary>
+    private static void RequireBatches(IBatchSource source, RunDescription run)
+    {
+        var batch = new TokenBatch(run.Options.BatchSize, run.Options.Length);
+        source.Fill(batch, DataSplit.Train, run.Options.Seed, 0);
+        if (!run.Data.HasHeldOut)
+        {
+            return;
+        }
+
+        try
+        {
+            source.Fill(batch, DataSplit.HeldOut, run.Options.Seed, 0);
+        }
+        catch (ArgumentException error) when (run.Data.Task == DataTask.Text)
+        {
+            throw new InvalidOperationException(
+                $"{Failure.Describe(error).Message}; "
+                    + Output.Text($"give more text, hold out more of it (--held-out, here {run.Data.HeldOut}, ")
+                    + "0 for no measurement) or take a smaller --length",
+                error);
+        }
     }
 
     private static RunDescription NewRun(ParseResult parsed)
@@ -151,8 +184,15 @@ internal static class TrainCommand
             throw new UsageException("--data: expected none with --task duplicate, which makes its own");
         }
 
-        DataDescription data =
-            task == DataTask.Text ? DataDescription.Text(paths) : DataDescription.Duplicate(parsed.GetValue(Symbols));
+        double heldOut = parsed.GetValue(HeldOut);
+        if (heldOut >= 1)
+        {
+            throw new UsageException(Output.Text($"--held-out: expected 0 <= part < 1, found {heldOut}"));
+        }
+
+        DataDescription data = task == DataTask.Text
+            ? DataDescription.Text(paths) with { HeldOut = heldOut }
+            : DataDescription.Duplicate(parsed.GetValue(Symbols));
         TrainingOptions defaults = task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication;
         long steps = parsed.GetValue(Steps) ?? defaults.Steps;
         TrainingOptions options = defaults with
@@ -174,7 +214,8 @@ internal static class TrainCommand
         };
         options = WithIntervals(parsed, options) with
         {
-            CheckpointDirectory = parsed.GetValue(Out) ?? FreeDirectory(task),
+            EvaluateEvery = data.HasHeldOut ? parsed.GetValue(EvaluateEvery) ?? defaults.EvaluateEvery : 0,
+            CheckpointDirectory = parsed.GetValue(Out), // null: the next free one, once all else is known to be well
         };
         return task == DataTask.Text || options.Length % 2 == 0
             ? new RunDescription(data, Failure.Usage(() => Checked(options)))
@@ -256,18 +297,5 @@ internal static class TrainCommand
             ? config
             : throw new UsageException(
                 $"--length: expected at most the {limit} positions of the model, found {run.Options.Length}");
-    }
-
-    private static string FreeDirectory(DataTask task)
-    {
-        string name = task == DataTask.Text ? "text" : "duplicate";
-        for (int n = 1; ; n++)
-        {
-            string path = Path.Combine(RunsFolder, Output.Text($"{name}-{n}"));
-            if (!Directory.Exists(path))
-            {
-                return path;
-            }
-        }
     }
 }

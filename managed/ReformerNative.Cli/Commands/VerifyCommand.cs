@@ -8,6 +8,8 @@ namespace ReformerNative.Cli.Commands;
 /// <summary><c>reformer verify</c>.</summary>
 internal static class VerifyCommand
 {
+    private const int NotComparableShown = 20;
+
     private static readonly Argument<string[]> Directories = new("DIR")
     {
         Description = "Directories of vectors, or folders above such",
@@ -113,13 +115,26 @@ internal static class VerifyCommand
     private static void Print(CaseVerdict verdict)
     {
         Console.WriteLine($"{verdict.Case}: {(verdict.Passed ? "passed" : "FAILED")}");
-        Output.Table(["  tensor", "relative", "limit", ""], verdict.Tensors.Select(tensor => (string[])
+
+        // A file of other things has thousands of tensors that mean nothing here; a few show what it is.
+        TensorVerdict[] shown =
+        [
+            .. verdict.Tensors.Where(tensor => tensor.Relative is not null),
+            .. verdict.Tensors.Where(tensor => tensor.Relative is null).Take(NotComparableShown),
+        ];
+        Output.Table(["  tensor", "relative", "limit", ""], shown.Select(tensor => (string[])
         [
             "  " + tensor.Name,
             tensor.Relative is double relative ? Output.Text($"{relative:0.0e+00}") : "not comparable",
             Output.Text($"{tensor.Limit:0.0e+00}"),
             tensor.Passed ? "" : "FAILED",
         ]));
+        if (verdict.Tensors.Count > shown.Length)
+        {
+            Console.WriteLine(
+                Output.Text($"  and {verdict.Tensors.Count - shown.Length} more that nothing here compares with"));
+        }
+
         Console.WriteLine();
     }
 }

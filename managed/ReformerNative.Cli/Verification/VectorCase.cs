@@ -33,6 +33,7 @@ internal static class VectorCase
 
     private const string Truth = "f64.";
     private const string CaseName = "case.json";
+    private const int MaximumBytes = 1 << 20;
 
     /// <summary>
     /// Limits against float64 truth, and against float32 results, which can have an effect of their own
@@ -66,7 +67,7 @@ internal static class VectorCase
         JsonObject description = Describe(directory);
         string name = Text(description["case"]) ?? Path.GetFileName(Path.GetFullPath(directory).TrimEnd('/'));
         using SafetensorsReader io = SafetensorsReader.Open(Path.Combine(directory, IoName));
-        bool model = File.Exists(Path.Combine(directory, "config.json"));
+        bool model = File.Exists(Path.Combine(directory, CheckpointFiles.Config));
         Dictionary<string, ComputedTensor> computed = model
             ? ModelCase.Compute(directory, io, context)
             : AttentionCase.Compute(directory, description, io, context);
@@ -137,9 +138,10 @@ internal static class VectorCase
             return [];
         }
 
+        string text = RegularFile.ReadText(path, "the description of a case", MaximumBytes);
         try
         {
-            return JsonNode.Parse(File.ReadAllText(path)) as JsonObject
+            return JsonNode.Parse(text) as JsonObject
                 ?? throw new ReformerFormatException(path, "expected a JSON object, found another value");
         }
         catch (JsonException error)

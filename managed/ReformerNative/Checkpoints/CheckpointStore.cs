@@ -10,9 +10,6 @@ namespace ReformerNative.Checkpoints;
 /// </summary>
 public static partial class CheckpointStore
 {
-    private const string WritingPrefix = ".writing-";
-    private const string RemovingPrefix = ".removing-";
-
     /// <summary>All whole checkpoints, oldest first.</summary>
     /// <param name="directory">The run's directory; it need not exist.</param>
     /// <returns>Paths of the checkpoints with their steps.</returns>
@@ -40,7 +37,7 @@ public static partial class CheckpointStore
     /// <exception cref="DirectoryNotFoundException">There is no checkpoint there.</exception>
     public static string Resolve(string path)
     {
-        if (File.Exists(Path.Combine(path, "config.json")))
+        if (File.Exists(Path.Combine(path, CheckpointFiles.Config)))
         {
             return path;
         }
@@ -59,57 +56,16 @@ public static partial class CheckpointStore
     /// <param name="keep">How many checkpoints stay at most, this one included; 0 for all.</param>
     /// <param name="write">Writes the files into the directory it is given.</param>
     /// <returns>The directory of the checkpoint.</returns>
+    /// <exception cref="IOException">The disk did not take it, or another process works on the run; the older
+    /// checkpoints are still there.</exception>
     public static string Add(string directory, long step, int keep, Action<string> write)
     {
         ArgumentException.ThrowIfNullOrEmpty(directory);
         ArgumentNullException.ThrowIfNull(write);
         ArgumentOutOfRangeException.ThrowIfNegative(step);
         ArgumentOutOfRangeException.ThrowIfNegative(keep);
-        Directory.CreateDirectory(directory);
-        Clean(directory);
-        string name = FreeName(directory, step);
-        string writing = Path.Combine(directory, WritingPrefix + name);
-        Directory.CreateDirectory(writing);
-        write(writing);
-        string place = Path.Combine(directory, name);
-        Directory.Move(writing, place);
-
-        IReadOnlyList<(string Path, long Step)> all = List(directory);
-        for (int i = 0; keep > 0 && i < all.Count - keep; i++)
-        {
-            // Renamed first, so that a kill in the middle leaves no half checkpoint under a whole one's name.
-            string removing = Path.Combine(directory, RemovingPrefix + Path.GetFileName(all[i].Path));
-            Directory.Move(all[i].Path, removing);
-            Directory.Delete(removing, recursive: true);
-        }
-
-        return place;
-    }
-
-    /// <summary>Removes what an interrupted process left.</summary>
-    private static void Clean(string directory)
-    {
-        foreach (string path in Directory.EnumerateDirectories(directory))
-        {
-            string name = Path.GetFileName(path);
-            if (name.StartsWith(WritingPrefix, StringComparison.Ordinal)
-                || name.StartsWith(RemovingPrefix, StringComparison.Ordinal))
-            {
-                Directory.Delete(path, recursive: true);
-            }
-        }
-    }
-
-    /// <summary>A step that is already there gets a second name: replacing a directory is not one step.</summary>
-    private static string FreeName(string directory, long step)
-    {
-        string name = string.Create(CultureInfo.InvariantCulture, $"step-{step:00000000}");
-        for (int again = 1; Directory.Exists(Path.Combine(directory, name)); again++)
-        {
-            name = string.Create(CultureInfo.InvariantCulture, $"step-{step:00000000}.{again}");
-        }
-
-        return name;
+        using RunDirectory run = RunDirectory.Claim(directory);
+        return run.Add(step, keep, write);
     }
 
     private static long Number(Group group) =>

@@ -42,18 +42,12 @@ public sealed class SafetensorsReader : IDisposable
     /// <returns>A reader that the caller disposes.</returns>
     /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="ReformerFormatException">
-    /// The file is truncated, its header is not valid, or names, types, shapes and offsets contradict each other or the
-    /// file's size.
+    /// It is no regular file, it is truncated, its header is not valid, or names, types, shapes and offsets contradict
+    /// each other or the file's size.
     /// </exception>
     public static SafetensorsReader Open(string path)
     {
-        ArgumentException.ThrowIfNullOrEmpty(path);
-        if (!File.Exists(path))
-        {
-            string found = Directory.Exists(path) ? "a directory" : "nothing";
-            throw new FileNotFoundException($"{path}: expected a safetensors file, found {found}", path);
-        }
-
+        RegularFile.Require(path, "a safetensors file");
         SafeFileHandle file = File.OpenHandle(
             path, FileMode.Open, FileAccess.Read, FileShare.Read, FileOptions.RandomAccess);
         try

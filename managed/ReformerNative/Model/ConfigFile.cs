@@ -15,7 +15,7 @@ internal sealed record ConfigOrigin(JsonObject Json, ReformerConfig Parsed);
 /// <summary>Reads and writes <c>config.json</c>: one table entry for each key.</summary>
 internal static class ConfigFile
 {
-    private const long MaximumBytes = 16 << 20;
+    private const int MaximumBytes = 16 << 20;
 
     private static readonly string[] Layers = ["lsh", "local", "full", "auto"];
     private static readonly AttentionKind[] Kinds =
@@ -154,21 +154,8 @@ internal static class ConfigFile
         new("local_wrap", c => c.LocalWrap, (c, v) => c with { LocalWrap = v.Bool() }, Addition: true),
     ];
 
-    public static ReformerConfig Load(string path)
-    {
-        ArgumentException.ThrowIfNullOrEmpty(path);
-        var file = new FileInfo(path);
-        if (!file.Exists)
-        {
-            string found = Directory.Exists(path) ? "a directory" : "nothing";
-            throw new FileNotFoundException($"{path}: expected a configuration file, found {found}", path);
-        }
-
-        return file.Length <= MaximumBytes
-            ? Parse(File.ReadAllText(path), path)
-            : throw new ReformerFormatException(
-                path, $"expected a configuration of at most {MaximumBytes} bytes, found {file.Length}");
-    }
+    public static ReformerConfig Load(string path) =>
+        Parse(RegularFile.ReadText(path, "a configuration file", MaximumBytes), path);
 
     public static ReformerConfig Parse(string json, string name)
     {

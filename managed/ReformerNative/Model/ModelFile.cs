@@ -7,9 +7,6 @@ namespace ReformerNative.Model;
 /// <summary>The parameters of a model as a safetensors file with Hugging Face's names.</summary>
 internal static class ModelFile
 {
-    public const string ConfigName = "config.json";
-    public const string WeightsName = "model.safetensors";
-
     private const int ChunkElements = 1 << 18;
 
     /// <summary>
@@ -96,16 +93,13 @@ internal static class ModelFile
         {
             Span<float> values = buffer.AsSpan(0, (int)Math.Min(buffer.Length, destination.ElementCount - start));
             file.ReadFloats(entry, start, values);
-            for (int i = 0; i < values.Length; i++)
+            int wrong = IndexOfNotFinite(values);
+            if (wrong >= 0)
             {
-                if (!float.IsFinite(values[i]))
-                {
-                    throw new ReformerFormatException(
-                        file.Path,
-                        FormattableString.Invariant(
-                            $"'{entry.Name}': expected finite values, found {values[i]} at element {start + i}")
-                    );
-                }
+                throw new ReformerFormatException(
+                    file.Path,
+                    FormattableString.Invariant(
+                        $"'{entry.Name}': expected finite values, found {values[wrong]} at element {start + wrong}"));
             }
 
             destination.Part(start, new TensorShape(values.Length)).CopyFrom<float>(values);
@@ -135,13 +129,38 @@ internal static class ModelFile
         SafetensorsWriter.Write(path, items, new Dictionary<string, string> { ["format"] = "pt" });
     }
 
-    /// <summary>A float32 tensor of a context as an item of a file.</summary>
+    /// <summary>
+    /// A float32 tensor of a context as an item of a file. Values that are not finite are refused when they are
+    /// written, as they are when they are read.
+    /// </summary>
     public static SafetensorsItem Item(string name, IReadOnlyList<long> shape, TensorView view) =>
         new(name, SafetensorsType.F32, shape, (offset, destination) =>
         {
             Span<float> values = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(destination);
             view.Part(offset / sizeof(float), new TensorShape(values.Length)).CopyTo(values);
+            int wrong = IndexOfNotFinite(values);
+            if (wrong >= 0)
+            {
+                long element = (offset / sizeof(float)) + wrong;
+                throw new NotFiniteNumberException(
+                    FormattableString.Invariant(
+                        $"'{name}': expected finite values, found {values[wrong]} at element {element}"),
+                    values[wrong]);
+            }
         });
+
+    private static int IndexOfNotFinite(ReadOnlySpan<float> values)
+    {
+        for (int i = 0; i < values.Length; i++)
+        {
+            if (!float.IsFinite(values[i]))
+            {
+                return i;
+            }
+        }
+
+        return -1;
+    }
 
     private static bool TryFind(
         SafetensorsReader file, string name, IReadOnlyDictionary<string, string> secondNames,

@@ -85,14 +85,14 @@ public sealed class ReformerModel : IDisposable
     {
         ArgumentException.ThrowIfNullOrEmpty(directory);
         ArgumentNullException.ThrowIfNull(context);
-        ReformerConfig config = ReformerConfig.Load(Path.Combine(directory, ModelFile.ConfigName));
+        ReformerConfig config = ReformerConfig.Load(Path.Combine(directory, CheckpointFiles.Config));
         if (change is not null)
         {
             config = change(config);
             config.Validate();
         }
 
-        using SafetensorsReader file = SafetensorsReader.Open(Path.Combine(directory, ModelFile.WeightsName));
+        using SafetensorsReader file = SafetensorsReader.Open(Path.Combine(directory, CheckpointFiles.Weights));
         ModelFile.Check(file, config);
         return Make(config, context, logger, parameters => ModelFile.Read(file, config, parameters));
     }
@@ -107,8 +107,8 @@ public sealed class ReformerModel : IDisposable
         ArgumentException.ThrowIfNullOrEmpty(directory);
         using ModelGate.Visit visit = _gate.Enter();
         Directory.CreateDirectory(directory);
-        ModelFile.Write(Path.Combine(directory, ModelFile.WeightsName), Config, _parameters);
-        Config.Save(Path.Combine(directory, ModelFile.ConfigName));
+        ModelFile.Write(Path.Combine(directory, CheckpointFiles.Weights), Config, _parameters);
+        Config.Save(Path.Combine(directory, CheckpointFiles.Config));
     }
 
     /// <summary>

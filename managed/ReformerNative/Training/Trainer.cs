@@ -4,6 +4,7 @@ using Microsoft.Extensions.Logging.Abstractions;
 using ReformerNative.Checkpoints;
 using ReformerNative.Data;
 using ReformerNative.Model;
+using ReformerNative.Tensors;
 
 namespace ReformerNative.Training;
 
@@ -14,13 +15,14 @@ namespace ReformerNative.Training;
 /// </summary>
 public sealed class Trainer : IDisposable
 {
-    private const string OptimizerFile = "optimizer.safetensors";
-
     private readonly IBatchSource _source;
     private readonly ILogger _logger;
     private readonly Optimizer _optimizer;
     private readonly TokenBatch _batch;
+    private readonly RunDirectory? _run; // the right to write to the checkpoint directory
     private long _tokens;
+    private long _lastSave; // step of the last attempt to save; there is nothing new to save at it
+    private bool _updating; // parameters may be half those of one step, half those of the next
 
     /// <summary>Prepares a run from its first step.</summary>
     /// <param name="model">The model to train; it must live as long as the trainer.</param>
@@ -28,16 +30,19 @@ public sealed class Trainer : IDisposable
     /// <param name="options">The options.</param>
     /// <param name="logger">Takes messages; null for none.</param>
     /// <exception cref="ArgumentException">
-    /// An option is impossible, the data has more ids than the model, or the memory budget is less than training takes
-    /// at least.
+    /// An option is impossible, the data has more ids than the model or cannot give batches of this shape, or the
+    /// memory budget is less than training takes at least.
     /// </exception>
     /// <exception cref="InvalidOperationException">The checkpoint directory already has checkpoints.</exception>
+    /// <exception cref="IOException">Another process works in the checkpoint directory, or it cannot be written
+    /// to.</exception>
     public Trainer(ReformerModel model, IBatchSource source, TrainingOptions options, ILogger? logger = null)
-        : this(model, source, options, logger, resuming: false)
+        : this(model, source, options, logger, resumed: null)
     {
     }
 
-    private Trainer(ReformerModel model, IBatchSource source, TrainingOptions options, ILogger? logger, bool resuming)
+    private Trainer(
+        ReformerModel model, IBatchSource source, TrainingOptions options, ILogger? logger, TrainerState? resumed)
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(source);
@@ -50,24 +55,25 @@ public sealed class Trainer : IDisposable
                 nameof(source));
         }
 
-        if (!resuming
-            && options.CheckpointDirectory is { } directory
-            && CheckpointStore.List(directory) is [.., var newest])
-        {
-            throw new InvalidOperationException(
-                $"{directory}: expected no checkpoints for a new run, found {newest.Path}; resume it or choose another "
-                    + "directory"
-            );
-        }
-
         Model = model;
         Options = options;
         _source = source;
         _logger = logger ?? NullLogger.Instance;
+        _batch = new TokenBatch(options.BatchSize, options.Length);
+        RequireData();
         model.ResolveBuckets(options.Length);
         Kept = options.MemoryBudget is null ? null : MemoryPlan.ForTraining(model.Config, model.Context, options).Kept;
-        _batch = new TokenBatch(options.BatchSize, options.Length);
-        _optimizer = new Optimizer(model, options);
+        _run = options.CheckpointDirectory is { } directory ? RunDirectory.Claim(directory) : null;
+        try
+        {
+            RequireNewest(resumed);
+            _optimizer = new Optimizer(model, options);
+        }
+        catch
+        {
+            _run?.Dispose();
+            throw;
+        }
     }
 
     /// <summary>The model.</summary>
@@ -81,6 +87,9 @@ public sealed class Trainer : IDisposable
 
     /// <summary>Steps done, over all resumptions.</summary>
     public long Step { get; private set; }
+
+    /// <summary>The newest checkpoint that this trainer wrote or began with; null when there is none.</summary>
+    public string? LastCheckpoint { get; private set; }
 
     /// <summary>
     /// Goes on with a run. The model must be the checkpoint's, loaded with <see cref="ReformerModel.Load"/>.
@@ -97,30 +106,24 @@ public sealed class Trainer : IDisposable
     /// <exception cref="ArgumentException">The data or an option is not that of the run.</exception>
     /// <exception cref="ReformerFormatException">A file of the checkpoint is malformed.</exception>
     /// <exception cref="InvalidOperationException">The checkpoint directory has later checkpoints.</exception>
+    /// <exception cref="IOException">Another process works in the checkpoint directory, or it cannot be written
+    /// to.</exception>
     public static Trainer Resume(
         ReformerModel model, string checkpoint, IBatchSource source, TrainingOptions? options = null,
         ILogger? logger = null)
     {
         ArgumentException.ThrowIfNullOrEmpty(checkpoint);
         ArgumentNullException.ThrowIfNull(source);
-        TrainerState state = TrainerState.Load(Path.Combine(checkpoint, TrainerState.FileName));
+        TrainerState state = TrainerState.Load(Path.Combine(checkpoint, CheckpointFiles.Trainer));
         options ??= state.Options;
         RequireSameRun(state, source, options);
-        if (options.CheckpointDirectory is { } directory
-            && CheckpointStore.List(directory) is [.., var newest]
-            && newest.Step > state.Step)
-        {
-            throw new InvalidOperationException(
-                $"{directory}: expected no checkpoint after step {state.Step}, found {newest.Path}; resume that or "
-                    + "choose another directory"
-            );
-        }
-
-        var trainer = new Trainer(model, source, options, logger, resuming: true);
+        var trainer = new Trainer(model, source, options, logger, state);
         try
         {
-            trainer._optimizer.Load(Path.Combine(checkpoint, OptimizerFile));
+            trainer._optimizer.Load(Path.Combine(checkpoint, CheckpointFiles.Optimizer));
             trainer.Step = state.Step;
+            trainer._lastSave = state.Step;
+            trainer.LastCheckpoint = checkpoint;
             trainer._tokens = state.Tokens;
             TrainerLog.Resumed(trainer._logger, state.Step, checkpoint);
             if (state.Options.Steps != options.Steps
@@ -170,8 +173,10 @@ public sealed class Trainer : IDisposable
         double norm = _optimizer.MeasureNorm();
         RequireFinite(step, "gradient norm", norm);
         double rate = Options.LearningRateAt(step);
+        _updating = true;
         _optimizer.Update(rate, step);
         Model.Context.Synchronize();
+        _updating = false;
         Step = step;
         long tokens = (long)_batch.TokenCount * Options.AccumulationSteps;
         _tokens += tokens;
@@ -182,41 +187,52 @@ public sealed class Trainer : IDisposable
     }
 
     /// <summary>
-    /// Does the steps that remain. Cancellation ends it after the step in progress, and that step is saved.
+    /// Does the steps that remain. A step is saved before it is measured. Cancellation ends the run after the step or
+    /// the batch of a measurement in progress; that step is saved, and so is the last step when something fails: the
+    /// data, a measurement, or whoever is told of the progress.
     /// </summary>
     /// <param name="progress">Told of each step; null for nobody.</param>
     /// <param name="cancellation">Ends the run early.</param>
     /// <returns>How it ended.</returns>
-    /// <exception cref="TrainingDivergedException">The loss or the gradients are not finite.</exception>
+    /// <exception cref="TrainingDivergedException">The loss, the gradients or the parameters are not
+    /// finite.</exception>
     /// <exception cref="ResidualRangeException">A residual stream left its exact range.</exception>
+    /// <exception cref="IOException">A checkpoint could not be written; the older ones are still there.</exception>
     public TrainingResult Run(IProgress<TrainingStep>? progress = null, CancellationToken cancellation = default)
     {
         TrainingStep done = default;
         LossResult? heldOut = null;
         string? checkpoint = null;
-        while (Step < Options.Steps && !cancellation.IsCancellationRequested)
+        try
         {
-            done = RunStep();
-            if (Options.EvaluateEvery > 0 && (Step == Options.Steps || Step % Options.EvaluateEvery == 0))
+            while (Step < Options.Steps && !cancellation.IsCancellationRequested)
             {
-                heldOut = EvaluateHeldOut();
-                done = done with { HeldOut = heldOut };
-            }
+                done = RunStep();
+                if (Options.CheckpointDirectory is { } directory && IsDue(Options.CheckpointEvery))
+                {
+                    checkpoint = SaveCheckpoint(directory);
+                    done = done with { Checkpoint = checkpoint };
+                }
 
-            bool due = Step == Options.Steps || (Options.CheckpointEvery > 0 && Step % Options.CheckpointEvery == 0);
-            if (due && Options.CheckpointDirectory is { } directory)
-            {
-                checkpoint = SaveCheckpoint(directory);
-                done = done with { Checkpoint = checkpoint };
-            }
+                if (Options.EvaluateEvery > 0 && IsDue(Options.EvaluateEvery))
+                {
+                    done = done with { HeldOut = Measure(cancellation) };
+                    heldOut = done.HeldOut ?? heldOut;
+                }
 
-            progress?.Report(done);
+                progress?.Report(done);
+            }
+        }
+        catch
+        {
+            SaveLastStep();
+            throw;
         }
 
         if (Step < Options.Steps)
         {
             TrainerLog.Stopped(_logger, Step);
-            if (done.Step == Step && done.Checkpoint is null && Options.CheckpointDirectory is { } directory)
+            if (Step > _lastSave && Options.CheckpointDirectory is { } directory)
             {
                 checkpoint = SaveCheckpoint(directory);
             }
@@ -229,13 +245,17 @@ public sealed class Trainer : IDisposable
     /// <param name="rounds">Hash rounds; null for those of the options.</param>
     /// <param name="fullAttention">Whether LSH layers attend to the whole sequence instead; null for what the options
     /// say of training.</param>
+    /// <param name="cancellation">Ends it after the batch in progress.</param>
     /// <returns>The loss of all batches together.</returns>
-    public LossResult EvaluateHeldOut(int? rounds = null, bool? fullAttention = null)
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    public LossResult EvaluateHeldOut(
+        int? rounds = null, bool? fullAttention = null, CancellationToken cancellation = default)
     {
         LossResult sum = default;
         _batch.Reshape(Options.BatchSize, Options.Length);
         for (int i = 0; i < Options.EvaluationBatches; i++)
         {
+            cancellation.ThrowIfCancellationRequested();
             _source.Fill(_batch, DataSplit.HeldOut, Options.Seed, i);
             sum = sum.Add(Model.Evaluate(_batch, new RunOptions
             {
@@ -256,26 +276,109 @@ public sealed class Trainer : IDisposable
     /// </summary>
     /// <param name="directory">The run's directory.</param>
     /// <returns>Directory of the checkpoint.</returns>
+    /// <exception cref="TrainingDivergedException">A parameter is not finite; nothing was written.</exception>
+    /// <exception cref="IOException">The disk did not take it; the older checkpoints are still there.</exception>
     public string SaveCheckpoint(string directory)
     {
-        string path = CheckpointStore.Add(
-            directory,
-            Step,
-            Options.KeepCheckpoints,
-            inside =>
-            {
-                Model.Save(inside);
-                _optimizer.Save(Path.Combine(inside, OptimizerFile));
-                new TrainerState(TrainerState.CurrentFormat, Step, _tokens, _source.Identity, Options).Save(
-                    Path.Combine(inside, TrainerState.FileName));
-            }
-        );
-        TrainerLog.Saved(_logger, Step, path);
-        return path;
+        _lastSave = Step;
+        try
+        {
+            LastCheckpoint = _run?.Path == directory
+                ? _run.Add(Step, Options.KeepCheckpoints, WriteCheckpoint)
+                : CheckpointStore.Add(directory, Step, Options.KeepCheckpoints, WriteCheckpoint);
+        }
+        catch (NotFiniteNumberException error)
+        {
+            throw new TrainingDivergedException(Step, error);
+        }
+
+        TrainerLog.Saved(_logger, Step, LastCheckpoint);
+        return LastCheckpoint;
     }
 
-    /// <summary>Frees the optimizer's state.</summary>
-    public void Dispose() => _optimizer.Dispose();
+    /// <summary>Frees the optimizer's state, and lets other processes have the checkpoint directory.</summary>
+    public void Dispose()
+    {
+        _optimizer.Dispose();
+        _run?.Dispose();
+    }
+
+    private void WriteCheckpoint(string directory)
+    {
+        Model.Save(directory);
+        _optimizer.Save(Path.Combine(directory, CheckpointFiles.Optimizer));
+        new TrainerState(TrainerState.CurrentFormat, Step, _tokens, _source.Identity, Options).Save(
+            Path.Combine(directory, CheckpointFiles.Trainer));
+    }
+
+    /// <summary>Whether something that is done at intervals, and at the last step, is due.</summary>
+    private bool IsDue(long interval) => Step == Options.Steps || (interval > 0 && Step % interval == 0);
+
+    /// <summary>The held-out loss; null when the measurement was cut short.</summary>
+    private LossResult? Measure(CancellationToken cancellation)
+    {
+        try
+        {
+            return EvaluateHeldOut(cancellation: cancellation);
+        }
+        catch (OperationCanceledException) when (cancellation.IsCancellationRequested)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>
+    /// Saves the steps done when a run fails, so that the failure costs none of them. What stopped the run is what is
+    /// told: a failure to save beside it is not.
+    /// </summary>
+    private void SaveLastStep()
+    {
+        if (Step > _lastSave && !_updating && Options.CheckpointDirectory is { } directory)
+        {
+            try
+            {
+                SaveCheckpoint(directory);
+            }
+            catch (Exception error) when (error is IOException or UnauthorizedAccessException or OutOfMemoryException
+                or TrainingDivergedException or ReformerNativeException)
+            {
+                TrainerLog.NotSaved(_logger, Step, error.Message);
+            }
+        }
+    }
+
+    /// <summary>What the run will read is read once before its first step: a run must not fail at its end.</summary>
+    private void RequireData()
+    {
+        _source.Fill(_batch, DataSplit.Train, Options.Seed, 0);
+        if (Options.EvaluateEvery > 0)
+        {
+            _source.Fill(_batch, DataSplit.HeldOut, Options.Seed, 0);
+        }
+    }
+
+    /// <summary>A new run needs a directory without checkpoints, a resumed one without later ones.</summary>
+    private void RequireNewest(TrainerState? resumed)
+    {
+        if (_run is null || CheckpointStore.List(_run.Path) is not [.., var newest])
+        {
+            return;
+        }
+
+        if (resumed is null)
+        {
+            throw new InvalidOperationException(
+                $"{_run.Path}: expected no checkpoints for a new run, found {newest.Path}; "
+                    + "resume it or choose another directory");
+        }
+
+        if (newest.Step > resumed.Step)
+        {
+            throw new InvalidOperationException(
+                $"{_run.Path}: expected no checkpoint after step {resumed.Step}, found {newest.Path}; "
+                    + "resume that or choose another directory");
+        }
+    }
 
     private static void RequireSameRun(TrainerState state, IBatchSource source, TrainingOptions options)
     {

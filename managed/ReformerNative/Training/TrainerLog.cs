@@ -37,4 +37,7 @@ internal static partial class TrainerLog
 
     [LoggerMessage(6, LogLevel.Information, "stopped on request after step {Step}")]
     public static partial void Stopped(ILogger logger, long step);
+
+    [LoggerMessage(7, LogLevel.Error, "step {Step}: could not be saved: {Problem}")]
+    public static partial void NotSaved(ILogger logger, long step, string problem);
 }

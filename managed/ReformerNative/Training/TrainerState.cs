@@ -12,30 +12,19 @@ namespace ReformerNative.Training;
 /// <param name="Options">The options of the run.</param>
 internal sealed record TrainerState(int Format, long Step, long Tokens, string Data, TrainingOptions Options)
 {
-    public const string FileName = "trainer.json";
     public const int CurrentFormat = 1;
 
-    private const long MaximumBytes = 1 << 20;
+    private const int MaximumBytes = 1 << 20;
 
     public void Save(string path) =>
         AtomicFile.WriteText(path, JsonSerializer.Serialize(this, TrainerJson.Default.TrainerState) + "\n");
 
     public static TrainerState Load(string path)
     {
-        var file = new FileInfo(path);
-        if (!file.Exists)
-        {
-            throw new FileNotFoundException($"{path}: expected the state of a training run, found nothing", path);
-        }
-
-        if (file.Length > MaximumBytes)
-        {
-            throw new ReformerFormatException(path, $"expected at most {MaximumBytes} bytes, found {file.Length}");
-        }
-
+        string text = RegularFile.ReadText(path, "the state of a training run", MaximumBytes);
         try
         {
-            TrainerState state = JsonSerializer.Deserialize(File.ReadAllText(path), TrainerJson.Default.TrainerState)
+            TrainerState state = JsonSerializer.Deserialize(text, TrainerJson.Default.TrainerState)
                 ?? throw new ReformerFormatException(path, "expected a JSON object, found null");
             if (state.Format != CurrentFormat || state.Step < 0 || state.Tokens < 0)
             {

@@ -12,7 +12,7 @@ public sealed partial class ArchitectureTests
         ["Interop"] = ["Tensors", "Ops"],
         ["Tensors"] = ["Interop"],
         ["Ops"] = ["Interop", "Tensors"],
-        ["Checkpoints"] = ["Tensors"],
+        ["Checkpoints"] = ["Interop", "Tensors"], // system calls on files
         ["Data"] = ["Tensors", "Ops"],
         ["Model"] = ["Tensors", "Ops", "Checkpoints", "Data"],
         ["Training"] = ["Tensors", "Ops", "Checkpoints", "Data", "Model"],
@@ -59,6 +59,22 @@ public sealed partial class ArchitectureTests
             .Where(f => !f.Contains("BindingGenerator", StringComparison.Ordinal))
             .Where(f => Regex.IsMatch(File.ReadAllText(Repository.PathOf(f)), @"\[\s*(LibraryImport|DllImport)\b"));
         Assert.That(importing, Is.Empty, "these files import native functions by hand");
+    }
+
+    /// <summary>
+    /// Functions are looked up by hand to load the native library, and for a few calls of the system.
+    /// </summary>
+    [Test]
+    public void NativeFunctions_AreLookedUpInTwoPlaces()
+    {
+        IEnumerable<string> looking = Repository.Sources("managed")
+            .Where(f => File.ReadAllText(Repository.PathOf(f)).Contains(".GetExport(", StringComparison.Ordinal));
+        Assert.That(
+            looking,
+            Is.EqualTo((string[])
+            [
+                "managed/ReformerNative/Interop/NativeLoader.cs", "managed/ReformerNative/Interop/SystemCalls.cs",
+            ]));
     }
 
     [Test]
