@@ -47,4 +47,28 @@ internal static class HeldOut
 
         return sum;
     }
+
+    /// <summary>What a run will read must be there before its first step, and that includes what is held out.</summary>
+    public static void RequireBatches(IBatchSource source, RunDescription run)
+    {
+        var batch = new TokenBatch(run.Options.BatchSize, run.Options.Length);
+        source.Fill(batch, DataSplit.Train, run.Options.Seed, 0);
+        if (!run.Data.HasHeldOut)
+        {
+            return;
+        }
+
+        try
+        {
+            source.Fill(batch, DataSplit.HeldOut, run.Options.Seed, 0);
+        }
+        catch (ArgumentException error) when (run.Data.Task == DataTask.Text)
+        {
+            throw new InvalidOperationException(
+                $"{Failure.Describe(error).Message}; "
+                    + Output.Text($"give more text, hold out more of it (--held-out, here {run.Data.HeldOut}, ")
+                    + "0 for no measurement) or take a smaller --length",
+                error);
+        }
+    }
 }

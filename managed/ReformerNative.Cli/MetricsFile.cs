@@ -1,6 +1,8 @@
 using System.Text.Json;
 using System.Text.Json.Nodes;
 using ReformerNative.Checkpoints;
+using ReformerNative.Model;
+using ReformerNative.Training;
 
 namespace ReformerNative.Cli;
 
@@ -10,7 +12,8 @@ namespace ReformerNative.Cli;
 /// </summary>
 /// <param name="directory">The run's directory.</param>
 /// <param name="resumedStep">
-/// The step that the run goes on from: lines of later steps are of work that was lost, and are removed; 0 for a new run.
+/// The step that the run goes on from: lines of later steps are of work that was lost, and are removed; 0 for a new
+/// run.
 /// </param>
 internal sealed class MetricsFile(string directory, long resumedStep) : IDisposable
 {
@@ -19,8 +22,63 @@ internal sealed class MetricsFile(string directory, long resumedStep) : IDisposa
     private FileStream? _stream;
     private bool _told;
 
-    /// <summary>Adds a line.</summary>
-    public void Add(JsonObject line)
+    /// <summary>Adds what a step gave.</summary>
+    public void Add(TrainingStep step, long peakBytes)
+    {
+        var line = new JsonObject
+        {
+            ["step"] = step.Step,
+            ["loss"] = Output.Number(step.Loss.Loss),
+            ["bits_per_byte"] = Output.Number(step.Loss.Bits),
+            ["accuracy"] = Output.Number(step.Loss.Accuracy),
+            ["learning_rate"] = step.LearningRate,
+            ["gradient_norm"] = Output.Number(step.GradientNorm),
+            ["tokens"] = step.Tokens,
+            ["tokens_per_second"] = Output.Number(step.TokensPerSecond),
+            ["seconds"] = step.Seconds,
+            ["peak_bytes"] = peakBytes,
+        };
+        if (step.HeldOut is { } heldOut)
+        {
+            AddHeldOut(line, heldOut);
+        }
+
+        if (step.Checkpoint is { } checkpoint)
+        {
+            line["checkpoint"] = Path.GetFileName(checkpoint);
+        }
+
+        Write(line);
+    }
+
+    /// <summary>Adds a measurement at the end of a run.</summary>
+    public void Add(long step, LossResult heldOut)
+    {
+        var line = new JsonObject { ["step"] = step };
+        AddHeldOut(line, heldOut);
+        Write(line);
+    }
+
+    public void Dispose()
+    {
+        try
+        {
+            _stream?.Dispose();
+        }
+        catch (IOException)
+        {
+            // Told before: each line is written at once.
+        }
+    }
+
+    private static void AddHeldOut(JsonObject line, LossResult heldOut)
+    {
+        line["heldout_loss"] = Output.Number(heldOut.Loss);
+        line["heldout_bits_per_byte"] = Output.Number(heldOut.Bits);
+        line["heldout_accuracy"] = Output.Number(heldOut.Accuracy);
+    }
+
+    private void Write(JsonObject line)
     {
         try
         {
@@ -35,18 +93,6 @@ internal sealed class MetricsFile(string directory, long resumedStep) : IDisposa
                 _told = true;
                 Console.Error.WriteLine($"reformer: the log of the run has holes: {error.Message}");
             }
-        }
-    }
-
-    public void Dispose()
-    {
-        try
-        {
-            _stream?.Dispose();
-        }
-        catch (IOException)
-        {
-            // Told before: each line is written at once.
         }
     }
 

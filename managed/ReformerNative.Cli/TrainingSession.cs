@@ -116,7 +116,7 @@ internal sealed class TrainingSession(
         bool kept = value.HeldOut is not null || value.Checkpoint is not null;
         if (logged || kept)
         {
-            metrics.Add(Metrics(value));
+            metrics.Add(value, _memory.PeakBytes);
         }
 
         if (json)
@@ -164,41 +164,6 @@ internal sealed class TrainingSession(
         }
     }
 
-    /// <summary>A line of the run's log.</summary>
-    private JsonObject Metrics(TrainingStep value)
-    {
-        var line = new JsonObject
-        {
-            ["step"] = value.Step,
-            ["loss"] = Output.Number(value.Loss.Loss),
-            ["bits_per_byte"] = Output.Number(value.Loss.Bits),
-            ["accuracy"] = Output.Number(value.Loss.Accuracy),
-            ["learning_rate"] = value.LearningRate,
-            ["gradient_norm"] = Output.Number(value.GradientNorm),
-            ["tokens"] = value.Tokens,
-            ["tokens_per_second"] = Output.Number(value.TokensPerSecond),
-            ["seconds"] = value.Seconds,
-            ["peak_bytes"] = _memory.PeakBytes,
-        };
-        AddHeldOut(line, value.HeldOut);
-        if (value.Checkpoint is { } checkpoint)
-        {
-            line["checkpoint"] = Path.GetFileName(checkpoint);
-        }
-
-        return line;
-    }
-
-    private static void AddHeldOut(JsonObject line, LossResult? heldOut)
-    {
-        if (heldOut is { } loss)
-        {
-            line["heldout_loss"] = Output.Number(loss.Loss);
-            line["heldout_bits_per_byte"] = Output.Number(loss.Bits);
-            line["heldout_accuracy"] = Output.Number(loss.Accuracy);
-        }
-    }
-
     /// <summary>The measurement at the end; null when there is nothing to measure on, or no time left.</summary>
     private LossResult? MeasureHeldOut(CancellationToken cancellation)
     {
@@ -210,9 +175,7 @@ internal sealed class TrainingSession(
         try
         {
             LossResult heldOut = trainer.EvaluateHeldOut(cancellation: cancellation);
-            var line = new JsonObject { ["step"] = trainer.Step };
-            AddHeldOut(line, heldOut);
-            metrics.Add(line);
+            metrics.Add(trainer.Step, heldOut);
             return heldOut;
         }
         catch (OperationCanceledException)

@@ -114,6 +114,11 @@ internal static class TrainCommand
         string? resume = parsed.GetValue(Resume);
         string? checkpoint = resume is null ? null : CheckpointStore.Resolve(resume);
         RunDescription run = checkpoint is null ? NewRun(parsed) : ResumedRun(parsed, checkpoint);
+        if (Directory.Exists(run.Options.CheckpointDirectory))
+        {
+            RunDirectory.Claim(run.Options.CheckpointDirectory).Dispose(); // an owner removes what would be read here
+        }
+
         ReformerConfig? config = checkpoint is null ? ChooseConfig(parsed, run) : null;
         IBatchSource source = run.Data.Open();
         using var disposable = source as IDisposable;
@@ -123,7 +128,7 @@ internal static class TrainCommand
                 $"vocab_size: expected at least the {source.VocabularySize} ids of the data, found {config.VocabSize}");
         }
 
-        RequireBatches(source, run);
+        Cli.HeldOut.RequireBatches(source, run);
         using ReformerContext context = CommonOptions.Context(parsed);
         bool json = parsed.GetValue(CommonOptions.Json);
         ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, CheckpointFiles.Config));
@@ -149,30 +154,6 @@ internal static class TrainCommand
         var session = new TrainingSession(
             trainer, source, run, plan, checkpoint, metrics, parsed.GetValue(LogEvery), json);
         return session.Run(parsed.GetValue(SampleBytes));
-    }
-
-    /// <summary>What a run will read must be there before its first step, and that includes what is held out.</summary>
-    private static void RequireBatches(IBatchSource source, RunDescription run)
-    {
-        var batch = new TokenBatch(run.Options.BatchSize, run.Options.Length);
-        source.Fill(batch, DataSplit.Train, run.Options.Seed, 0);
-        if (!run.Data.HasHeldOut)
-        {
-            return;
-        }
-
-        try
-        {
-            source.Fill(batch, DataSplit.HeldOut, run.Options.Seed, 0);
-        }
-        catch (ArgumentException error) when (run.Data.Task == DataTask.Text)
-        {
-            throw new InvalidOperationException(
-                $"{Failure.Describe(error).Message}; "
-                    + Output.Text($"give more text, hold out more of it (--held-out, here {run.Data.HeldOut}, ")
-                    + "0 for no measurement) or take a smaller --length",
-                error);
-        }
     }
 
     private static RunDescription NewRun(ParseResult parsed)

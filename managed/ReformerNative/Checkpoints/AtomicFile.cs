@@ -22,9 +22,12 @@ internal static partial class AtomicFile
                 $"{path}: expected a file or nothing in the place to write to, found {RegularFile.Describe(kind)}");
         }
 
-        string place = new FileInfo(path).LinkTarget is null
-            ? Path.GetFullPath(path)
-            : File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
+        string place = Path.GetFullPath(path);
+        if (new FileInfo(place).LinkTarget is not null)
+        {
+            place = File.ResolveLinkTarget(place, returnFinalTarget: true)!.FullName;
+        }
+
         string temporary = $"{place}.{RandomNumberGenerator.GetHexString(8, lowercase: true)}.tmp"; // nobody else's
         try
         {

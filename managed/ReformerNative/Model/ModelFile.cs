@@ -1,14 +1,11 @@
 using ReformerNative.Checkpoints;
 using ReformerNative.Ops;
-using ReformerNative.Tensors;
 
 namespace ReformerNative.Model;
 
 /// <summary>The parameters of a model as a safetensors file with Hugging Face's names.</summary>
 internal static class ModelFile
 {
-    private const int ChunkElements = 1 << 18;
-
     /// <summary>
     /// Constants that Hugging Face's attention layers store beside the parameters; their mask values.
     /// </summary>
@@ -81,28 +78,7 @@ internal static class ModelFile
         {
             string name = parameters.Layout.Specs[i].Name;
             TryFind(file, name, secondNames, out SafetensorsEntry? entry);
-            Read(file, entry!, parameters.Values[i]);
-        }
-    }
-
-    /// <summary>Reads a tensor of finite floats.</summary>
-    public static void Read(SafetensorsReader file, SafetensorsEntry entry, TensorView destination)
-    {
-        var buffer = new float[(int)Math.Min(ChunkElements, destination.ElementCount)];
-        for (long start = 0; start < destination.ElementCount; start += buffer.Length)
-        {
-            Span<float> values = buffer.AsSpan(0, (int)Math.Min(buffer.Length, destination.ElementCount - start));
-            file.ReadFloats(entry, start, values);
-            int wrong = IndexOfNotFinite(values);
-            if (wrong >= 0)
-            {
-                throw new ReformerFormatException(
-                    file.Path,
-                    FormattableString.Invariant(
-                        $"'{entry.Name}': expected finite values, found {values[wrong]} at element {start + wrong}"));
-            }
-
-            destination.Part(start, new TensorShape(values.Length)).CopyFrom<float>(values);
+            TensorFile.Read(file, entry!, parameters.Values[i]);
         }
     }
 
@@ -118,7 +94,7 @@ internal static class ModelFile
                 items.AddRange(ConstantsOf(config.AttnLayers[layer], spec.Name));
             }
 
-            items.Add(Item(spec.Name, spec.FileShape, parameters.Values[i]));
+            items.Add(TensorFile.Item(spec.Name, spec.FileShape, parameters.Values[i]));
         }
 
         foreach ((string name, string second) in HeadKind.Of(config.Task).SecondNames)
@@ -127,39 +103,6 @@ internal static class ModelFile
         }
 
         SafetensorsWriter.Write(path, items, new Dictionary<string, string> { ["format"] = "pt" });
-    }
-
-    /// <summary>
-    /// A float32 tensor of a context as an item of a file. Values that are not finite are refused when they are
-    /// written, as they are when they are read.
-    /// </summary>
-    public static SafetensorsItem Item(string name, IReadOnlyList<long> shape, TensorView view) =>
-        new(name, SafetensorsType.F32, shape, (offset, destination) =>
-        {
-            Span<float> values = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(destination);
-            view.Part(offset / sizeof(float), new TensorShape(values.Length)).CopyTo(values);
-            int wrong = IndexOfNotFinite(values);
-            if (wrong >= 0)
-            {
-                long element = (offset / sizeof(float)) + wrong;
-                throw new NotFiniteNumberException(
-                    FormattableString.Invariant(
-                        $"'{name}': expected finite values, found {values[wrong]} at element {element}"),
-                    values[wrong]);
-            }
-        });
-
-    private static int IndexOfNotFinite(ReadOnlySpan<float> values)
-    {
-        for (int i = 0; i < values.Length; i++)
-        {
-            if (!float.IsFinite(values[i]))
-            {
-                return i;
-            }
-        }
-
-        return -1;
     }
 
     private static bool TryFind(
@@ -176,7 +119,7 @@ internal static class ModelFile
         }
 
         long count = left.Shape.Aggregate(1L, (product, size) => product * size);
-        float[] a = new float[(int)Math.Min(ChunkElements, count)];
+        float[] a = new float[(int)Math.Min(TensorFile.ChunkElements, count)];
         float[] b = new float[a.Length];
         for (long start = 0; start < count; start += a.Length)
         {

@@ -105,7 +105,7 @@ public sealed class MemoryPlan
         var shape = new PassShape(
             options.BatchSize, options.Length, config.NumHashes, options.FullAttention, Backward: true, Inspect: false);
         return Make(
-            config, context, shape, Optimizer.StateBytes(config, options.Optimizer),
+            config, context, shape, Optimizer.StateBytes(config, options),
             Optimizer.WorkspaceBytes(config, context, options), keep);
     }
 

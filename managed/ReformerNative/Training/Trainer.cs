@@ -48,25 +48,18 @@ public sealed class Trainer : IDisposable
         ArgumentNullException.ThrowIfNull(source);
         ArgumentNullException.ThrowIfNull(options);
         options.Validate();
-        if (source.VocabularySize > model.Config.VocabSize)
-        {
-            throw new ArgumentException(
-                $"data: expected at most the {model.Config.VocabSize} ids of the model, found {source.VocabularySize}",
-                nameof(source));
-        }
-
         Model = model;
         Options = options;
         _source = source;
         _logger = logger ?? NullLogger.Instance;
         _batch = new TokenBatch(options.BatchSize, options.Length);
-        RequireData();
+        RunChecks.RequireData(source, model.Config, options, _batch);
         model.ResolveBuckets(options.Length);
         Kept = options.MemoryBudget is null ? null : MemoryPlan.ForTraining(model.Config, model.Context, options).Kept;
         _run = options.CheckpointDirectory is { } directory ? RunDirectory.Claim(directory) : null;
         try
         {
-            RequireNewest(resumed);
+            RunChecks.RequireNewest(_run?.Path, resumed?.Step);
             _optimizer = new Optimizer(model, options);
         }
         catch
@@ -116,7 +109,7 @@ public sealed class Trainer : IDisposable
         ArgumentNullException.ThrowIfNull(source);
         TrainerState state = TrainerState.Load(Path.Combine(checkpoint, CheckpointFiles.Trainer));
         options ??= state.Options;
-        RequireSameRun(state, source, options);
+        RunChecks.RequireSameRun(state, source, options);
         var trainer = new Trainer(model, source, options, logger, state);
         try
         {
@@ -344,55 +337,6 @@ public sealed class Trainer : IDisposable
             {
                 TrainerLog.NotSaved(_logger, Step, error.Message);
             }
-        }
-    }
-
-    /// <summary>What the run will read is read once before its first step: a run must not fail at its end.</summary>
-    private void RequireData()
-    {
-        _source.Fill(_batch, DataSplit.Train, Options.Seed, 0);
-        if (Options.EvaluateEvery > 0)
-        {
-            _source.Fill(_batch, DataSplit.HeldOut, Options.Seed, 0);
-        }
-    }
-
-    /// <summary>A new run needs a directory without checkpoints, a resumed one without later ones.</summary>
-    private void RequireNewest(TrainerState? resumed)
-    {
-        if (_run is null || CheckpointStore.List(_run.Path) is not [.., var newest])
-        {
-            return;
-        }
-
-        if (resumed is null)
-        {
-            throw new InvalidOperationException(
-                $"{_run.Path}: expected no checkpoints for a new run, found {newest.Path}; "
-                    + "resume it or choose another directory");
-        }
-
-        if (newest.Step > resumed.Step)
-        {
-            throw new InvalidOperationException(
-                $"{_run.Path}: expected no checkpoint after step {resumed.Step}, found {newest.Path}; "
-                    + "resume that or choose another directory");
-        }
-    }
-
-    private static void RequireSameRun(TrainerState state, IBatchSource source, TrainingOptions options)
-    {
-        if (state.Data != source.Identity)
-        {
-            throw new ArgumentException(
-                $"data: expected that of the run, {state.Data}, found {source.Identity}", nameof(source));
-        }
-
-        TrainingOptions expected = state.Options.WithIntervalsOf(options);
-        if (expected != options)
-        {
-            throw new ArgumentException(
-                $"options: expected those of the run, {expected}, found {options}", nameof(options));
         }
     }
 
