@@ -8,13 +8,7 @@ namespace ReformerNative.Cli;
 /// </summary>
 internal sealed class Interruption : IDisposable
 {
-    /// <summary>
-    /// How long a stopped command may go on with what is pleasant to have: less than a system waits that shuts down.
-    /// </summary>
-    private static readonly TimeSpan GracePeriod = TimeSpan.FromSeconds(3);
-
     private readonly CancellationTokenSource _source = new();
-    private readonly CancellationTokenSource _grace = new();
     private readonly PosixSignalRegistration[] _registrations;
 
     public Interruption() =>
@@ -27,7 +21,6 @@ internal sealed class Interruption : IDisposable
                         if (!_source.IsCancellationRequested)
                         {
                             context.Cancel = true;
-                            _grace.CancelAfter(GracePeriod);
                             _source.Cancel();
                         }
                     }
@@ -37,9 +30,6 @@ internal sealed class Interruption : IDisposable
 
     public CancellationToken Token => _source.Token;
 
-    /// <summary>Cancelled a few seconds after the signal.</summary>
-    public CancellationToken Grace => _grace.Token;
-
     public void Dispose()
     {
         foreach (PosixSignalRegistration registration in _registrations)
@@ -48,6 +38,5 @@ internal sealed class Interruption : IDisposable
         }
 
         _source.Dispose();
-        _grace.Dispose();
     }
 }

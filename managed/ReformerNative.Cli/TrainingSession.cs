@@ -17,6 +17,9 @@ internal sealed class TrainingSession(
 {
     private const int PromptBytes = 64;
 
+    /// <summary>How long a stopped run may measure: less than systems wait that shut down.</summary>
+    private static readonly TimeSpan MeasurementOfAStoppedRun = TimeSpan.FromSeconds(10);
+
     private readonly ProgressLine _line = new();
     private readonly MemoryUse _memory = new(trainer.Model.Context);
     private readonly StepAverages _averages = new(trainer.Options, run.Data.Task, new MemoryUse(trainer.Model.Context));
@@ -69,7 +72,8 @@ internal sealed class TrainingSession(
         Describe();
         LossResult? heldOut = result is { Completed: true, HeldOut: { } measured }
             ? measured
-            : MeasureHeldOut(interruption.Grace);
+            : WasCutShort(result.Last) ? null
+            : MeasureHeldOut(interruption.Token);
         if (json)
         {
             Output.Json(new JsonObject
@@ -164,17 +168,31 @@ internal sealed class TrainingSession(
         }
     }
 
+    /// <summary>Whether a signal ended the measurement of a step; then nobody wants to wait for another.</summary>
+    private bool WasCutShort(TrainingStep last) =>
+        last.Step > 0
+        && last.HeldOut is null
+        && trainer.Options.EvaluateEvery > 0
+        && (last.Step == trainer.Options.Steps || last.Step % trainer.Options.EvaluateEvery == 0);
+
     /// <summary>The measurement at the end; null when there is nothing to measure on, or no time left.</summary>
-    private LossResult? MeasureHeldOut(CancellationToken cancellation)
+    private LossResult? MeasureHeldOut(CancellationToken stop)
     {
         if (!Data.HasHeldOut)
         {
             return null;
         }
 
+        using var limit = new CancellationTokenSource();
+        if (stop.IsCancellationRequested)
+        {
+            limit.CancelAfter(MeasurementOfAStoppedRun);
+        }
+
         try
         {
-            LossResult heldOut = trainer.EvaluateHeldOut(cancellation: cancellation);
+            LossResult heldOut = trainer.EvaluateHeldOut(
+                cancellation: stop.IsCancellationRequested ? limit.Token : stop);
             metrics.Add(trainer.Step, heldOut);
             return heldOut;
         }
