@@ -83,7 +83,7 @@ internal static class VerifyCommand
         catch (Exception error) when (error is not OutOfMemoryException)
         {
             string message = Failure.Describe(error).Message;
-            Console.Error.WriteLine($"reformer: {directory}: {message}");
+            Console.Error.WriteLine($"reformer: {TerminalText.Line($"{directory}: {message}")}");
             return new CaseVerdict(Path.GetFileName(Path.GetFullPath(directory).TrimEnd('/')), [], message);
         }
     }
@@ -115,7 +115,7 @@ internal static class VerifyCommand
         Console.WriteLine($"{verdict.Case}: {(verdict.Passed ? "passed" : "FAILED")}");
         Output.Table(["  tensor", "relative", "limit", ""], verdict.Tensors.Select(tensor => (string[])
         [
-            "  " + tensor.Name,
+            "  " + TerminalText.Line(tensor.Name),
             tensor.Relative is double relative ? Output.Text($"{relative:0.0e+00}") : "not comparable",
             Output.Text($"{tensor.Limit:0.0e+00}"),
             tensor.Passed ? "" : "FAILED",
