@@ -95,7 +95,8 @@ internal static class TrainCommand
                 + "Ctrl+C saves and stops."
         )
         {
-            Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule,
+            Task, Data, CommonOptions.AnyBytes, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate,
+            Warmup, Schedule,
             OptimizerName, Decay, Clip, Symbols, EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery, Out,
             Resume, SampleBytes, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device,
             CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
@@ -110,7 +111,8 @@ internal static class TrainCommand
         string? checkpoint = resume is null ? null : CheckpointStore.Resolve(resume);
         RunDescription run = checkpoint is null ? NewRun(parsed) : ResumedRun(parsed, checkpoint);
         ReformerConfig? config = checkpoint is null ? ChooseConfig(parsed, run) : null;
-        IBatchSource source = run.Data.Open();
+        IBatchSource source = run.Data.Open(
+            anyBytes: checkpoint is not null || parsed.GetValue(CommonOptions.AnyBytes));
         using var disposable = source as IDisposable;
         if (config is not null && source.VocabularySize > config.VocabSize)
         {
@@ -118,9 +120,16 @@ internal static class TrainCommand
                 $"vocab_size: expected at least the {source.VocabularySize} ids of the data, found {config.VocabSize}");
         }
 
+        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, "config.json"));
+        if (planned.Task != ReformerTask.CausalLanguageModel)
+        {
+            // Text has no labels but its own next tokens: another head would learn to copy what it sees.
+            throw new UsageException(
+                $"architectures: expected ReformerModelWithLMHead, which learns from text, found {planned.Task}");
+        }
+
         using ReformerContext context = CommonOptions.Context(parsed);
         bool json = parsed.GetValue(CommonOptions.Json);
-        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, "config.json"));
         MemoryLimit? limit = CommonOptions.MemoryOf(parsed);
         TrainingOptions options = run.Options;
         PlannedMemory? plan = null;
@@ -138,7 +147,8 @@ internal static class TrainCommand
             : Trainer.Resume(model, checkpoint, source, options);
         run.Save(run.Options.CheckpointDirectory!);
         var session = new TrainingSession(
-            trainer, source, run.Data, plan, checkpoint, parsed.GetValue(LogEvery), json);
+            trainer, source, run.Data, plan, checkpoint, planned.NumBuckets is null ? model.Config.NumBuckets : null,
+            parsed.GetValue(LogEvery), json);
         return session.Run(parsed.GetValue(SampleBytes));
     }
 
@@ -152,7 +162,9 @@ internal static class TrainCommand
         }
 
         DataDescription data =
-            task == DataTask.Text ? DataDescription.Text(paths) : DataDescription.Duplicate(parsed.GetValue(Symbols));
+            task == DataTask.Duplicate ? DataDescription.Duplicate(parsed.GetValue(Symbols))
+            : paths.Length > 0 ? DataDescription.Text(paths)
+            : DataDescription.Documentation();
         TrainingOptions defaults = task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication;
         long steps = parsed.GetValue(Steps) ?? defaults.Steps;
         TrainingOptions options = defaults with
@@ -176,6 +188,13 @@ internal static class TrainCommand
         {
             CheckpointDirectory = parsed.GetValue(Out) ?? FreeDirectory(task),
         };
+        string place = Path.TrimEndingDirectorySeparator(Path.GetFullPath(options.CheckpointDirectory));
+        if (data.Paths.Any(path => Path.TrimEndingDirectorySeparator(path) == place))
+        {
+            throw new UsageException(
+                $"--out: expected a directory other than that of the data, found {options.CheckpointDirectory}");
+        }
+
         return task == DataTask.Text || options.Length % 2 == 0
             ? new RunDescription(data, Failure.Usage(() => Checked(options)))
             : throw new UsageException(
@@ -211,7 +230,7 @@ internal static class TrainCommand
     private static string DirectoryOf(string checkpoint)
     {
         string parent = Path.GetDirectoryName(Path.GetFullPath(checkpoint))!;
-        string place = Path.GetFullPath(checkpoint).TrimEnd('/');
+        string place = Path.GetFullPath(checkpoint);
         return CheckpointStore.List(parent).Any(item => Path.GetFullPath(item.Path) == place) ? parent : checkpoint;
     }
 

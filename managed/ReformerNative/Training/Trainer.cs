@@ -21,6 +21,7 @@ public sealed class Trainer : IDisposable
     private readonly Optimizer _optimizer;
     private readonly TokenBatch _batch;
     private long _tokens;
+    private long _savedStep; // the last one that is in a checkpoint
 
     /// <summary>Prepares a run from its first step.</summary>
     /// <param name="model">The model to train; it must live as long as the trainer.</param>
@@ -121,6 +122,7 @@ public sealed class Trainer : IDisposable
         {
             trainer._optimizer.Load(Path.Combine(checkpoint, OptimizerFile));
             trainer.Step = state.Step;
+            trainer._savedStep = state.Step;
             trainer._tokens = state.Tokens;
             TrainerLog.Resumed(trainer._logger, state.Step, checkpoint);
             if (state.Options.Steps != options.Steps
@@ -189,40 +191,23 @@ public sealed class Trainer : IDisposable
     /// <returns>How it ended.</returns>
     /// <exception cref="TrainingDivergedException">The loss or the gradients are not finite.</exception>
     /// <exception cref="ResidualRangeException">A residual stream left its exact range.</exception>
+    /// <exception cref="IOException">The data can no longer be read; what was done is saved.</exception>
     public TrainingResult Run(IProgress<TrainingStep>? progress = null, CancellationToken cancellation = default)
     {
-        TrainingStep done = default;
-        LossResult? heldOut = null;
-        string? checkpoint = null;
-        while (Step < Options.Steps && !cancellation.IsCancellationRequested)
+        try
         {
-            done = RunStep();
-            if (Options.EvaluateEvery > 0 && (Step == Options.Steps || Step % Options.EvaluateEvery == 0))
-            {
-                heldOut = EvaluateHeldOut();
-                done = done with { HeldOut = heldOut };
-            }
-
-            bool due = Step == Options.Steps || (Options.CheckpointEvery > 0 && Step % Options.CheckpointEvery == 0);
-            if (due && Options.CheckpointDirectory is { } directory)
-            {
-                checkpoint = SaveCheckpoint(directory);
-                done = done with { Checkpoint = checkpoint };
-            }
-
-            progress?.Report(done);
+            return RunSteps(progress, cancellation);
         }
-
-        if (Step < Options.Steps)
+        catch (Exception error) when (
+            error is IOException or UnauthorizedAccessException or ReformerFormatException
+            && Step > _savedStep
+            && Options.CheckpointDirectory is not null)
         {
-            TrainerLog.Stopped(_logger, Step);
-            if (done.Step == Step && done.Checkpoint is null && Options.CheckpointDirectory is { } directory)
-            {
-                checkpoint = SaveCheckpoint(directory);
-            }
+            // Data that can no longer be read costs no step: the parameters are those after the last whole one.
+            string place = SaveCheckpoint(Options.CheckpointDirectory!);
+            throw new IOException(
+                FormattableString.Invariant($"{error.Message}; the run is saved at step {Step} in {place}"), error);
         }
-
-        return new TrainingResult(Step >= Options.Steps, done, heldOut, checkpoint);
     }
 
     /// <summary>Measures the loss on held-out batches, always the same ones.</summary>
@@ -270,12 +255,49 @@ public sealed class Trainer : IDisposable
                     Path.Combine(inside, TrainerState.FileName));
             }
         );
+        _savedStep = Step;
         TrainerLog.Saved(_logger, Step, path);
         return path;
     }
 
     /// <summary>Frees the optimizer's state.</summary>
     public void Dispose() => _optimizer.Dispose();
+
+    private TrainingResult RunSteps(IProgress<TrainingStep>? progress, CancellationToken cancellation)
+    {
+        TrainingStep done = default;
+        LossResult? heldOut = null;
+        string? checkpoint = null;
+        while (Step < Options.Steps && !cancellation.IsCancellationRequested)
+        {
+            done = RunStep();
+            if (Options.EvaluateEvery > 0 && (Step == Options.Steps || Step % Options.EvaluateEvery == 0))
+            {
+                heldOut = EvaluateHeldOut();
+                done = done with { HeldOut = heldOut };
+            }
+
+            bool due = Step == Options.Steps || (Options.CheckpointEvery > 0 && Step % Options.CheckpointEvery == 0);
+            if (due && Options.CheckpointDirectory is { } directory)
+            {
+                checkpoint = SaveCheckpoint(directory);
+                done = done with { Checkpoint = checkpoint };
+            }
+
+            progress?.Report(done);
+        }
+
+        if (Step < Options.Steps)
+        {
+            TrainerLog.Stopped(_logger, Step);
+            if (done.Step == Step && done.Checkpoint is null && Options.CheckpointDirectory is { } directory)
+            {
+                checkpoint = SaveCheckpoint(directory);
+            }
+        }
+
+        return new TrainingResult(Step >= Options.Steps, done, heldOut, checkpoint);
+    }
 
     private static void RequireSameRun(TrainerState state, IBatchSource source, TrainingOptions options)
     {

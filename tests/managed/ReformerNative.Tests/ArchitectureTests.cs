@@ -13,7 +13,7 @@ public sealed partial class ArchitectureTests
         ["Tensors"] = ["Interop"],
         ["Ops"] = ["Interop", "Tensors"],
         ["Checkpoints"] = ["Tensors"],
-        ["Data"] = ["Tensors", "Ops"],
+        ["Data"] = ["Checkpoints"],
         ["Model"] = ["Tensors", "Ops", "Checkpoints", "Data"],
         ["Training"] = ["Tensors", "Ops", "Checkpoints", "Data", "Model"],
     };
