@@ -1,5 +1,7 @@
 using System.CommandLine;
+using System.CommandLine.Parsing;
 using System.Globalization;
+using System.Numerics;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli;
@@ -25,19 +27,14 @@ internal static class CommonOptions
         HelpName = "cpu|cuda",
     };
 
-    public static Option<int> Threads { get; } = new("--threads")
-    {
-        Description = "Threads of the CPU backend, 0 for all processors; changes no bit of any result",
-        HelpName = "N",
-    };
+    public static Option<int> Threads { get; } = Number(
+        "--threads", "Threads of the CPU backend, 0 for all processors; changes no bit of any result", 0, 0);
 
-    public static Option<long> Seed { get; } =
-        new("--seed")
-        {
-            Description = "Seed of parameters, data order, rotations and dropout",
-            DefaultValueFactory = _ => 1,
-            HelpName = "N",
-        };
+    public static Option<long> Seed { get; } = Number(
+        "--seed", "Seed of parameters, data order, rotations and dropout", 1L, 0L);
+
+    public static Option<bool> AnyBytes { get; } =
+        new("--any-bytes") { Description = "Take files, too, that look like no text" };
 
     public static Option<string?> Precision { get; } = Word(
         "--precision", "What matrix products of a GPU round their inputs to [default: f32]", [.. Precisions.Keys]);
@@ -57,13 +54,7 @@ internal static class CommonOptions
             throw new UsageException($"--device: expected cpu, cuda, cuda:N or cuda-on-host, found '{name}'");
         }
 
-        int threads = parsed.GetValue(Threads);
-        if (threads < 0)
-        {
-            throw new UsageException($"--threads: expected an integer from 0 up, found {threads}");
-        }
-
-        var context = new ReformerContext(device, threads);
+        var context = new ReformerContext(device, parsed.GetValue(Threads));
         try
         {
             context.Precision = Precisions[parsed.GetValue(Precision) ?? "f32"];
@@ -80,35 +71,38 @@ internal static class CommonOptions
     public static string NameOf(Precision precision) => Precisions.First(pair => pair.Value == precision).Key;
 
     /// <summary>The seed as the library takes it.</summary>
-    public static ulong SeedOf(ParseResult parsed)
-    {
-        long seed = parsed.GetValue(Seed);
-        return seed >= 0
-            ? (ulong)seed
-            : throw new UsageException($"--seed: expected an integer from 0 up, found {seed}");
-    }
+    public static ulong SeedOf(ParseResult parsed) => (ulong)parsed.GetValue(Seed);
 
-    /// <summary>An integer option with a lowest value.</summary>
+    /// <summary>A number with a lowest value.</summary>
     public static Option<T> Number<T>(string name, string description, T initial, T lowest, string helpName = "N")
-        where T : struct, System.Numerics.INumber<T>
-    {
-        var option = new Option<T>(name)
+        where T : struct, INumber<T> => new(name)
         {
             Description = description,
             DefaultValueFactory = _ => initial,
+            CustomParser = result => ParseNumber(result, name, lowest) ?? initial,
             HelpName = helpName,
         };
-        AtLeast(option, lowest);
-        return option;
-    }
 
     /// <summary>A number that need not be given.</summary>
     public static Option<T?> Maybe<T>(string name, string description, T lowest, string helpName = "N")
-        where T : struct, System.Numerics.INumber<T>
+        where T : struct, INumber<T> => new(name)
+        {
+            Description = description,
+            CustomParser = result => ParseNumber(result, name, lowest),
+            HelpName = helpName,
+        };
+
+    /// <summary>
+    /// Reads a number as every command does, whatever the machine's culture: digits, for numbers that are no integers a
+    /// point and an exponent, nothing that groups digits. A comma is thus an error and never a factor of a thousand.
+    /// </summary>
+    public static bool TryParse<T>(string text, T lowest, out T value)
+        where T : struct, INumber<T>
     {
-        var option = new Option<T?>(name) { Description = description, HelpName = helpName };
-        AtLeast(option, lowest);
-        return option;
+        NumberStyles style = IsInteger<T>()
+            ? NumberStyles.AllowLeadingSign
+            : NumberStyles.AllowLeadingSign | NumberStyles.AllowDecimalPoint | NumberStyles.AllowExponent;
+        return T.TryParse(text, style, CultureInfo.InvariantCulture, out value) && T.IsFinite(value) && value >= lowest;
     }
 
     /// <summary>One of several words.</summary>
@@ -149,15 +143,21 @@ internal static class CommonOptions
         return option;
     }
 
-    /// <summary>The validator reads the word itself, so that every complaint has the same form.</summary>
-    private static void AtLeast<T>(Option option, T lowest)
-        where T : struct, System.Numerics.INumber<T> => option.Validators.Add(result =>
+    /// <summary>The library's own conversion goes by the culture, and its complaints have another form.</summary>
+    private static T? ParseNumber<T>(ArgumentResult result, string name, T lowest)
+        where T : struct, INumber<T>
+    {
+        string word = result.Tokens[0].Value;
+        if (TryParse(word, lowest, out T value))
         {
-            if (result.Tokens is [{ Value: var word }]
-                && !(T.TryParse(word, CultureInfo.InvariantCulture, out T value) && value >= lowest))
-            {
-                string kind = T.IsInteger(T.One / (T.One + T.One)) ? "an integer" : "a number";
-                result.AddError(Output.Text($"{option.Name}: expected {kind} from {lowest} up, found '{word}'"));
-            }
-        });
+            return value;
+        }
+
+        string kind = IsInteger<T>() ? "an integer" : "a number";
+        result.AddError(Output.Text($"{name}: expected {kind} from {lowest} up, found '{word}'"));
+        return null;
+    }
+
+    private static bool IsInteger<T>()
+        where T : INumber<T> => T.IsInteger(T.One / (T.One + T.One));
 }

@@ -22,7 +22,7 @@ internal sealed class ErrorLog(string before = "") : ILogger
     {
         if (IsEnabled(logLevel))
         {
-            Console.Error.WriteLine(before + formatter(state, exception));
+            Console.Error.WriteLine(before + TerminalText.Line(formatter(state, exception)));
         }
     }
 }

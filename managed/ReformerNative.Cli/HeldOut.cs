@@ -11,7 +11,7 @@ internal readonly record struct EvaluationMode(int? Rounds)
 
     public static EvaluationMode Parse(string text) =>
         text == "full" ? default
-        : int.TryParse(text, System.Globalization.CultureInfo.InvariantCulture, out int rounds) && rounds > 0
+        : CommonOptions.TryParse(text, 1, out int rounds)
             ? new EvaluationMode(rounds)
         : throw new UsageException($"--rounds: expected full or an integer from 1 up, found '{text}'");
 }

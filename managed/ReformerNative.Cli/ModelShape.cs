@@ -80,7 +80,7 @@ internal static class ModelShape
             [
                 .. Enumerable.Range(0, parsed.GetValue(Layers)).Select(layer => Kind(kinds[layer % kinds.Length])),
             ],
-            AxialPosShape = [rows, (length + rows - 1) / rows],
+            AxialPosShape = [rows, (int)(((long)length + rows - 1) / rows)],
             AxialPosEmbdsDim = [part, width - part],
             FeedForwardSize = parsed.GetValue(FeedForward),
             HiddenDropoutProb = dropout,

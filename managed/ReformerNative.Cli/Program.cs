@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Globalization;
 using ReformerNative.Cli.Commands;
 
 namespace ReformerNative.Cli;
@@ -6,6 +7,21 @@ namespace ReformerNative.Cli;
 /// <summary>Entry point: parses, runs, and turns every failure into a sentence and an exit code.</summary>
 internal static class Program
 {
+    /// <summary>All commands with their options.</summary>
+    public static RootCommand Commands() =>
+        new("Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
+        {
+            TrainCommand.Create(),
+            GenerateCommand.Create(),
+            EvaluateCommand.Create(),
+            VerifyCommand.Create(),
+            BenchCommand.Create(),
+            ExperimentCommand.Create(),
+            PlanCommand.Create(),
+            InfoCommand.Create(),
+            ConvertCommand.Create(),
+        };
+
     public static int Main(string[] args)
     {
         LossyStream output = LossyStream.Install();
@@ -21,25 +37,21 @@ internal static class Program
 
     private static int Run(string[] args)
     {
-        var root = new RootCommand(
-            "Trains, runs, verifies and measures Reformer models: LSH attention and reversible layers.")
+        // Numbers are read and printed alike on every machine.
+        CultureInfo.CurrentCulture = CultureInfo.DefaultThreadCurrentCulture = CultureInfo.InvariantCulture;
+        if (args.FirstOrDefault(arg => arg.Contains('\uFFFD', StringComparison.Ordinal)) is { } replaced)
         {
-            TrainCommand.Create(),
-            GenerateCommand.Create(),
-            EvaluateCommand.Create(),
-            VerifyCommand.Create(),
-            BenchCommand.Create(),
-            ExperimentCommand.Create(),
-            PlanCommand.Create(),
-            InfoCommand.Create(),
-            ConvertCommand.Create(),
-        };
-        ParseResult parsed = root.Parse(args);
+            // The runtime has put this character in the place of bytes that are not UTF-8: they are lost.
+            Console.Error.WriteLine($"reformer: expected arguments in UTF-8, found '{TerminalText.Line(replaced)}'");
+            return ExitCode.WrongUsage;
+        }
+
+        ParseResult parsed = Commands().Parse(args);
         if (parsed.Errors.Count > 0)
         {
             foreach (string message in parsed.Errors.Select(error => error.Message).Distinct())
             {
-                Console.Error.WriteLine($"reformer: {message}");
+                Console.Error.WriteLine($"reformer: {TerminalText.Line(message)}");
             }
 
             Console.Error.WriteLine($"Try: {CommandPath(parsed)} --help");
@@ -55,7 +67,7 @@ internal static class Program
         }
         catch (Exception error) when (Failure.Describe(error) is var (code, message))
         {
-            Console.Error.WriteLine($"reformer: {message}");
+            Console.Error.WriteLine($"reformer: {TerminalText.Line(message)}");
             return code;
         }
     }

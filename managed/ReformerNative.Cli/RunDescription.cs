@@ -34,14 +34,35 @@ internal sealed record DataDescription(
 
     public static DataDescription Duplicate(int symbols) => new(DataTask.Duplicate, [], "", symbols);
 
-    /// <summary>Text of the given files and folders, or the SDK's documentation when there are none.</summary>
-    public static DataDescription Text(IReadOnlyList<string> paths) => paths.Count > 0
-        ? new(DataTask.Text, [.. paths.Select(Path.GetFullPath)], "*", PaperSymbols)
-        : new(DataTask.Text, SdkDocumentation.Folders(), SdkDocumentation.Pattern, PaperSymbols);
+    /// <summary>Text of the given files and folders.</summary>
+    public static DataDescription Text(IReadOnlyList<string> paths) =>
+        new(DataTask.Text, [.. paths.Select(Path.GetFullPath)], "*", PaperSymbols);
+
+    /// <summary>The SDK's documentation.</summary>
+    public static DataDescription Documentation() =>
+        new(DataTask.Text, SdkDocumentation.Folders(), SdkDocumentation.Pattern, PaperSymbols);
 
     /// <summary>Opens the data; dispose what is disposable.</summary>
-    public IBatchSource Open() =>
-        Task == DataTask.Text ? TextFiles.Open(Paths, Pattern, HeldOut) : new DuplicationTask(Symbols);
+    /// <param name="anyBytes">Whether to take files, too, that look like no text.</param>
+    public IBatchSource Open(bool anyBytes)
+    {
+        if (Task == DataTask.Duplicate)
+        {
+            return new DuplicationTask(Symbols);
+        }
+
+        TextFiles text = TextFiles.Open(Paths, Pattern, HeldOut);
+        if (!anyBytes && text.BinaryFiles is [var first, ..] binary)
+        {
+            text.Dispose();
+            throw new ReformerFormatException(
+                first,
+                Output.Text($"expected text, found zero bytes, as in {binary.Count} of {text.FileCount} files; ")
+                    + $"leave them out, or train on bytes of any kind with {CommonOptions.AnyBytes.Name}");
+        }
+
+        return text;
+    }
 }
 
 /// <summary>
@@ -65,10 +86,16 @@ internal sealed record RunDescription(DataDescription Data, TrainingOptions Opti
     /// <param name="checkpoint">A checkpoint, or a run's directory.</param>
     public static RunDescription? Find(string checkpoint)
     {
-        string inside = Path.Combine(checkpoint, CheckpointFiles.Run);
-        string above = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(checkpoint)) ?? "", CheckpointFiles.Run);
-        string path = File.Exists(inside) ? inside : above;
-        if (!File.Exists(path))
+        // A shell completes a directory's name with a separator; a link may stand for a checkpoint of the run.
+        string full = Path.TrimEndingDirectorySeparator(Path.GetFullPath(checkpoint));
+        string? target = Directory.Exists(full)
+            ? Directory.ResolveLinkTarget(full, returnFinalTarget: true)?.FullName
+            : null;
+        string?[] places = [full, Path.GetDirectoryName(full), Path.GetDirectoryName(target)];
+        string? path = places.OfType<string>()
+            .Select(place => Path.Combine(place, CheckpointFiles.Run))
+            .FirstOrDefault(File.Exists);
+        if (path is null)
         {
             return null;
         }
@@ -81,7 +108,11 @@ internal sealed record RunDescription(DataDescription Data, TrainingOptions Opti
             run.Options.Validate();
             return run;
         }
-        catch (Exception error) when (error is JsonException or ArgumentException)
+        catch (JsonException error)
+        {
+            throw ReformerFormatException.FromJson(path, "the description of a run", error);
+        }
+        catch (ArgumentException error)
         {
             throw new ReformerFormatException(path, $"expected the description of a run: {error.Message}", error);
         }

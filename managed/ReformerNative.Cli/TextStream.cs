@@ -9,6 +9,9 @@ internal static class TerminalText
     /// <summary>UTF-8 decoded and cleaned.</summary>
     public static string Printable(ReadOnlySpan<byte> bytes) => Clean(Encoding.UTF8.GetString(bytes));
 
+    /// <summary>A message on one line: a file's name may have line ends in it.</summary>
+    public static string Line(string message) => Clean(message).ReplaceLineEndings(" ");
+
     /// <summary>
     /// Without carriage returns, and with other control characters replaced: a model may generate any byte.
     /// </summary>

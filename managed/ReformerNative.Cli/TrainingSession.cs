@@ -12,8 +12,8 @@ namespace ReformerNative.Cli;
 /// A training run at a prompt: runs the trainer, prints what happens, saves on Ctrl+C, ends with a sample.
 /// </summary>
 internal sealed class TrainingSession(
-    Trainer trainer, IBatchSource source, RunDescription run, PlannedMemory? plan, string? resumed, MetricsFile metrics,
-    long logEvery, bool json) : IProgress<TrainingStep>
+    Trainer trainer, IBatchSource source, RunDescription run, PlannedMemory? plan, string? resumed,
+    IReadOnlyList<int>? chosenBuckets, MetricsFile metrics, long logEvery, bool json) : IProgress<TrainingStep>
 {
     private const int PromptBytes = 64;
 
@@ -61,7 +61,8 @@ internal sealed class TrainingSession(
             _line.Clear();
             if (trainer.LastCheckpoint is { } saved)
             {
-                Console.Error.WriteLine($"reformer: saved in {saved}; go on with: reformer train --resume {Directory}");
+                Console.Error.WriteLine(
+                    $"reformer: saved at {Path.GetFileName(saved)}; go on with: reformer train --resume {Directory}");
             }
 
             throw;
@@ -243,7 +244,7 @@ internal sealed class TrainingSession(
                     $"{model.ParameterCount:N0} parameters, residual {config.Residual.ToString().ToLowerInvariant()}")
         );
         Console.WriteLine(
-            Output.Text($"run     {options.Steps} steps of {options.BatchSize * options.AccumulationSteps} x ")
+            Output.Text($"run     {options.Steps} steps of {(long)options.BatchSize * options.AccumulationSteps} x ")
                 + Output.Text($"{options.Length} tokens, ")
                 + Output.Text($"seed {options.Seed}, {Output.Place(context)}, in {options.CheckpointDirectory}")
         );
@@ -251,6 +252,14 @@ internal sealed class TrainingSession(
             $"memory  {Output.Bytes(plan!.TotalBytes)} planned, {Output.Bytes(context.MemoryInfo.FreeBytes)} free"
                 + (trainer.Kept is { } kept ? $"; layers keep {Output.KeptText(kept)}" : "")
         );
+        if (chosenBuckets is not null)
+        {
+            Console.WriteLine(
+                Output.Text($"buckets {string.Join(" x ", chosenBuckets)}, chosen for {options.Length} tokens; ")
+                    + "num_buckets of the checkpoints says so, at every other length too"
+            );
+        }
+
         if (resumed is not null)
         {
             Console.WriteLine(Output.Text($"resumed at step {trainer.Step} from {resumed}"));

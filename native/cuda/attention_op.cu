@@ -14,6 +14,7 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   c.scratch = s;
   c.window = attention_window<int32_t>(a.options, a.length);
   c.stored = static_cast<int32_t>(a.stored());
+  c.chunk_columns = std::min(c.window.chunk, c.stored);
   c.round = static_cast<int32_t>(round);
   c.last_query_round = c.window.rounds;
   c.scale = logit_scale(a);

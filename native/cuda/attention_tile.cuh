@@ -24,6 +24,7 @@ struct TileCall {
   AttentionScratch scratch;
   AttentionWindow<int32_t> window;
   int32_t stored;                               // slots of a round that may hold a token
+  int32_t chunk_columns;                        // slots of a chunk that may: what lies behind them is not walked
   int32_t round;                                // of this launch's rows
   int32_t first_query_round, last_query_round;  // key rows: columns are queries of rounds [first, last)
   int32_t tiles;                                // blocks of one sequence-head
@@ -362,7 +363,7 @@ RFN_DEVICE void multiply(float (&out)[D / 8][4], const float (&p)[N / 8][4],
 
 // ---- the walk -----------------------------------------------------------------------------------
 
-// Columns [begin, end) of a tile: chunk first_chunk + w / C, place w % C.
+// Columns [begin, end) of a tile: chunk first_chunk + w / chunk_columns, place w % chunk_columns.
 struct Walk {
   int32_t first_chunk, begin, end;
 };
@@ -373,7 +374,7 @@ RFN_DEVICE Walk walk_of(const TileCall& c, int32_t first_slot) {
   const int32_t last_slot = min(first_slot + kRows, c.stored) - 1, first = first_slot / c.window.chunk,
                 last = last_slot / c.window.chunk;
   const int32_t behind = kKeys ? c.window.after : c.window.before, ahead = kKeys ? c.window.before : c.window.after;
-  Walk walk = {first - behind, 0, (last - first + 1 + behind + ahead) * c.window.chunk};
+  Walk walk = {first - behind, 0, (last - first + 1 + behind + ahead) * c.chunk_columns};
   if (c.window.full && c.window.causal) {  // one chunk: slots are positions
     if (kKeys)
       walk.begin = first_slot;
@@ -389,18 +390,6 @@ struct QueryNumbers {
   uint64_t dropout_row;
 };
 
-// The columns to look at after those from `start` on: in whole steps past the rest of a chunk that does not exist, or
-// that is imagined padding.
-template <int kColumns>
-RFN_DEVICE int32_t columns_after(const TileCall& c, const Walk& walk, int32_t start) {
-  start += kColumns;
-  const int32_t x = start % c.window.chunk;
-  const WindowPlace<int32_t> place = c.window.place(c.round, walk.first_chunk + start / c.window.chunk);
-  return place.round < 0 || place.chunk * c.window.chunk + x >= c.stored
-             ? start + (c.window.chunk - x) / kColumns * kColumns
-             : start;
-}
-
 // Loads the tokens of kColumns columns from `start` on; steps on while no row can see any of them. Returns where it
 // stopped: walk.end or later when nothing is left. `edge`: the last position among query rows, the first among key
 // rows. Ends with a barrier if it loaded anything.
@@ -408,14 +397,14 @@ template <bool kKeys, int kColumns>
 RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t start, int32_t edge, Token* tokens,
                                 QueryNumbers* numbers) {
   const SequenceHead p = block_sequence_head(c);
-  for (; start < walk.end; start = columns_after<kColumns>(c, walk, start)) {
+  for (; start < walk.end; start += kColumns) {
     bool useful = false;
     if (static_cast<int>(threadIdx.x) < kColumns) {
       const int32_t column = start + static_cast<int32_t>(threadIdx.x);
       Token token = {kNone, 0, 0, 0};
       QueryNumbers query = {0.0f, 0.0f, 0};
       if (column < walk.end) {
-        const int32_t chunk = walk.first_chunk + column / c.window.chunk, x = column % c.window.chunk;
+        const int32_t chunk = walk.first_chunk + column / c.chunk_columns, x = column % c.chunk_columns;
         const WindowPlace<int32_t> place = c.window.place(c.round, chunk);
         token = token_at(c, p, place, chunk, x);
         if (kKeys && (place.round < c.first_query_round || place.round >= c.last_query_round)) token.x = kNone;

@@ -47,7 +47,7 @@ internal static class EvaluateCommand
         var command = new Command(
             "evaluate", "Measure the held-out loss of a checkpoint, with any number of hash rounds.")
         {
-            Checkpoint, Task, Data, Symbols, Length, Batch, Batches, Rounds, Seed,
+            Checkpoint, Task, Data, CommonOptions.AnyBytes, Symbols, Length, Batch, Batches, Rounds, Seed,
             CommonOptions.Device, CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
         command.SetAction(Run);
@@ -71,10 +71,18 @@ internal static class EvaluateCommand
         int batch = parsed.GetValue(Batch) ?? defaults.BatchSize;
         int batches = parsed.GetValue(Batches) ?? defaults.EvaluationBatches;
         ulong seed = (ulong?)parsed.GetValue(Seed) ?? defaults.Seed;
-        IBatchSource source = data.Open();
+        IBatchSource source = data.Open(
+            anyBytes: parsed.GetValue(CommonOptions.AnyBytes) || ReferenceEquals(data, run?.Data));
         using var disposable = source as IDisposable;
         using ReformerContext context = CommonOptions.Context(parsed);
         using ReformerModel model = ReformerModel.Load(checkpoint, context, logger: new ErrorLog());
+        if (model.Config.Task != ReformerTask.CausalLanguageModel)
+        {
+            // The labels of text are its own next tokens: another head would be measured by what it sees.
+            throw new NotSupportedException(
+                $"{checkpoint}: expected a causal language model, found one for {model.Config.Task}");
+        }
+
         using var interruption = new Interruption();
         foreach (EvaluationMode mode in modes ?? [new EvaluationMode(model.Config.NumHashes)])
         {
@@ -114,6 +122,9 @@ internal static class EvaluateCommand
                 : throw new UsageException("--data: expected none with --task duplicate, which makes its own");
         }
 
-        return paths.Length == 0 && run?.Data.Task == DataTask.Text ? run.Data : DataDescription.Text(paths);
+        return paths.Length > 0 ? DataDescription.Text(paths)
+            : run?.Data.Task == DataTask.Text ? run.Data
+            : throw new UsageException(
+                "--data: expected files or folders of text, as the checkpoint is of no run on text, found none");
     }
 }

@@ -1,5 +1,4 @@
 using System.CommandLine;
-using System.Globalization;
 using System.Text.Json.Nodes;
 using ReformerNative.Model;
 using ReformerNative.Tensors;
@@ -148,7 +147,7 @@ internal sealed record Stage(int Length, int Batch, int Steps)
         int[] numbers =
         [
             .. text.Split('x')
-                .Select(part => int.TryParse(part, CultureInfo.InvariantCulture, out int number) ? number : 0),
+                .Select(part => CommonOptions.TryParse(part, 1, out int number) ? number : 0),
         ];
         return numbers is [>= 4, >= 1, >= 1] && numbers[0] % 2 == 0
             ? new Stage(numbers[0], numbers[1], numbers[2])

@@ -1,6 +1,5 @@
 using System.CommandLine;
 using System.Diagnostics;
-using System.Globalization;
 using System.Text.Json.Nodes;
 using ReformerNative.Checkpoints;
 using ReformerNative.Data;
@@ -31,7 +30,8 @@ internal static class GenerateCommand
         Description = "Ids to continue, with commas; prints ids",
         HelpName = "N,...",
     };
-    private static readonly Option<int> Count = CommonOptions.Number("--count", "Tokens to make at most", 256, 1);
+    private static readonly Option<int> Count = CommonOptions.Number(
+        "--count", "Tokens to make at most; fewer when eos_token_id ends the text", 256, 1);
     private static readonly Option<float> Temperature = CommonOptions.Number(
         "--temperature", "Divides the logits, 0 for the likeliest", 0.8f, 0f, "X");
 
@@ -97,12 +97,13 @@ internal static class GenerateCommand
             Console.Write(bytes ? TerminalText.Printable(ByteVocabulary.Decode(prompt)) : string.Join(',', prompt));
         }
 
-        foreach (int id in generator.Generate(prompt, options, interruption.Token))
+        int? end = model.Config.EosTokenId;
+        foreach (int id in generator.Generate(prompt, options with { EndToken = end }, interruption.Token))
         {
             made.Add(id);
-            if (json)
+            if (json || (bytes && id == end))
             {
-                continue;
+                continue; // the end of a text is no part of the text
             }
 
             if (bytes)
@@ -120,7 +121,8 @@ internal static class GenerateCommand
             var item = new JsonObject { ["ids"] = new JsonArray([.. made.Select(id => (JsonNode)id)]) };
             if (bytes)
             {
-                item["text"] = System.Text.Encoding.UTF8.GetString(ByteVocabulary.Decode([.. made]));
+                item["text"] = System.Text.Encoding.UTF8.GetString(
+                    ByteVocabulary.Decode([.. made.Where(id => id != end)]));
             }
 
             item["tokens_per_second"] = made.Count / Stopwatch.GetElapsedTime(started).TotalSeconds;
@@ -151,7 +153,7 @@ internal static class GenerateCommand
             [
                 .. ids.Split(',', StringSplitOptions.TrimEntries)
                     .Select(item =>
-                        int.TryParse(item, CultureInfo.InvariantCulture, out int id) && id >= 0 && id < config.VocabSize
+                        CommonOptions.TryParse(item, 0, out int id) && id < config.VocabSize
                             ? id
                             : throw new UsageException(
                                 $"--ids: expected integers of 0 .. {config.VocabSize - 1}, found '{item}'")

@@ -99,9 +99,9 @@ internal static class TrainCommand
                 + "Ctrl+C saves and stops."
         )
         {
-            Task, Data, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate, Warmup, Schedule,
-            OptimizerName, Decay, Clip, Symbols, HeldOut, EvaluateEvery, EvaluationBatches, CheckpointEvery, LogEvery,
-            Out,
+            Task, Data, CommonOptions.AnyBytes, Config, Preset, Rounds, Full, Length, Batch, Accumulate, Steps, Rate,
+            Warmup, Schedule, OptimizerName, Decay, Clip, Symbols, HeldOut, EvaluateEvery, EvaluationBatches,
+            CheckpointEvery, LogEvery, Out,
             Resume, SampleBytes, CommonOptions.Seed, CommonOptions.Memory, CommonOptions.Device,
             CommonOptions.Precision, CommonOptions.Threads, CommonOptions.Json,
         };
@@ -120,7 +120,8 @@ internal static class TrainCommand
         }
 
         ReformerConfig? config = checkpoint is null ? ChooseConfig(parsed, run) : null;
-        IBatchSource source = run.Data.Open();
+        IBatchSource source = run.Data.Open(
+            anyBytes: checkpoint is not null || parsed.GetValue(CommonOptions.AnyBytes));
         using var disposable = source as IDisposable;
         if (config is not null && source.VocabularySize > config.VocabSize)
         {
@@ -128,10 +129,17 @@ internal static class TrainCommand
                 $"vocab_size: expected at least the {source.VocabularySize} ids of the data, found {config.VocabSize}");
         }
 
+        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, CheckpointFiles.Config));
+        if (planned.Task != ReformerTask.CausalLanguageModel)
+        {
+            // Text has no labels but its own next tokens: another head would learn to copy what it sees.
+            throw new UsageException(
+                $"architectures: expected ReformerModelWithLMHead, which learns from text, found {planned.Task}");
+        }
+
         Cli.HeldOut.RequireBatches(source, run);
         using ReformerContext context = CommonOptions.Context(parsed);
         bool json = parsed.GetValue(CommonOptions.Json);
-        ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, CheckpointFiles.Config));
         MemoryLimit? limit = CommonOptions.MemoryOf(parsed);
         TrainingOptions options = run.Options;
         PlannedMemory? plan = null;
@@ -152,7 +160,8 @@ internal static class TrainCommand
             : Trainer.Resume(model, checkpoint, source, options);
         using var metrics = new MetricsFile(directory, trainer.Step);
         var session = new TrainingSession(
-            trainer, source, run, plan, checkpoint, metrics, parsed.GetValue(LogEvery), json);
+            trainer, source, run, plan, checkpoint, planned.NumBuckets is null ? model.Config.NumBuckets : null,
+            metrics, parsed.GetValue(LogEvery), json);
         return session.Run(parsed.GetValue(SampleBytes));
     }
 
@@ -171,9 +180,10 @@ internal static class TrainCommand
             throw new UsageException(Output.Text($"--held-out: expected 0 <= part < 1, found {heldOut}"));
         }
 
-        DataDescription data = task == DataTask.Text
-            ? DataDescription.Text(paths) with { HeldOut = heldOut }
-            : DataDescription.Duplicate(parsed.GetValue(Symbols));
+        DataDescription data = (
+            task == DataTask.Duplicate ? DataDescription.Duplicate(parsed.GetValue(Symbols))
+            : paths.Length > 0 ? DataDescription.Text(paths)
+            : DataDescription.Documentation()) with { HeldOut = heldOut };
         TrainingOptions defaults = task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication;
         long steps = parsed.GetValue(Steps) ?? defaults.Steps;
         TrainingOptions options = defaults with
@@ -198,6 +208,13 @@ internal static class TrainCommand
             EvaluateEvery = data.HasHeldOut ? parsed.GetValue(EvaluateEvery) ?? defaults.EvaluateEvery : 0,
             CheckpointDirectory = parsed.GetValue(Out), // null: the next free one, once all else is known to be well
         };
+        if (options.CheckpointDirectory is { } chosen
+            && data.Paths.Any(path => Path.TrimEndingDirectorySeparator(path)
+                == Path.TrimEndingDirectorySeparator(Path.GetFullPath(chosen))))
+        {
+            throw new UsageException($"--out: expected a directory other than that of the data, found {chosen}");
+        }
+
         return task == DataTask.Text || options.Length % 2 == 0
             ? new RunDescription(data, Failure.Usage(() => Checked(options)))
             : throw new UsageException(
@@ -233,7 +250,7 @@ internal static class TrainCommand
     private static string DirectoryOf(string checkpoint)
     {
         string parent = Path.GetDirectoryName(Path.GetFullPath(checkpoint))!;
-        string place = Path.GetFullPath(checkpoint).TrimEnd('/');
+        string place = Path.GetFullPath(checkpoint);
         return CheckpointStore.List(parent).Any(item => Path.GetFullPath(item.Path) == place) ? parent : checkpoint;
     }
 

@@ -85,7 +85,7 @@ internal static class VerifyCommand
         catch (Exception error) when (error is not OutOfMemoryException)
         {
             string message = Failure.Describe(error).Message;
-            Console.Error.WriteLine($"reformer: {directory}: {message}");
+            Console.Error.WriteLine($"reformer: {TerminalText.Line($"{directory}: {message}")}");
             return new CaseVerdict(Path.GetFileName(Path.GetFullPath(directory).TrimEnd('/')), [], message);
         }
     }
@@ -124,7 +124,7 @@ internal static class VerifyCommand
         ];
         Output.Table(["  tensor", "relative", "limit", ""], shown.Select(tensor => (string[])
         [
-            "  " + tensor.Name,
+            "  " + TerminalText.Line(tensor.Name),
             tensor.Relative is double relative ? Output.Text($"{relative:0.0e+00}") : "not comparable",
             Output.Text($"{tensor.Limit:0.0e+00}"),
             tensor.Passed ? "" : "FAILED",

@@ -1,5 +1,4 @@
 using System.CommandLine;
-using System.Globalization;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Cli.Report;
@@ -105,8 +104,7 @@ internal static class ReportCommand
         var lengths = new int[words.Length];
         for (int i = 0; i < words.Length; i++)
         {
-            if (!int.TryParse(words[i], NumberStyles.None, CultureInfo.InvariantCulture, out lengths[i])
-                || lengths[i] < 1
+            if (!CommonOptions.TryParse(words[i], 1, out lengths[i])
                 || (i > 0 && lengths[i] <= lengths[i - 1]))
             {
                 throw new UsageException($"--lengths: expected integers from 1 up in ascending order, found '{text}'");

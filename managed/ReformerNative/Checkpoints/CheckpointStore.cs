@@ -37,6 +37,7 @@ public static partial class CheckpointStore
     /// <exception cref="DirectoryNotFoundException">There is no checkpoint there.</exception>
     public static string Resolve(string path)
     {
+        path = Path.TrimEndingDirectorySeparator(path); // which a shell's completion adds
         if (File.Exists(Path.Combine(path, CheckpointFiles.Config)))
         {
             return path;

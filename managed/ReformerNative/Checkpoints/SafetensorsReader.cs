@@ -196,6 +196,7 @@ public sealed class SafetensorsReader : IDisposable
 
         Span<byte> prefix = stackalloc byte[8];
         ReadExactly(path, file, 0, prefix);
+        RefuseGitLfsPointer(path, file, fileBytes);
         ulong headerBytes = BinaryPrimitives.ReadUInt64LittleEndian(prefix);
         long limit = Math.Min(fileBytes - 8, SafetensorsFormat.MaximumHeaderBytes);
         if (headerBytes > (ulong)limit)
@@ -215,8 +216,7 @@ public sealed class SafetensorsReader : IDisposable
         }
         catch (JsonException error)
         {
-            throw new ReformerFormatException(
-                path, $"expected a JSON header, found an error in it: {error.Message}", error);
+            throw ReformerFormatException.FromJson(path, "a JSON header", error);
         }
         catch (InvalidOperationException error)
         {
@@ -384,6 +384,13 @@ public sealed class SafetensorsReader : IDisposable
             offset += count;
             destination = destination[count..];
         }
+    }
+
+    private static void RefuseGitLfsPointer(string path, SafeFileHandle file, long fileBytes)
+    {
+        byte[] start = new byte[Math.Min(fileBytes, 64)];
+        ReadExactly(path, file, 0, start);
+        GitLfsPointer.Refuse(path, start);
     }
 
     private delegate T ElementReader<T>(SafetensorsType type, ReadOnlySpan<byte> bytes);

@@ -1,48 +1,50 @@
-using System.IO.MemoryMappedFiles;
 using System.Security.Cryptography;
 using System.Text;
+using ReformerNative.Checkpoints;
 
 namespace ReformerNative.Data;
 
 /// <summary>
-/// Byte-level text of files and folders, memory-mapped. The last part of every file is held out; what remains of all
-/// files, in the order of their paths, is one long stream with an end-of-text id between files. A training example is a
-/// stretch of it that begins anywhere. Dispose closes the files, which must not be changed while they are open.
+/// Byte-level text of files and folders. The last part of every file is held out; what remains of all files, in the
+/// order of their paths, is one long stream with an end-of-text id between files. A training example is a stretch of it
+/// that begins anywhere. The files must not be changed before it is disposed.
 /// </summary>
 public sealed class TextFiles : IBatchSource, IDisposable
 {
-    private readonly List<MappedFile> _files = [];
     private readonly Stream[] _streams;
     private readonly byte[] _scratch = new byte[1 << 16];
+    private TextFile? _open; // the one that was read last: the others are closed, however many there are
 
-    private TextFiles(List<(string Path, long Bytes)> files, double heldOutFraction)
+    private TextFiles(List<TextFile> files, double heldOutFraction)
     {
         var heads = new List<Piece>();
         var tails = new List<Piece>();
-        var identity = new StringBuilder();
-        try
+        var binary = new List<string>();
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        foreach (TextFile file in files)
         {
-            foreach ((string path, long bytes) in files)
+            using (file)
             {
-                var file = new MappedFile(path, bytes);
-                _files.Add(file);
-                long tail = (long)Math.Ceiling(bytes * heldOutFraction);
-                heads.Add(new Piece(file, 0, bytes - tail));
-                tails.Add(new Piece(file, bytes - tail, tail));
-                identity.Append(System.IO.Path.GetFileName(path)).Append('\0').Append(bytes).Append('\n');
+                hash.AppendData(Encoding.UTF8.GetBytes(FormattableString.Invariant($"{file.Name}\0{file.Bytes}\n")));
+                if (!file.Inspect(hash, _scratch))
+                {
+                    binary.Add(file.Path);
+                }
             }
-        }
-        catch
-        {
-            Dispose();
-            throw;
+
+            long tail = (long)Math.Ceiling(file.Bytes * heldOutFraction);
+            heads.Add(new Piece(file, 0, file.Bytes - tail));
+            tails.Add(new Piece(file, file.Bytes - tail, tail));
         }
 
+        BinaryFiles = binary;
+        FileCount = files.Count;
         _streams = [new Stream(heads), new Stream(tails)];
         ByteCount = files.Sum(file => file.Bytes);
-        string hash = Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(identity.ToString())))[..16];
+        string contents = Convert.ToHexStringLower(hash.GetHashAndReset())[..16];
+        string counts = FormattableString.Invariant($"bytes of {files.Count} files, {ByteCount} bytes");
         Identity = FormattableString.Invariant(
-            $"bytes of {files.Count} files, {ByteCount} bytes, names and sizes {hash}, held out {heldOutFraction}");
+            $"{counts}, names and contents {contents}, held out {heldOutFraction}");
     }
 
     /// <inheritdoc/>
@@ -52,18 +54,28 @@ public sealed class TextFiles : IBatchSource, IDisposable
     public int VocabularySize => ByteVocabulary.Size;
 
     /// <summary>Number of files that are not empty.</summary>
-    public int FileCount => _files.Count;
+    public int FileCount { get; }
 
     /// <summary>Bytes in all files, both splits.</summary>
     public long ByteCount { get; }
 
+    /// <summary>
+    /// Paths of the files that look like no text: with a zero byte among their first 8,000. Compressed and other binary
+    /// files do, and UTF-16.
+    /// </summary>
+    public IReadOnlyList<string> BinaryFiles { get; }
+
     /// <summary>Opens files and folders.</summary>
-    /// <param name="paths">Files, and folders of which all files that match the pattern are taken, with those of the
-    /// folders in them.</param>
+    /// <param name="paths">
+    /// Files, pipes (read whole), and folders of which all files that match the pattern are taken, with those of the
+    /// folders in them. Links are followed, and a file that several paths lead to is taken once. Not taken from folders
+    /// are names that begin with a point, links to nothing, and folders of runs and checkpoints.
+    /// </param>
     /// <param name="pattern">File name pattern for folders, with * and ?.</param>
     /// <param name="heldOutFraction">Part of every file that is held out, 0 &lt;= f &lt; 1.</param>
     /// <returns>The text, which the caller disposes.</returns>
     /// <exception cref="FileNotFoundException">A path does not exist, or no text was found.</exception>
+    /// <exception cref="ReformerFormatException">A file is a pointer of Git LFS, or its name is not UTF-8.</exception>
     public static TextFiles Open(IEnumerable<string> paths, string pattern = "*", double heldOutFraction = 0.05)
     {
         ArgumentNullException.ThrowIfNull(paths);
@@ -73,26 +85,7 @@ public sealed class TextFiles : IBatchSource, IDisposable
                 nameof(heldOutFraction), heldOutFraction, "expected 0 <= held-out fraction < 1");
         }
 
-        var files = new List<(string Path, long Bytes)>();
-        foreach (string path in paths)
-        {
-            if (Directory.Exists(path))
-            {
-                // Ordinal order: the same on every machine.
-                files.AddRange(Directory.EnumerateFiles(path, pattern, SearchOption.AllDirectories)
-                    .Order(StringComparer.Ordinal)
-                    .Select(file => (file, new FileInfo(file).Length)));
-            }
-            else if (File.Exists(path))
-            {
-                files.Add((path, new FileInfo(path).Length));
-            }
-            else
-            {
-                throw new FileNotFoundException($"{path}: expected a text file or a folder, found nothing", path);
-            }
-        }
-
+        List<TextFile> files = FileSearch.Find(paths, pattern);
         files.RemoveAll(file => file.Bytes == 0);
         return files.Count > 0
             ? new TextFiles(files, heldOutFraction)
@@ -107,6 +100,7 @@ public sealed class TextFiles : IBatchSource, IDisposable
 
     /// <inheritdoc/>
     /// <exception cref="ArgumentException">The split has fewer ids than one example.</exception>
+    /// <exception cref="ReformerFormatException">A file became shorter.</exception>
     public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(index);
@@ -132,6 +126,7 @@ public sealed class TextFiles : IBatchSource, IDisposable
     /// <param name="split">Which part.</param>
     /// <param name="start">First id.</param>
     /// <param name="ids">Filled whole.</param>
+    /// <exception cref="ReformerFormatException">A file became shorter.</exception>
     public void Read(DataSplit split, long start, Span<int> ids)
     {
         Stream stream = _streams[(int)split];
@@ -140,6 +135,12 @@ public sealed class TextFiles : IBatchSource, IDisposable
         for (int piece = stream.PieceAt(start); !ids.IsEmpty; piece++)
         {
             Piece p = stream.Pieces[piece];
+            if (p.File != _open)
+            {
+                _open?.Dispose();
+                _open = p.File;
+            }
+
             long within = start - stream.Starts[piece];
             while (within < p.Bytes && !ids.IsEmpty)
             {
@@ -162,15 +163,9 @@ public sealed class TextFiles : IBatchSource, IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose()
-    {
-        foreach (MappedFile file in _files)
-        {
-            file.Dispose();
-        }
-    }
+    public void Dispose() => _open?.Dispose();
 
-    private sealed record Piece(MappedFile File, long Offset, long Bytes);
+    private sealed record Piece(TextFile File, long Offset, long Bytes);
 
     /// <summary>Pieces one after the other, one end-of-text id after each.</summary>
     private sealed class Stream
@@ -196,36 +191,6 @@ public sealed class TextFiles : IBatchSource, IDisposable
         {
             int found = Array.BinarySearch(Starts, position);
             return found >= 0 ? found : ~found - 1;
-        }
-    }
-
-    private sealed class MappedFile : IDisposable
-    {
-        private readonly MemoryMappedFile _file;
-        private readonly MemoryMappedViewAccessor _view;
-
-        public MappedFile(string path, long bytes)
-        {
-            _file = MemoryMappedFile.CreateFromFile(
-                path, FileMode.Open, mapName: null, capacity: 0, MemoryMappedFileAccess.Read);
-            try
-            {
-                _view = _file.CreateViewAccessor(0, bytes, MemoryMappedFileAccess.Read);
-            }
-            catch
-            {
-                _file.Dispose();
-                throw;
-            }
-        }
-
-        public void Read(long offset, Span<byte> bytes) =>
-            _view.SafeMemoryMappedViewHandle.ReadSpan((ulong)(_view.PointerOffset + offset), bytes);
-
-        public void Dispose()
-        {
-            _view.Dispose();
-            _file.Dispose();
         }
     }
 }

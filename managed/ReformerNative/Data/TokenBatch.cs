@@ -50,7 +50,14 @@ public sealed class TokenBatch
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(batchSize, 1);
         ArgumentOutOfRangeException.ThrowIfLessThan(length, 1);
-        int count = checked(batchSize * length);
+        long tokens = (long)batchSize * length;
+        if (tokens > Array.MaxLength)
+        {
+            throw new ArgumentException(
+                $"batch: expected at most {Array.MaxLength} tokens, found {batchSize} x {length}", nameof(batchSize));
+        }
+
+        int count = (int)tokens;
         if (count > _ids.Length)
         {
             _ids = new int[count];

@@ -66,7 +66,9 @@ internal static class ConfigFile
             (c, v) => c with { ClassifierDropout = v.IsNull ? null : v.Double() }),
         new("eos_token_id", c => c.EosTokenId, (c, v) => c with { EosTokenId = v.IsNull ? null : v.Int() }),
         new("feed_forward_size", c => c.FeedForwardSize, (c, v) => c with { FeedForwardSize = v.Int() }),
-        new("hash_seed", c => c.HashSeed, (c, v) => c with { HashSeed = v.IsNull ? null : v.Int() }),
+        new(
+            "hash_seed", c => c.HashSeed, (c, v) => c with { HashSeed = v.IsNull ? null : v.Int() },
+            Layers: ConfigRules.LshKinds),
         new("hidden_act", c => c.HiddenAct, (c, v) => c with { HiddenAct = v.Text() }),
         new("hidden_dropout_prob", c => c.HiddenDropoutProb, (c, v) => c with { HiddenDropoutProb = v.Double() }),
         new("hidden_size", c => c.HiddenSize, (c, v) => c with { HiddenSize = v.Int() }),
@@ -75,20 +77,28 @@ internal static class ConfigFile
         new("layer_norm_eps", c => c.LayerNormEps, (c, v) => c with { LayerNormEps = v.Double() }),
         new(
             "local_attention_probs_dropout_prob", c => c.LocalAttentionProbsDropoutProb,
-            (c, v) => c with { LocalAttentionProbsDropoutProb = v.Double() }),
+            (c, v) => c with { LocalAttentionProbsDropoutProb = v.Double() }, Layers: ConfigRules.LocalDropoutKinds),
         new(
             "local_attn_chunk_length", c => c.LocalAttnChunkLength,
-            (c, v) => c with { LocalAttnChunkLength = v.Int() }),
-        new("local_num_chunks_after", c => c.LocalNumChunksAfter, (c, v) => c with { LocalNumChunksAfter = v.Int() }),
+            (c, v) => c with { LocalAttnChunkLength = v.Int() }, Layers: ConfigRules.LocalKinds),
+        new(
+            "local_num_chunks_after", c => c.LocalNumChunksAfter, (c, v) => c with { LocalNumChunksAfter = v.Int() },
+            Layers: ConfigRules.LocalKinds),
         new(
             "local_num_chunks_before", c => c.LocalNumChunksBefore,
-            (c, v) => c with { LocalNumChunksBefore = v.Int() }),
+            (c, v) => c with { LocalNumChunksBefore = v.Int() }, Layers: ConfigRules.LocalKinds),
         new(
             "lsh_attention_probs_dropout_prob", c => c.LshAttentionProbsDropoutProb,
-            (c, v) => c with { LshAttentionProbsDropoutProb = v.Double() }),
-        new("lsh_attn_chunk_length", c => c.LshAttnChunkLength, (c, v) => c with { LshAttnChunkLength = v.Int() }),
-        new("lsh_num_chunks_after", c => c.LshNumChunksAfter, (c, v) => c with { LshNumChunksAfter = v.Int() }),
-        new("lsh_num_chunks_before", c => c.LshNumChunksBefore, (c, v) => c with { LshNumChunksBefore = v.Int() }),
+            (c, v) => c with { LshAttentionProbsDropoutProb = v.Double() }, Layers: ConfigRules.LshKinds),
+        new(
+            "lsh_attn_chunk_length", c => c.LshAttnChunkLength, (c, v) => c with { LshAttnChunkLength = v.Int() },
+            Layers: ConfigRules.LshKinds),
+        new(
+            "lsh_num_chunks_after", c => c.LshNumChunksAfter, (c, v) => c with { LshNumChunksAfter = v.Int() },
+            Layers: ConfigRules.LshKinds),
+        new(
+            "lsh_num_chunks_before", c => c.LshNumChunksBefore, (c, v) => c with { LshNumChunksBefore = v.Int() },
+            Layers: ConfigRules.LshKinds),
         new(
             "max_position_embeddings", c => c.MaxPositionEmbeddings,
             (c, v) => c with { MaxPositionEmbeddings = v.Int() }),
@@ -96,12 +106,23 @@ internal static class ConfigFile
         new("num_attention_heads", c => c.NumAttentionHeads, (c, v) => c with { NumAttentionHeads = v.Int() }),
         new(
             "num_buckets", c => Buckets(c.NumBuckets),
-            (c, v) => c with { NumBuckets = v.IsNull ? null : v.ListOrOne(item => item.Int()) }),
-        new("num_hashes", c => c.NumHashes, (c, v) => c with { NumHashes = v.Int() }),
+            (c, v) => c with { NumBuckets = v.IsNull ? null : v.ListOrOne(item => item.Int()) },
+            Layers: ConfigRules.LshKinds),
+        new(
+            "num_hashes", c => c.NumHashes, (c, v) => c with { NumHashes = v.Int() },
+            Layers: ConfigRules.LshKinds),
         new("num_hidden_layers", c => c.AttnLayers.Count, (c, v) => LayerCount(c, v)),
         new("pad_token_id", c => c.PadTokenId, (c, v) => c with { PadTokenId = v.IsNull ? null : v.Int() }),
         new("tie_word_embeddings", c => c.TieWordEmbeddings, (c, v) => c with { TieWordEmbeddings = v.Bool() }),
         new("vocab_size", c => c.VocabSize, (c, v) => c with { VocabSize = v.Int() }),
+
+        // Keys that can ask for another model than there is here.
+        Only("is_encoder_decoder", "false (no model here has an encoder beside its decoder)", "false"),
+        Only("add_cross_attention", "false (no layer here attends to another sequence)", "false"),
+        Only(
+            "problem_type", "single_label_classification (the only loss of classifiers here)",
+            "\"single_label_classification\""),
+        Only("pruned_heads", "no heads (no layer here lacks some)", "{}", "[]"),
 
         // Additions: written only where they say something else than their absence does.
         new("num_labels", c => c.NumLabels, (c, v) => c with { NumLabels = v.Int() }, Addition: true),
@@ -164,7 +185,8 @@ internal static class ConfigFile
         ReformerConfig config = Absent;
         foreach (Key key in Keys)
         {
-            if (source.TryGetPropertyValue(key.Name, out JsonNode? value))
+            bool matters = key.Layers is not { } kinds || config.AttnLayers.Any(kinds.Contains);
+            if (matters && source.TryGetPropertyValue(key.Name, out JsonNode? value))
             {
                 try
                 {
@@ -236,9 +258,15 @@ internal static class ConfigFile
         }
         catch (JsonException error)
         {
-            throw new ReformerFormatException(name, $"expected JSON, found an error in it: {error.Message}", error);
+            throw ReformerFormatException.FromJson(name, "JSON", error);
         }
     }
+
+    /// <summary>A key of which null and one meaning alone are supported; it is written back as it was read.</summary>
+    private static Key Only(string name, string expected, params string[] supported) => new(
+        name, _ => null,
+        (c, v) => v.IsNull || supported.Contains(v.Json) ? c : throw new ConfigValueException(expected, v.Json),
+        Addition: true);
 
     private static ReformerTask Architecture(ConfigValue value, ReformerConfig config) =>
         value.IsNull || value.List(item => HeadKind.All[item.OneOf(Architectures)].Task) is not [var task, ..]
@@ -261,9 +289,16 @@ internal static class ConfigFile
 
     private static string? Name(string[] names, int? index) => index is int i ? names[i] : null;
 
+    /// <summary>One key of the file.</summary>
+    /// <param name="Name">Its name.</param>
+    /// <param name="Write">The value that a configuration has for it.</param>
+    /// <param name="Read">The configuration with the value of the file.</param>
+    /// <param name="Addition">Whether it is written only where it says something else than its absence does.</param>
+    /// <param name="Layers">Kinds of the layers that it is for, null for all. Without such layers it is not read, and
+    /// may have any value; it stands behind <c>attn_layers</c>.</param>
     private sealed record Key(
         string Name, Func<ReformerConfig, JsonNode?> Write, Func<ReformerConfig, ConfigValue, ReformerConfig> Read,
-        bool Addition = false);
+        bool Addition = false, AttentionKind[]? Layers = null);
 
     private readonly struct ConfigValue(JsonNode? node)
     {
@@ -309,14 +344,9 @@ internal static class ConfigFile
         public IReadOnlyList<T> ListOrOne<T>(Func<ConfigValue, T> item) =>
             node is JsonArray ? List(item) : [item(this)];
 
-        private string Found
-        {
-            get
-            {
-                string text = node?.ToJsonString() ?? "null";
-                return text.Length <= 60 ? text : text[..60] + "...";
-            }
-        }
+        public string Json => node?.ToJsonString() ?? "null";
+
+        private string Found => Json is { Length: > 60 } text ? text[..60] + "..." : Json;
     }
 
     [System.Diagnostics.CodeAnalysis.SuppressMessage("Design", "CA1032", Justification = "Never leaves this class.")]

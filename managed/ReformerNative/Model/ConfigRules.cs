@@ -17,6 +17,19 @@ internal static class ConfigRules
         ["swish"] = Activation.Silu,
     };
 
+    // Widths and chunk lengths up to this, and counts up to that, have products of their bytes below 2^63.
+    private const int LargestSize = 1 << 24;
+    private const int LargestCount = 1 << 16;
+
+    /// <summary>Kinds of layers that read the keys of LSH.</summary>
+    public static readonly AttentionKind[] LshKinds = [AttentionKind.Lsh, AttentionKind.Auto];
+
+    /// <summary>Kinds of layers that read the keys of local attention.</summary>
+    public static readonly AttentionKind[] LocalKinds = [AttentionKind.Local];
+
+    /// <summary>Kinds of layers that read the attention dropout of local attention.</summary>
+    public static readonly AttentionKind[] LocalDropoutKinds = [AttentionKind.Local, AttentionKind.Full];
+
     public static IReadOnlyList<string> Check(ReformerConfig c)
     {
         var problems = new List<string>();
@@ -28,28 +41,35 @@ internal static class ConfigRules
             }
         }
 
-        void AtLeast(string key, long found, long least) =>
+        void AtLeast(string key, long found, long least, long most = int.MaxValue)
+        {
             Rule(found >= least, key, $"an integer from {least} up", found);
+            Rule(found <= most, key, $"an integer up to {most}", found);
+        }
+
         void Probability(string key, double found) => Rule(found >= 0 && found < 1, key, "0 <= p < 1", found);
         void Finite(string key, double found) =>
             Rule(double.IsFinite(found) && found >= 0, key, "a finite number from 0 up", found);
 
         AtLeast("vocab_size", c.VocabSize, 1);
-        AtLeast("hidden_size", c.HiddenSize, 1);
-        AtLeast("num_attention_heads", c.NumAttentionHeads, 1);
-        AtLeast("attention_head_size", c.AttentionHeadSize, 1);
-        AtLeast("feed_forward_size", c.FeedForwardSize, 1);
-        AtLeast("num_hashes", c.NumHashes, 1);
-        AtLeast("lsh_attn_chunk_length", c.LshAttnChunkLength, 1);
-        AtLeast("local_attn_chunk_length", c.LocalAttnChunkLength, 1);
-        AtLeast("lsh_num_chunks_before", c.LshNumChunksBefore, 0);
-        AtLeast("lsh_num_chunks_after", c.LshNumChunksAfter, 0);
-        AtLeast("local_num_chunks_before", c.LocalNumChunksBefore, 0);
-        AtLeast("local_num_chunks_after", c.LocalNumChunksAfter, 0);
+        AtLeast("hidden_size", c.HiddenSize, 1, LargestSize);
+        AtLeast("num_attention_heads", c.NumAttentionHeads, 1, LargestSize);
+        AtLeast("attention_head_size", c.AttentionHeadSize, 1, LargestSize);
+        AtLeast("feed_forward_size", c.FeedForwardSize, 1, LargestSize);
+        AtLeast("num_hashes", c.NumHashes, 1, LargestCount);
+        AtLeast("lsh_attn_chunk_length", c.LshAttnChunkLength, 1, LargestSize);
+        AtLeast("local_attn_chunk_length", c.LocalAttnChunkLength, 1, LargestSize);
+        AtLeast("lsh_num_chunks_before", c.LshNumChunksBefore, 0, LargestCount);
+        AtLeast("lsh_num_chunks_after", c.LshNumChunksAfter, 0, LargestCount);
+        AtLeast("local_num_chunks_before", c.LocalNumChunksBefore, 0, LargestCount);
+        AtLeast("local_num_chunks_after", c.LocalNumChunksAfter, 0, LargestCount);
         AtLeast("max_position_embeddings", c.MaxPositionEmbeddings, 1);
         AtLeast("chunk_size_feed_forward", c.ChunkSizeFeedForward, 0);
         AtLeast("chunk_size_lm_head", c.ChunkSizeLmHead, 0);
         AtLeast("num_labels", c.NumLabels, 1);
+        Rule(
+            c.Task != ReformerTask.SequenceClassification || c.NumLabels != 1, "num_labels",
+            "2 or more (one label is a regression, which is no loss here)", c.NumLabels);
         Probability("hidden_dropout_prob", c.HiddenDropoutProb);
         Probability("lsh_attention_probs_dropout_prob", c.LshAttentionProbsDropoutProb);
         Probability("local_attention_probs_dropout_prob", c.LocalAttentionProbsDropoutProb);
@@ -103,6 +123,9 @@ internal static class ConfigRules
         rule(
             c.AxialPosShape.Count is >= 1 and <= 4 && c.AxialPosShape.All(n => n >= 1), "axial_pos_shape",
             "1 to 4 integers from 1 up", shape);
+        rule(
+            c.AxialPosShape.Aggregate(1.0, (product, rows) => product * rows) < long.MaxValue, "axial_pos_shape",
+            "a product below 2^63", shape);
         rule(
             c.AxialPosEmbdsDim.Count == c.AxialPosShape.Count && c.AxialPosEmbdsDim.All(n => n >= 1),
             "axial_pos_embds_dim", $"as many integers from 1 up as axial_pos_shape has ({c.AxialPosShape.Count})",

@@ -64,6 +64,7 @@ public static class ReformerPresets
         AxialPosShape = [128, 128],
         AxialPosEmbdsDim = [64, 192],
         AxialNormStd = 0.02,
+        EosTokenId = ByteVocabulary.EndOfText,
         FeedForwardSize = 1024,
         HiddenAct = "gelu_new",
         HiddenDropoutProb = 0,

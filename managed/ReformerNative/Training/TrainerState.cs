@@ -38,7 +38,11 @@ internal sealed record TrainerState(int Format, long Step, long Tokens, string D
             state.Options.Validate();
             return state;
         }
-        catch (Exception error) when (error is JsonException or ArgumentException)
+        catch (JsonException error)
+        {
+            throw ReformerFormatException.FromJson(path, "the state of a training run", error);
+        }
+        catch (ArgumentException error)
         {
             throw new ReformerFormatException(path, $"expected the state of a training run: {error.Message}", error);
         }

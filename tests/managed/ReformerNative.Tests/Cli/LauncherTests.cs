@@ -87,6 +87,6 @@ public sealed class LauncherTests
     {
         string path = Path.Combine(directory.Path, name);
         File.WriteAllText(path, $"#!/bin/bash\n{body}\n");
-        File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+        Assert.That(Repository.Run("chmod", "u+x", path).ExitCode, Is.Zero);
     }
 }

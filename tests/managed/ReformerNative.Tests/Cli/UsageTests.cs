@@ -17,6 +17,15 @@ public sealed class UsageTests
         ["train", "--task", "duplicate", "--length", "100000"],
         ["train", "--task", "duplicate", "--length", "31"],
         ["train", "--lr", "nan"],
+        ["train", "--lr", "0,002"],
+        ["train", "--lr", "infinity"],
+        ["train", "--length", "1,024"],
+        ["train", "--threads", "2,0"],
+        ["train", "--seed", "1.0"],
+        ["train", "--data", ".", "--out", "../" + Path.GetFileName(Environment.CurrentDirectory)],
+        ["generate", "run", "--prompt", "x", "--temperature", "0,8"],
+        ["verify", Repository.PathOf("tests", "vectors"), "--limit-scale", "1,5"],
+        ["experiment", "duplicate", "--lr", "0,002"],
         ["train", "--task", "duplicate", "--data", "x"],
         ["train", "--device", "tpu"],
         ["train", "--resume", ".", "extra"],
@@ -38,6 +47,7 @@ public sealed class UsageTests
         ["train", "--task", "duplicate", "--length", "128", "--memory", "1KB", "--out", "never-made"],
         ["experiment", "duplicate", "--stages", "1024"],
         ["evaluate"],
+        ["evaluate", Repository.PathOf("tests", "vectors", "hf", "lm-mixed-axial")],
     ];
 
     private static readonly string[][] Bad =

@@ -148,6 +148,30 @@ public sealed class ConfigTests
     [TestCase("""{"lsh_preset": "other"}""", "lsh_preset: expected one of trax, hf, paper, lucidrains, strict")]
     [TestCase("""{"tie_word_embeddings": true}""", "tie_word_embeddings: expected false")]
     [TestCase("""{"residual_grid_exponent": 0}""", "residual_grid_exponent: expected an integer of -24 .. -4, found 0")]
+    [TestCase("""{"is_encoder_decoder": true}""", "is_encoder_decoder: expected false")]
+    [TestCase("""{"add_cross_attention": true}""", "add_cross_attention: expected false")]
+    [TestCase("""{"problem_type": "regression"}""", "problem_type: expected single_label_classification")]
+    [TestCase("""{"pruned_heads": {"0": [1]}}""", "pruned_heads: expected no heads")]
+    [TestCase(
+        """{"architectures": ["ReformerForSequenceClassification"], "num_labels": 1}""",
+        "num_labels: expected 2 or more"
+    )]
+    [TestCase(
+        """{"architectures": ["ReformerForSequenceClassification"], "id2label": {"0": "score"}}""",
+        "num_labels: expected 2 or more"
+    )]
+    [TestCase("""{"hidden_size": 2147483647}""", "hidden_size: expected an integer up to 16777216, found 2147483647")]
+    [TestCase("""{"feed_forward_size": 2147483647}""", "feed_forward_size: expected an integer up to 16777216")]
+    [TestCase("""{"num_attention_heads": 2147483647}""", "num_attention_heads: expected an integer up to 16777216")]
+    [TestCase("""{"attention_head_size": 2147483647}""", "attention_head_size: expected an integer up to 16777216")]
+    [TestCase("""{"lsh_attn_chunk_length": 2147483647}""", "lsh_attn_chunk_length: expected an integer up to 16777216")]
+    [TestCase("""{"local_num_chunks_before": 2147483647}""", "local_num_chunks_before: expected an integer up to")]
+    [TestCase("""{"num_hashes": 2147483647}""", "num_hashes: expected an integer up to 65536")]
+    [TestCase(
+        """{"axial_pos_shape": [2147483647, 2147483647, 2147483647], "axial_pos_embds_dim": [64, 64, 128]}""",
+        "axial_pos_shape: expected a product below 2^63"
+    )]
+    [TestCase("""{"lsh_attn_chunk_length": null}""", "lsh_attn_chunk_length: expected a 32-bit integer, found null")]
     [TestCase("""{"hidden_size": 1, "hidden_size": 2}""", "expected JSON")]
     [TestCase("""{"hidden_size": 1""", "expected JSON")]
     [TestCase("""[1]""", "expected a JSON object")]
@@ -158,6 +182,47 @@ public sealed class ConfigTests
             ReformerConfig.Parse(json, "some/config.json")
         )!;
         Assert.That(error.Message, Does.StartWith("some/config.json: ").And.Contain(message));
+    }
+
+    /// <summary>A published configuration of local layers alone has null for the keys of LSH.</summary>
+    [TestCase("local", "lsh_attn_chunk_length", "null")]
+    [TestCase("local", "lsh_attn_chunk_length", "0")]
+    [TestCase("local", "num_hashes", "null")]
+    [TestCase("local", "num_buckets", "[3]")]
+    [TestCase("local", "lsh_attention_probs_dropout_prob", "null")]
+    [TestCase("lsh", "local_attn_chunk_length", "null")]
+    [TestCase("lsh", "local_num_chunks_before", "-1")]
+    [TestCase("full", "lsh_num_chunks_after", "null")]
+    public void KeyOfAbsentLayers_WithAnyValue_IsKeptAndDoesNotMatter(string kind, string key, string value)
+    {
+        string json = $$"""
+            {
+              "attn_layers": ["{{kind}}"],
+              "is_decoder": true,
+              "num_hidden_layers": 1,
+              "{{key}}": {{value}}
+            }
+            """;
+        ReformerConfig config = ReformerConfig.Parse(json);
+        Assert.That(JsonNode.Parse(config.ToJson())![key]?.ToJsonString() ?? "null", Is.EqualTo(value));
+        Assert.That(new ParameterLayout(config).Count, Is.Positive);
+        Assert.That(LayerForms.PaddedLength(config, 100, fullAttention: false), Is.GreaterThanOrEqualTo(100));
+    }
+
+    [Test]
+    public void KeysOfOtherModels_SayingTheUsual_AreKept()
+    {
+        const string json = """
+            {
+              "is_encoder_decoder": false,
+              "add_cross_attention": null,
+              "problem_type": null,
+              "pruned_heads": {},
+              "num_labels": 1
+            }
+            """;
+        Assert.That(
+            JsonNode.DeepEquals(JsonNode.Parse(ReformerConfig.Parse(json).ToJson()), JsonNode.Parse(json)), Is.True);
     }
 
     [Test]
