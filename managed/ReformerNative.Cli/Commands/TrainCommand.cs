@@ -112,11 +112,16 @@ internal static class TrainCommand
     private static int Run(ParseResult parsed)
     {
         string? resume = parsed.GetValue(Resume);
+        if (resume is not null && RunDescription.IsIn(resume))
+        {
+            RunDirectory.Claim(resume).Dispose(); // an owner may remove what would be read here
+        }
+
         string? checkpoint = resume is null ? null : CheckpointStore.Resolve(resume);
         RunDescription run = checkpoint is null ? NewRun(parsed) : ResumedRun(parsed, checkpoint);
         if (Directory.Exists(run.Options.CheckpointDirectory))
         {
-            RunDirectory.Claim(run.Options.CheckpointDirectory).Dispose(); // an owner removes what would be read here
+            RunDirectory.Claim(run.Options.CheckpointDirectory).Dispose();
         }
 
         ReformerConfig? config = checkpoint is null ? ChooseConfig(parsed, run) : null;
