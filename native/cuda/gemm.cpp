@@ -13,9 +13,8 @@
 namespace rfn::cuda {
 namespace {
 
-constexpr int64_t kTensorCoreAlignment = 16;     // bytes; also what fused bias kernels assume of the bias
-constexpr int64_t kMostRows = int64_t{1} << 20;  // of one call: cuBLASLt before 12.1 fails from 65535 * 32 rows on
-constexpr size_t kMostPlans = 4096;              // then the choices are made anew, with the same outcome
+constexpr int64_t kTensorCoreAlignment = 16;  // bytes; also what fused bias kernels assume of the bias
+constexpr size_t kMostPlans = 4096;           // then the choices are made anew, with the same outcome
 
 // clang-format off
 #define RFN_CUBLASLT_FUNCTIONS(X) \
@@ -310,13 +309,13 @@ rfn_status multiply(rfn_stream& stream, const Product& p, void* workspace) {
 
 }  // namespace
 
-rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace) {
+rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace, int64_t most_rows) {
   if (product.m == 0 || product.n == 0) return RFN_OK;
   if (product.k <= 0) return fail(RFN_INTERNAL, "%s: expected a sum of at least one term", text_of(product).c_str());
-  if (product.m <= kMostRows || product.transpose_a == Transpose::kYes) return multiply(stream, product, workspace);
-  for (int64_t row = 0; row < product.m; row += kMostRows) {
+  if (product.m <= most_rows || product.transpose_a == Transpose::kYes) return multiply(stream, product, workspace);
+  for (int64_t row = 0; row < product.m; row += most_rows) {
     Product part = product;
-    part.m = std::min(kMostRows, product.m - row);
+    part.m = std::min(most_rows, product.m - row);
     part.a += row * product.lda;
     part.c += row * product.ldc;
     RFN_TRY(multiply(stream, part, workspace));

@@ -31,7 +31,10 @@ struct Product {
   Epilogue epilogue = Epilogue::kNone;
   const float* bias = nullptr;
 };
-rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace);
+
+// Rows of one call of the library: cuBLASLt before 12.1 fails from 65535 * 32 rows on. Longer products are cut.
+inline constexpr int64_t kMostProductRows = int64_t{1} << 20;
+rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace, int64_t most_rows = kMostProductRows);
 
 // For context_create: RFN_UNSUPPORTED with a sentence where cuBLASLt can't be loaded.
 rfn_status load_gemm(rfn_context& context, std::shared_ptr<Gemm>* out);

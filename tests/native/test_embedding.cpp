@@ -215,6 +215,34 @@ TEST_F(EmbeddingOp, ExactResidual_RoundsToTheGrid) {
   }
 }
 
+// Ids in runs, one and more at each length around the tokens of a part (64 and 128), so that runs begin and end within
+// parts and at their boundaries.
+TEST_F(EmbeddingOp, IdsInRunsAcrossParts_CloseToFloat64) {
+  Random random(111);
+  Problem p;
+  p.batch = 1, p.vocabulary = 23, p.dropout = 0.2f;
+  std::vector<int32_t> ids;
+  const std::vector<int64_t> runs = {1, 63, 64, 65, 127, 128, 129, 191, 256, 300, 2, 511, 5};
+  for (size_t run = 0; run < 2 * runs.size(); ++run) {
+    const int32_t id = static_cast<int32_t>(run * 5 % 19);  // 19 .. 22 never come
+    ids.insert(ids.end(), runs[run % runs.size()], id);
+  }
+  p.length = static_cast<int64_t>(ids.size());
+  for (const int64_t width : {1, 31, 130}) {
+    p.width = width;
+    Data d = data(random, p);
+    d.ids = ids;
+    const Expected expected = reference(p, d);
+    Tensors t(p, d);
+    ASSERT_TRUE(Ok(forward(stream, t.op)));
+    ASSERT_TRUE(Ok(backward(stream, t.op)));
+    EXPECT_TRUE(Close(t.stream1.values(), expected.e, 3e-7)) << "width " << width;
+    EXPECT_TRUE(Close(t.grad_word.values(), expected.grad_word, 1e-6)) << "width " << width;
+    const std::vector<float> gradient = t.grad_word.values();
+    for (int64_t i = 19 * width; i < 23 * width; ++i) EXPECT_EQ(gradient[i], d.grad_word[i]) << "an id without tokens";
+  }
+}
+
 TEST_F(EmbeddingOp, ValuesOutOfRange_AreReportedOnce) {
   Random random(113);
   Problem p;

@@ -117,6 +117,52 @@ TEST_P(FinalNorm, Gradients_AreFiniteDifferences) {
   }
 }
 
+// The gradients of every row, with the multipliers of its own elements: of row 128 on too, where a later item of rows
+// begins.
+TEST_P(FinalNorm, GradientsOfManyRows_CloseToFloat64) {
+  Random random(138);
+  for (const float dropout_ : {0.0f, 0.3f}) {
+    const Problem p = problem(random, GetParam(), 390, 12, dropout_);
+    const Philox multipliers = philox(kSeed, kStep, -1, RFN_SITE_FINAL_NORM);
+    Doubles grad_a(p.n * p.e), grad_b(p.n * p.e), grad_weight = doubles(p.grad_weight),
+                                                  grad_bias = doubles(p.grad_bias);
+    const double width = static_cast<double>(p.w);
+    for (int64_t row = 0; row < p.n; ++row) {
+      Doubles x(p.w), d(p.w);
+      double mean = 0, variance = 0, sum = 0, projection = 0;
+      for (int64_t i = 0; i < p.w; ++i) {
+        const int64_t at = row * p.e + i % p.e;
+        x[i] = p.combine == RFN_COMBINE_MEAN ? (static_cast<double>(p.a[at]) + p.b[at]) / 2
+               : i < p.e                     ? p.a[at]
+                                             : p.b[at];
+        mean += x[i] / width;
+      }
+      for (const double value : x) variance += (value - mean) * (value - mean) / width;
+      const double inverse = 1 / std::sqrt(variance + static_cast<double>(1e-6f));
+      for (int64_t i = 0; i < p.w; ++i) {
+        const double dy = p.grad_y[row * p.w + i] * dropout(multipliers, row * p.w + i, p.dropout);
+        x[i] = (x[i] - mean) * inverse;
+        d[i] = dy * p.weight[i];
+        grad_weight[i] += dy * x[i], grad_bias[i] += dy;
+        sum += d[i] / width, projection += d[i] * x[i] / width;
+      }
+      for (int64_t i = 0; i < p.w; ++i) {
+        const double dx = inverse * (d[i] - sum - x[i] * projection);
+        const int64_t at = row * p.e + i % p.e;
+        if (p.combine == RFN_COMBINE_MEAN)
+          grad_a[at] = grad_b[at] = dx / 2;
+        else
+          (i < p.e ? grad_a : grad_b)[at] = dx;
+      }
+    }
+    const Results results = run(p, 2);
+    EXPECT_TRUE(Close(results.grad_a, grad_a, 2e-6));
+    EXPECT_TRUE(Close(results.grad_b, grad_b, 2e-6));
+    EXPECT_TRUE(Close(results.grad_weight, grad_weight, 2e-6));
+    EXPECT_TRUE(Close(results.grad_bias, grad_bias, 2e-6));
+  }
+}
+
 TEST_P(FinalNorm, EverySchedule_SameBits) {
   Random random(139);
   const Problem p = problem(random, GetParam(), 900, 21, 0.1f);

@@ -155,6 +155,32 @@ TEST(HeadLoss, ChunksScalesAndAbsentBias_CloseToFloat64) {
   }
 }
 
+// What each chunk of rows adds: most labels are the largest logit, so that every chunk has hits, losses and ignored
+// rows.
+TEST(HeadLoss, StatisticsOfSeveralChunks_AreThoseOfAllRows) {
+  for (const int64_t chunk : {7, 40, 0}) {
+    Problem p;
+    p.n = 131, p.chunk = chunk;
+    Random random(153);
+    Data d = data(random, p);
+    int64_t hits = 0;
+    for (int64_t n = 0; n < p.n; ++n) {
+      if (d.labels[n] == kIgnored || n % 4 == 2) continue;
+      double largest = -INFINITY;
+      for (int64_t j = 0; j < p.v; ++j) {
+        double z = d.bias[j];
+        for (int64_t i = 0; i < p.k; ++i) z += static_cast<double>(d.x[n * p.k + i]) * d.weight[j * p.k + i];
+        if (z > largest) largest = z, d.labels[n] = static_cast<int32_t>(j);
+      }
+      ++hits;
+    }
+    const Expected expected = reference(p, d);
+    EXPECT_GE(expected.statistics[2], static_cast<double>(hits));
+    EXPECT_GT(hits, 70);
+    expect_close(p, d, run(p, d, 2), expected);
+  }
+}
+
 TEST(HeadLoss, SeveralAutomaticChunks_CloseToFloat64) {
   Problem p;
   p.n = 300, p.k = 3, p.v = 17000;

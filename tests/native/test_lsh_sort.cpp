@@ -20,7 +20,8 @@ struct Problem {
   std::vector<int32_t> values;  // [B,H,R,T]
 };
 
-std::vector<int32_t> sort(const Stream& stream, const Problem& p) {
+// With `refusal`, the op is refused with these texts.
+std::vector<int32_t> sort(const Stream& stream, const Problem& p, std::initializer_list<std::string> refusal = {}) {
   const int64_t padded = (p.length + p.chunk - 1) / p.chunk * p.chunk;
   const Tensor<int32_t> buckets({kBatch, kHeads, kRounds, p.length}, p.values),
       sorted({kBatch, kHeads, kRounds, padded});
@@ -37,6 +38,10 @@ std::vector<int32_t> sort(const Stream& stream, const Problem& p) {
   op.buckets = buckets;
   op.sorted = sorted;
   op.head_group = p.head_group;
+  if (refusal.size() > 0) {
+    EXPECT_TRUE(Fails(stage(stream, op, rfn_lsh_sort), RFN_INVALID_ARGUMENT, refusal));
+    return {};
+  }
   EXPECT_TRUE(Ok(stage(stream, op, rfn_lsh_sort)));
   return sorted.values();
 }
@@ -74,8 +79,9 @@ TEST_P(LshSort, StableSortOfPositionsByBucket) {
 
 std::vector<std::pair<int64_t, int32_t>> sizes() {
   std::vector<std::pair<int64_t, int32_t>> all;
+  // With the padding's, 65,534 and 65,536 buckets are one less and one more than 16 bits count.
   for (const int64_t length : {1, 31, 33, 1000, 20000}) {
-    for (const int32_t buckets : {2, 6, 254, 256, 70000}) all.emplace_back(length, buckets);
+    for (const int32_t buckets : {2, 6, 254, 256, 65534, 65536, 70000}) all.emplace_back(length, buckets);
   }
   all.emplace_back(5000, 1 << 30);
   return all;
@@ -92,6 +98,39 @@ TEST_F(LshSortOp, SmallProblem_TwoTilesAndTwoDigits) {
   Random random(227);
   const Problem p{4100, 100, 300, 0, random.integers(kSegments * 4100, 301)};
   EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+}
+
+// The bucket behind 2^16 others, and slots of padding behind it.
+TEST_F(LshSortOp, PaddingBucketBehindAllOf16Bits_ComesLast) {
+  Random random(229);
+  Problem p{301, 16, 65536, 0, random.integers(kSegments * 301, 65537)};
+  for (int64_t i = 0; i < kSegments * 301; ++i) {
+    if (i % 3 == 0) p.values[i] = i % 2 == 0 ? 65536 : 65535;
+    if (i % 7 == 0) p.values[i] = 0;
+  }
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+}
+
+// More tiles than one turn of a scan takes counts of, and slots of padding behind them.
+TEST_F(LshSortOp, MoreCountsThanAScanTakesAtATime_SameOrder) {
+  Random random(233);
+  const Problem p{70003, 16, 256, 0, random.integers(kSegments * 70003, 257)};
+  EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
+}
+
+// Buckets that a caller hands in and that are out of range: the CPU refuses them, a device takes each for the largest.
+TEST_F(LshSortOp, BucketsOutOfRange_AreRefusedOrTheLargest) {
+  Random random(239);
+  Problem p{500, 16, 300, 0, random.integers(kSegments * 500, 301)}, clamped = p;
+  for (int64_t i = 7; i < kSegments * 500; i += 61) {
+    p.values[i] = i % 2 == 0 ? 301 + static_cast<int32_t>(i) : i % 3 == 0 ? -1 : INT32_MIN + static_cast<int32_t>(i);
+    clamped.values[i] = 300;
+  }
+  if (!on_cpu()) {
+    EXPECT_TRUE(SameBits(sort(stream, p), expected(clamped)));
+    return;
+  }
+  EXPECT_EQ(sort(stream, p, {"buckets", "element 7"}), std::vector<int32_t>());
 }
 
 TEST_F(LshSortOp, EverySchedule_SameOrder) {

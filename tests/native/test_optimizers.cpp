@@ -54,6 +54,43 @@ TEST(GlobalNorm, ExtremeGradients_NeitherOverflowNorPassUnseen) {
   EXPECT_EQ(global_norm({{1, std::nanf("")}}, 0).second, 0.0f);
 }
 
+// Without a limit too: an infinite norm drops the gradients, whichever sign and place the infinity has.
+TEST(GlobalNorm, InfiniteGradients_AreDroppedWithAnyLimit) {
+  for (const float bad : {INFINITY, -INFINITY}) {
+    for (const float max_norm : {0.0f, 1.0f, 1e30f}) {
+      for (const size_t at : {size_t{0}, size_t{16383}, size_t{16384}, size_t{20000}}) {
+        std::vector<float> gradient(20001, 0.5f);
+        gradient[at] = bad;
+        const auto [norm, scale] = global_norm({{1.0f}, gradient, {2.0f}}, max_norm);
+        EXPECT_EQ(norm, INFINITY) << at << " " << max_norm;
+        EXPECT_EQ(scale, 0.0f) << at << " " << max_norm;
+      }
+    }
+  }
+  // Finite gradients whose norm float32 cannot hold are dropped like infinite ones.
+  EXPECT_EQ(global_norm({{3e38f, 3e38f, 3e38f}}, 0), std::make_pair(static_cast<float>(INFINITY), 0.0f));
+}
+
+// More tensors than a launch of a device takes (200), of every size around a block's, with each at its own place.
+TEST(GlobalNorm, TensorsOfSeveralLaunches_CloseToFloat64) {
+  Random random(213);
+  for (const size_t count : {200, 201, 401}) {
+    std::vector<std::vector<float>> gradients;
+    double squares = 0;
+    for (size_t i = 0; i < count; ++i) {
+      gradients.push_back(
+          random.floats(i % 90 == 3 ? 16385 : 1 + random.below(40), -1 - static_cast<double>(i % 7), 2));
+      for (const float g : gradients.back()) squares += static_cast<double>(g) * g;
+    }
+    const double norm = std::sqrt(squares);
+    const auto found = global_norm(gradients, 0.5f);
+    EXPECT_NEAR(found.first, norm, 1e-7 * norm) << count;
+    EXPECT_NEAR(found.second, 0.5 / norm, 1e-6 / norm) << count;
+    gradients.back()[0] = INFINITY;
+    EXPECT_EQ(global_norm(gradients, 0).second, 0.0f) << count;
+  }
+}
+
 // ---- AdamW ----
 
 struct AdamW {

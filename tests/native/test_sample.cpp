@@ -85,6 +85,18 @@ TEST(Sample, EveryRestriction_AgreesWithSorting) {
   }
 }
 
+// Ids whose probabilities add up to top_p exactly are enough. Four equal logits have 1/4 each, to the bit.
+TEST(Sample, TopPMetExactly_KeepsNoFurtherId) {
+  const std::vector<float> logits(400 * 4, 0.5f);
+  for (const auto& [top_p, kept] : {std::pair<float, int32_t>{0.25f, 1}, {0.5f, 2}, {0.75f, 3}}) {
+    std::vector<int32_t> ids;
+    ASSERT_TRUE(Ok(draw_ids({1, top_p, 0}, logits, 4, ids)));
+    EXPECT_EQ(*std::max_element(ids.begin(), ids.end()), kept - 1) << top_p;
+    ASSERT_TRUE(Ok(draw_ids({1, std::nextafter(top_p, 1.0f), 0}, logits, 4, ids)));
+    EXPECT_EQ(*std::max_element(ids.begin(), ids.end()), kept) << "just above " << top_p;
+  }
+}
+
 TEST(Sample, ManyRows_FollowTheDistribution) {
   const int64_t rows = on_cpu() ? 100000 : 20000;
   const std::vector<double> probability = {0.5, 0.25, 0.125, 0.125, 0};

@@ -117,6 +117,25 @@ TEST(Dropout, KnownWords_Philox) {  // the generator's published test vectors (R
   EXPECT_EQ(ones.w[3], 0x6d5451fdu);
 }
 
+// The least 24-bit number u with u / 2^24 >= p.
+TEST(Dropout, Threshold_IsTheLeastNumberThatIsKept) {
+  EXPECT_EQ(dropout_threshold(0.1f), 1677722u);  // 0.1f 2^24 = 1677721.625
+  EXPECT_EQ(dropout_threshold(0.5f), 8388608u);  // exact: not one more
+  EXPECT_EQ(dropout_threshold(0.25f), 4194304u);
+  EXPECT_EQ(dropout_threshold(0.3f), 5033165u);  // 0.3f 2^24 = 5033165.0: exact too
+  EXPECT_EQ(dropout_threshold(std::nextafter(0.5f, 0.0f)), 8388608u);
+  EXPECT_EQ(dropout_threshold(0x1p-24f), 1u);
+  EXPECT_EQ(dropout_threshold(0x1p-26f), 1u);
+  EXPECT_EQ(dropout_threshold(0.0f), 0u);
+  for (const float p : {0.1f, 0.2f, 0.7f, 0.999999f}) {
+    const uint32_t threshold = dropout_threshold(p);
+    EXPECT_GE(static_cast<double>(threshold) * 0x1p-24, static_cast<double>(p));
+    EXPECT_LT(static_cast<double>(threshold - 1) * 0x1p-24, static_cast<double>(p));
+    EXPECT_EQ(dropout_multiplier(threshold << 8, threshold, 2.0f), 2.0f);
+    EXPECT_EQ(dropout_multiplier((threshold << 8) - 1, threshold, 2.0f), 0.0f);
+  }
+}
+
 TEST(Dropout, ManyElements_KeepsTheirMean) {
   constexpr int64_t kCount = 1 << 18;
   std::vector<float> x(kCount, 1.0f);

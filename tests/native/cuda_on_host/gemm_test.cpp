@@ -67,7 +67,9 @@ class GemmTest : public cuda_on_host::CudaOnHost {
     cudaStreamDestroy(native_);
     CudaOnHost::TearDown();
   }
-  rfn_status multiply(const Product& p) { return gemm(stream_, p, workspace_->get()); }
+  rfn_status multiply(const Product& p, int64_t most_rows = kMostProductRows) {
+    return gemm(stream_, p, workspace_->get(), most_rows);
+  }
 
   Device device_;
   rfn_context context_{};
@@ -210,6 +212,37 @@ TEST_F(GemmTest, ManyRowsAndManyShapes) {
   }
   const std::vector<float> found = c.read();
   for (int64_t i = 0; i < most; ++i) ASSERT_EQ(found[i], 6.0f * static_cast<float>(i + 1)) << i;
+}
+
+// A product of more rows than a call takes is that of its parts: each reads and writes its own rows, and the weights
+// and the bias are the same for all.
+TEST_F(GemmTest, RowsOfSeveralCalls_SameBitsAsOfOne) {
+  constexpr int64_t kRows = 53, kColumns = 6, kTerms = 9, kLda = 11, kLdb = 13, kLdc = 8;
+  const DeviceArray<float> a(numbers(kRows * kLda, 41)), b(numbers(kColumns * kLdb, 42)), bias(numbers(kColumns, 43));
+  for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kBias, Epilogue::kBiasRelu}) {
+    for (const float beta : {0.0f, 1.0f}) {
+      const auto result = [&](int64_t most_rows) {
+        const DeviceArray<float> c(numbers(kRows * kLdc, 44));
+        const Product p{Transpose::kNo, Transpose::kYes, kRows, kColumns, kTerms,    a.get(), kLda, b.get(), kLdb, 1.5f,
+                        beta,           c.get(),         kLdc,  epilogue, bias.get()};
+        EXPECT_EQ(multiply(p, most_rows), RFN_OK) << last_error() << "; " << last_report();
+        return c.read();
+      };
+      const std::vector<float> whole = result(kRows);
+      for (const int64_t most_rows : {1, 16, 27, 52}) EXPECT_TRUE(same_bits(result(most_rows), whole)) << most_rows;
+    }
+  }
+  // op(A) of a transposed A has A's columns as its rows, which no limit concerns.
+  const auto transposed = [&](int64_t most_rows) {
+    const DeviceArray<float> c(numbers(kLda * kLdc, 45));
+    EXPECT_EQ(multiply({Transpose::kYes, Transpose::kNo, kLda, kColumns, kColumns, a.get(), kLda, b.get(), kLdb, 1.0f,
+                        1.0f, c.get(), kLdc},
+                       most_rows),
+              RFN_OK)
+        << last_error();
+    return c.read();
+  };
+  EXPECT_TRUE(same_bits(transposed(2), transposed(kRows)));
 }
 
 TEST_F(GemmTest, ProductsThatDifferInOneThing_AreChosenApart) {
