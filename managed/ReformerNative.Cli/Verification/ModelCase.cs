@@ -50,13 +50,13 @@ internal static class ModelCase
         }
 
         Rows("last_hidden_state", trace.LastHiddenState, config.FinalWidth);
-        if (config.Task == ReformerTask.SequenceClassification)
+        if (trace.LogitsShape is [_, _, var outputs])
         {
-            computed.Add("logits", ComputedTensor.Of(trace.Logits, [b, config.NumLabels]));
+            Rows("logits", trace.Logits, outputs);
         }
         else
         {
-            Rows("logits", trace.Logits, config.VocabSize);
+            computed.Add("logits", ComputedTensor.Of(trace.Logits, [.. trace.LogitsShape]));
         }
 
         if (trace.Loss is { } loss)

@@ -53,12 +53,12 @@ internal abstract class Head(HeadParts parts)
             some.CopyTo(trace.LastHiddenState.AsSpan((int)(first * width), (int)(rows * width)));
         }
 
-        trace.Logits = TraceLogits(workspace, options);
+        TraceLogits(workspace, options, trace);
     }
 
     /// <summary>The largest scratch that an op of the head needs, in bytes.</summary>
     public abstract long WorkspaceBytes(ReformerContext context);
 
-    /// <summary>All outputs of the head.</summary>
-    protected abstract float[] TraceLogits(Workspace workspace, in RunOptions options);
+    /// <summary>Writes all outputs of the head to a trace.</summary>
+    protected abstract void TraceLogits(Workspace workspace, in RunOptions options, ModelTrace trace);
 }

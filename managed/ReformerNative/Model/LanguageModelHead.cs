@@ -158,10 +158,11 @@ internal sealed class LanguageModelHead : Head
     }
 
     /// <inheritdoc/>
-    protected override float[] TraceLogits(Workspace workspace, in RunOptions options)
+    protected override void TraceLogits(Workspace workspace, in RunOptions options, ModelTrace trace)
     {
         long outputs = _output.Outputs;
-        var logits = new float[Parts.Shape.Rows * outputs];
+        trace.LogitsShape = [Parts.Shape.Batch, Parts.Shape.Length, outputs];
+        trace.Logits = new float[Parts.Shape.Rows * outputs];
         for (long first = 0; first < Parts.Shape.Rows; first += Hidden.Shape[0])
         {
             long rows = Math.Min(Hidden.Shape[0], Parts.Shape.Rows - first);
@@ -169,9 +170,7 @@ internal sealed class LanguageModelHead : Head
             TensorView some = _output.Logits.Rows(0, rows);
             Parts.Hidden.Rows(first, hidden, default, options).Forward(workspace);
             _output.Project(hidden, some).Forward(workspace);
-            some.CopyTo(logits.AsSpan((int)(first * outputs), (int)(rows * outputs)));
+            some.CopyTo(trace.Logits.AsSpan((int)(first * outputs), (int)(rows * outputs)));
         }
-
-        return logits;
     }
 }

@@ -21,6 +21,11 @@ public sealed class ModelTrace
     /// <summary>Outputs of the head: [B, T, V], of a classifier [B, labels].</summary>
     public float[] Logits { get; internal set; } = [];
 
+    /// <summary>
+    /// Shape of <see cref="Logits"/>: three axes, the second of tokens, if each token has outputs; else two.
+    /// </summary>
+    public IReadOnlyList<long> LogitsShape { get; internal set; } = [];
+
     /// <summary>Loss against the labels of the batch; null when none takes part.</summary>
     public LossResult? Loss { get; internal set; }
 

@@ -102,11 +102,12 @@ internal sealed class SequenceClassifierHead : Head
     }
 
     /// <inheritdoc/>
-    protected override float[] TraceLogits(Workspace workspace, in RunOptions options)
+    protected override void TraceLogits(Workspace workspace, in RunOptions options, ModelTrace trace)
     {
         RunHiddenLayer(workspace, options);
         _output.Project(_pooled, _output.Logits).Forward(workspace);
-        return _output.Logits.ToArray<float>();
+        trace.LogitsShape = [Parts.Shape.Batch, _output.Outputs];
+        trace.Logits = _output.Logits.ToArray<float>();
     }
 
     private void RunHiddenLayer(Workspace workspace, in RunOptions options)

@@ -90,8 +90,10 @@ public sealed class HeadTests
 
         Assert.Multiple(() =>
         {
-            Assert.That(trace.Logits, Has.Length.EqualTo(
-                examples * (task == ReformerTask.SequenceClassification ? 1 : length) * outputs));
+            Assert.That(trace.LogitsShape, Is.EqualTo(task == ReformerTask.SequenceClassification
+                ? (long[])[examples, outputs]
+                : [examples, length, outputs]));
+            Assert.That(trace.Logits, Has.Length.EqualTo(trace.LogitsShape.Aggregate(1L, (n, size) => n * size)));
             foreach (LossResult loss in (LossResult[])
                 [trace.Loss!.Value, model.Evaluate(batch), model.ForwardBackward(batch, default)])
             {
