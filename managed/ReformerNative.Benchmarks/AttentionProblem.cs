@@ -31,7 +31,7 @@ internal sealed class AttentionProblem : IDisposable
             : null;
         Tensor gradOut = Normal(context, shape);
         Out = Zeros(context, shape);
-        Lse = Zeros(context, new TensorShape(1, heads, length));
+        LogSumExp = Zeros(context, new TensorShape(1, heads, length));
         GradQ = Zeros(context, shape);
         GradK = isLsh ? null : Zeros(context, shape);
         GradV = Zeros(context, shape);
@@ -43,7 +43,7 @@ internal sealed class AttentionProblem : IDisposable
             V = v,
             Rotations = rotations,
             Out = Out,
-            Lse = Lse,
+            LogSumExp = LogSumExp,
             GradOut = gradOut,
             GradQ = GradQ,
             GradK = GradK,
@@ -55,7 +55,7 @@ internal sealed class AttentionProblem : IDisposable
         _rotations = rotations?.ToArray<float>() ?? [];
         _gradOut = gradOut.ToArray<float>();
         ManagedOut = new float[_q.Length];
-        ManagedLse = new float[heads * length];
+        ManagedLogSumExp = new float[heads * length];
         ManagedGradQ = new float[_q.Length];
         ManagedGradK = new float[_k.Length];
         ManagedGradV = new float[_q.Length];
@@ -64,7 +64,7 @@ internal sealed class AttentionProblem : IDisposable
 
     public Tensor Out { get; }
 
-    public Tensor Lse { get; }
+    public Tensor LogSumExp { get; }
 
     public Tensor GradQ { get; }
 
@@ -74,7 +74,7 @@ internal sealed class AttentionProblem : IDisposable
 
     public float[] ManagedOut { get; }
 
-    public float[] ManagedLse { get; }
+    public float[] ManagedLogSumExp { get; }
 
     public float[] ManagedGradQ { get; }
 
@@ -102,10 +102,11 @@ internal sealed class AttentionProblem : IDisposable
 
     public void Managed(bool backward)
     {
-        _managed.Forward(_q, _k, _v, _rotations, ManagedOut, ManagedLse);
+        _managed.Forward(_q, _k, _v, _rotations, ManagedOut, ManagedLogSumExp);
         if (backward)
         {
-            _managed.Backward(_q, _k, _v, ManagedOut, ManagedLse, _gradOut, ManagedGradQ, ManagedGradK, ManagedGradV);
+            _managed.Backward(
+                _q, _k, _v, ManagedOut, ManagedLogSumExp, _gradOut, ManagedGradQ, ManagedGradK, ManagedGradV);
         }
     }
 

@@ -81,7 +81,7 @@ internal sealed class TensorAttention
     }
 
     /// <summary>Writes the output [T,H,D] and the log-sum-exp of the scores [H,T].</summary>
-    public void Forward(float[] q, float[] k, float[] v, float[] rotations, float[] output, float[] lse)
+    public void Forward(float[] q, float[] k, float[] v, float[] rotations, float[] output, float[] logSumExp)
     {
         if (_isLsh)
         {
@@ -101,7 +101,7 @@ internal sealed class TensorAttention
                 {
                     int count = See(head, t);
                     Span<float> sum = output.AsSpan(Row(t, head), _size);
-                    lse[(head * _length) + t] = Score(head, count, q.AsSpan(Row(t, head), _size), keys);
+                    logSumExp[(head * _length) + t] = Score(head, count, q.AsSpan(Row(t, head), _size), keys);
                     if (count == 0)
                     {
                         v.AsSpan(Row(t, head), _size).CopyTo(sum); // a token that sees no other one attends to itself
@@ -109,7 +109,7 @@ internal sealed class TensorAttention
                     }
 
                     Span<float> weights = scores.AsSpan(0, count);
-                    TensorPrimitives.Subtract(weights, lse[(head * _length) + t], weights);
+                    TensorPrimitives.Subtract(weights, logSumExp[(head * _length) + t], weights);
                     TensorPrimitives.Exp(weights, weights);
                     sum.Clear();
                     for (int i = 0; i < count; i++)
@@ -123,8 +123,8 @@ internal sealed class TensorAttention
 
     /// <summary>Writes the gradients; needs what <see cref="Forward"/> wrote, and its sorted order.</summary>
     public void Backward(
-        float[] q, float[] k, float[] v, float[] output, float[] lse, float[] gradOut, float[] gradQ, float[] gradK,
-        float[] gradV)
+        float[] q, float[] k, float[] v, float[] output, float[] logSumExp, float[] gradOut,
+        float[] gradQ, float[] gradK, float[] gradV)
     {
         float[] keys = _isLsh ? _keys : k;
         float[] gradKeys = _isLsh ? _gradKeys : gradK;
@@ -152,7 +152,7 @@ internal sealed class TensorAttention
                     ReadOnlySpan<float> query = q.AsSpan(row, _size);
                     Score(head, count, query, keys);
                     Span<float> weights = scores.AsSpan(0, count);
-                    TensorPrimitives.Subtract(weights, lse[(head * _length) + t], weights);
+                    TensorPrimitives.Subtract(weights, logSumExp[(head * _length) + t], weights);
                     TensorPrimitives.Exp(weights, weights);
                     Span<float> gradScores = _gradients[head].AsSpan(0, count);
                     for (int i = 0; i < count; i++)

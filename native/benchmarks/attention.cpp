@@ -50,7 +50,7 @@ struct Problem {
         v(device, {1, length, kHeads, kHeadSize}),
         rotations(device, {kHeads, kHeadSize, options.rounds, columns(options)}),
         out(device, {1, length, kHeads, kHeadSize}),
-        lse(device, {1, kHeads, length}),
+        log_sum_exp(device, {1, kHeads, length}),
         grad_out(device, {1, length, kHeads, kHeadSize}),
         grad_q(device, {1, length, kHeads, kHeadSize}),
         grad_k(device, {shared ? 0 : 1, length, kHeads, kHeadSize}),
@@ -60,7 +60,7 @@ struct Problem {
     op.q = q;
     op.v = v;
     op.out = out;
-    op.lse = lse;
+    op.log_sum_exp = log_sum_exp;
     op.grad_out = grad_out;
     op.grad_q = grad_q;
     op.grad_v = grad_v;
@@ -73,7 +73,7 @@ struct Problem {
   }
 
   bool shared;
-  Tensor q, k, v, rotations, out, lse, grad_out, grad_q, grad_k, grad_v;
+  Tensor q, k, v, rotations, out, log_sum_exp, grad_out, grad_q, grad_k, grad_v;
   rfn_attention op;
 };
 
@@ -82,7 +82,7 @@ void attention(benchmark::State& state, const rfn_attention_options& options, in
                bool with_backward) {
   const Device device;
   const Problem p(device, options, length);
-  Work work{kForward * kHeads * pairs, bytes({p.q, p.k, p.v, p.out, p.lse})};
+  Work work{kForward * kHeads * pairs, bytes({p.q, p.k, p.v, p.out, p.log_sum_exp})};
   const Call forward(device, p.op, rfn_attention_workspace, RFN_PASS_FORWARD, rfn_attention_forward);
   if (!with_backward) {
     measure(state, device, work, [&] { forward(); });
@@ -90,7 +90,7 @@ void attention(benchmark::State& state, const rfn_attention_options& options, in
   }
   const Call backward(device, p.op, rfn_attention_workspace, RFN_PASS_BACKWARD, rfn_attention_backward);
   work.flops += kBackward * kHeads * pairs;
-  work.bytes += bytes({p.q, p.k, p.v, p.out, p.lse, p.grad_out, p.grad_q, p.grad_k, p.grad_v});
+  work.bytes += bytes({p.q, p.k, p.v, p.out, p.log_sum_exp, p.grad_out, p.grad_q, p.grad_k, p.grad_v});
   measure(state, device, work, [&] {
     forward();
     backward();

@@ -56,6 +56,10 @@ class Tensor {
   Tensor& operator=(Tensor&&) = delete;
 
   operator rfn_tensor() const { return view_; }
+  template <class Result>
+  Result* as() const {
+    return static_cast<Result*>(view_.data);
+  }
   void zero();
 
  private:
@@ -78,8 +82,14 @@ class Call {
        int32_t pass, rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t))
       : device_(&device) {
     check(workspace(device.context(), &op, pass, &bytes_));
-    check(rfn_buffer_allocate(device.context(), RFN_MEMORY_DEVICE, bytes_, &workspace_));
-    run_ = [this, op, run] { check(run(device_->stream(), &op, workspace_, bytes_)); };
+    set_run(op, run);
+  }
+  template <class Op>
+  Call(const Device& device, const Op& op, rfn_status (*workspace)(const rfn_context*, const Op*, int64_t*),
+       rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t))
+      : device_(&device) {
+    check(workspace(device.context(), &op, &bytes_));
+    set_run(op, run);
   }
   template <class Op>
   Call(const Device& device, const Op& op, rfn_status (*run)(rfn_stream*, const Op*)) : device_(&device) {
@@ -92,6 +102,12 @@ class Call {
   void operator()() const { run_(); }
 
  private:
+  template <class Op>
+  void set_run(const Op& op, rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t)) {
+    check(rfn_buffer_allocate(device_->context(), RFN_MEMORY_DEVICE, bytes_, &workspace_));
+    run_ = [this, op, run] { check(run(device_->stream(), &op, workspace_, bytes_)); };
+  }
+
   const Device* device_;
   int64_t bytes_ = 0;
   void* workspace_ = nullptr;

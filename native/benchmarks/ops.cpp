@@ -145,7 +145,7 @@ void head_loss(benchmark::State& state, int64_t vocabulary, int32_t pass) {
   op.weight = weight;
   op.bias = bias;
   op.labels = labels;
-  op.statistics = statistics;
+  op.statistics = statistics.as<rfn_loss_statistics>();
   const double flops = product(s.rows, vocabulary, width);
   if (pass == RFN_PASS_FORWARD) {
     const Call call(device, op, rfn_head_loss_workspace, pass, rfn_head_loss_forward);
@@ -177,7 +177,7 @@ void embedding(benchmark::State& state, int32_t pass) {
   auto op = make_op<rfn_embedding>();
   op.positions = RFN_POSITIONS_AXIAL;
   op.axes = 2;
-  op.exact_residual = 1;
+  op.residual = RFN_RESIDUAL_EXACT;
   op.grid_exponent = -16;
   op.ids = ids;
   op.word = word;
@@ -185,7 +185,7 @@ void embedding(benchmark::State& state, int32_t pass) {
   op.position[1] = position1;
   op.stream1 = stream1;
   op.stream2 = stream2;
-  op.range_report = report;
+  op.range_report = report.as<rfn_range_report>();
   if (pass == RFN_PASS_FORWARD) {
     const Call call(device, op, rfn_embedding_workspace, pass, rfn_embedding_forward);
     measure(state, device, {0, bytes({ids, stream1, stream2})}, [&] { call(); });
@@ -230,7 +230,7 @@ void block(benchmark::State& state, int32_t pass) {
   op.stream2 = stream2;
   op.grad_stream1 = grad1;
   op.grad_stream2 = grad2;
-  op.range_report = report;
+  op.range_report = report.as<rfn_range_report>();
   op.parameters = {
       sizeof(rfn_block_parameters), 0, norm, norm, into, into, into, out, {}, norm, norm, w1, b1, w2, norm};
   op.gradients = {sizeof(rfn_block_parameters),
@@ -283,7 +283,7 @@ void adamw(benchmark::State& state) {
   op.gradient = gradient;
   op.moment1 = moment1;
   op.moment2 = moment2;
-  const Call call(device, op, rfn_adamw_forward);
+  const Call call(device, op, rfn_adamw_step);
   measure(state, device, {0, bytes({gradient}) + 2 * bytes({parameter, moment1, moment2})},
           [&] { call(); });  // read and written
 }
@@ -306,7 +306,7 @@ void adafactor(benchmark::State& state) {
   op.gradient = gradient;
   op.row = row;
   op.column = column;
-  const Call call(device, op, rfn_adafactor_workspace, RFN_PASS_FORWARD, rfn_adafactor_forward);
+  const Call call(device, op, rfn_adafactor_workspace, rfn_adafactor_step);
   measure(state, device, {0, bytes({gradient}) + 2 * bytes({parameter})}, [&] { call(); });
 }
 
@@ -318,8 +318,8 @@ void global_norm(benchmark::State& state) {
   op.max_norm = 1;
   op.count = 1;
   op.gradients = list;
-  op.result = result;
-  const Call call(device, op, rfn_global_norm_workspace, RFN_PASS_FORWARD, rfn_global_norm_forward);
+  op.result = result.as<rfn_norm_result>();
+  const Call call(device, op, rfn_global_norm_workspace, rfn_global_norm_forward);
   measure(state, device, {0, bytes({gradient})}, [&] { call(); });
 }
 
@@ -344,7 +344,7 @@ void sample(benchmark::State& state) {
   op.top_k = static_cast<int32_t>(vocabulary / 2);
   op.logits = logits;
   op.ids = ids;
-  const Call call(device, op, rfn_sample_workspace, RFN_PASS_FORWARD, rfn_sample_forward);
+  const Call call(device, op, rfn_sample_workspace, rfn_sample_forward);
   measure(state, device, {0, bytes({logits, ids})}, [&] { call(); });
 }
 

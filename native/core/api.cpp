@@ -2,12 +2,12 @@
 // and calls the backend.
 #include <atomic>
 #include <cinttypes>
-#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
 
 #include "core/backend.h"
+#include "core/complete.h"
 #include "core/describe.h"
 #include "core/error.h"
 #include "core/guard.h"
@@ -107,38 +107,81 @@ const char* kept_text() {
   return status == RFN_OK ? text.c_str() : "";
 }
 
-rfn_status not_implemented(const rfn_context& context, const char* function) {
+rfn_status unsupported(const rfn_context& context, const char* function) {
   return fail(RFN_UNSUPPORTED, "%s: the %s backend does not have this op", function, context.backend->name);
 }
 
-// The size that a struct had before it grew at its end, which callers of an earlier minor version pass.
-template <class Op>
-constexpr size_t kEarlierSize = sizeof(Op);
-template <>
-constexpr size_t kEarlierSize<rfn_reversible_block> = offsetof(rfn_reversible_block, kept_stream1);
+// What every op does, whatever its struct. `function` is the function called, `name` the op's name in messages; `pass`
+// is empty for ops of one pass.
 
-// body(op), all of whose fields may be read.
-template <class Op, class Body>
-rfn_status with_complete(const char* name, const Op& op, const Body& body) {
-  if constexpr (kEarlierSize<Op> != sizeof(Op)) {
-    if (op.struct_size == kEarlierSize<Op>) {
-      Op complete = {};
-      std::memcpy(&complete, &op, kEarlierSize<Op>);
-      complete.struct_size = sizeof(Op);
-      return body(complete);
-    }
-  }
-  RFN_TRY(validate_struct(name, op.struct_size, sizeof(Op)));
-  return body(op);
+template <class Op, class Size, class... Pass>
+rfn_status query_op(const char* function, const char* name, const rfn_context* context, const Op* op, int64_t* bytes,
+                    Size Backend::*size, Pass... pass) {
+  if (context == nullptr) return null_argument(function, "context");
+  if (op == nullptr) return null_argument(function, "op");
+  if (bytes == nullptr) return null_argument(function, "bytes");
+  return guard([&]() -> rfn_status {
+    RFN_TRY(check_not_faulted(*context));
+    return with_complete(name, *op, [&](const Op& complete) -> rfn_status {
+      RFN_TRY(validate(complete, pass..., Call::kQuery, {}));
+      const Backend& backend = *context->backend;
+      if (backend.*size == nullptr) return unsupported(*context, function);
+      int64_t needed = 0;
+      RFN_TRY((backend.*size)(*context, complete, pass..., &needed));
+      *bytes = needed;
+      return RFN_OK;
+    });
+  });
 }
 
-// Workspace of an op that was validated; `query` is its workspace slot.
-template <class Query, class Op>
-rfn_status check_workspace(const char* name, Query query, const rfn_context& context, const Op& op, int32_t pass,
-                           const Workspace& workspace) {
+// body(op) inside the stream's context, all of whose fields may be read.
+template <class Op, class Body>
+rfn_status enter_op(const char* function, const char* name, rfn_stream* stream, const Op* op, const Body& body) {
+  if (stream == nullptr) return null_argument(function, "stream");
+  if (op == nullptr) return null_argument(function, "op");
+  return enter(*stream->context, [&] { return with_complete(name, *op, body); });
+}
+
+// Runs an op that was validated, if its workspace is large enough; `pass` is that of the workspace.
+template <class Op, class Size, class Run, class... Pass>
+rfn_status run_validated(const char* function, const char* name, rfn_stream& stream, const Op& op,
+                         const Workspace& workspace, Size Backend::*size, Run Backend::*run, Pass... pass) {
+  const Backend& backend = *stream.context->backend;
+  if (backend.*run == nullptr || backend.*size == nullptr) return unsupported(*stream.context, function);
   int64_t needed = 0;
-  RFN_TRY(query(context, op, pass, &needed));
-  return validate_workspace(name, workspace, needed);
+  RFN_TRY((backend.*size)(*stream.context, op, pass..., &needed));
+  RFN_TRY(validate_workspace(name, workspace, needed));
+  return (backend.*run)(stream, op, workspace.data, workspace.bytes);
+}
+
+template <class Op, class Size, class Run, class... Pass>
+rfn_status run_op(const char* function, const char* name, rfn_stream* stream, const Op* op, const Workspace& workspace,
+                  Size Backend::*size, Run Backend::*run, Pass... pass) {
+  return enter_op(function, name, stream, op, [&](const Op& complete) -> rfn_status {
+    RFN_TRY(validate(complete, pass..., Call::kRun, workspace));
+    return run_validated(function, name, *stream, complete, workspace, size, run, pass...);
+  });
+}
+
+template <class Op, class Run>
+rfn_status run_without_workspace(const char* function, const char* name, rfn_stream* stream, const Op* op,
+                                 Run Backend::*run) {
+  return enter_op(function, name, stream, op, [&](const Op& complete) -> rfn_status {
+    RFN_TRY(validate(complete, Call::kRun, {}));
+    const Backend& backend = *stream->context->backend;
+    if (backend.*run == nullptr) return unsupported(*stream->context, function);
+    return (backend.*run)(*stream, complete);
+  });
+}
+
+template <class Run>
+rfn_status run_stage(const char* function, const char* name, rfn_stream* stream, const rfn_attention* op,
+                     const Workspace& workspace, LshStage stage, Run Backend::*run) {
+  return enter_op(function, name, stream, op, [&](const rfn_attention& complete) -> rfn_status {
+    RFN_TRY(validate_stage(complete, stage, workspace));
+    return run_validated(function, name, *stream, complete, workspace, &Backend::attention_workspace, run,
+                         stage_pass(stage));
+  });
 }
 
 }  // namespace
@@ -238,7 +281,7 @@ rfn_status rfn_context_set_precision(rfn_context* context, int32_t precision) {
   }
   return enter(*context, [&]() -> rfn_status {
     RFN_TRY(context->backend->context_set_precision(*context, precision));
-    context->precision = precision;
+    context->precision.store(precision, std::memory_order_relaxed);
     return RFN_OK;
   });
 }
@@ -246,7 +289,7 @@ rfn_status rfn_context_set_precision(rfn_context* context, int32_t precision) {
 rfn_status rfn_context_precision(const rfn_context* context, int32_t* precision) {
   RFN_NOT_NULL(context);
   RFN_NOT_NULL(precision);
-  *precision = context->precision;
+  *precision = context->precision.load(std::memory_order_relaxed);
   return RFN_OK;
 }
 
@@ -430,83 +473,66 @@ rfn_status rfn_fill_zero(rfn_stream* stream, void* destination, int64_t bytes) {
 
 // ---- ops ----
 
-#define RFN_ENTRY(name)                                                                                               \
+rfn_status rfn_op_supported(const rfn_context* context, const char* function, int32_t* supported) {
+  RFN_NOT_NULL(context);
+  RFN_NOT_NULL(function);
+  RFN_NOT_NULL(supported);
+  const Backend& backend = *context->backend;
+#define RFN_OP(name, pass) {"rfn_" #name "_" #pass, backend.name##_##pass != nullptr},
+#define RFN_BOTH_PASSES(name) RFN_OP(name, forward) RFN_OP(name, backward)
+#define RFN_STAGE(name) {"rfn_" #name, backend.name != nullptr},
+  const struct {
+    const char* name;
+    bool there;
+  } ops[] = {RFN_OPS_WITH_BACKWARD(RFN_BOTH_PASSES) RFN_OPS_OF_ONE_PASS(RFN_OP) RFN_OPS_WITHOUT_WORKSPACE(RFN_OP)
+                 RFN_DECODE_OPS_OF_ONE_PASS(RFN_OP) RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_OP) RFN_LSH_STAGES(RFN_STAGE)};
+#undef RFN_STAGE
+#undef RFN_BOTH_PASSES
+#undef RFN_OP
+  for (const auto& op : ops) {
+    if (std::strcmp(op.name, function) != 0) continue;
+    *supported = op.there ? 1 : 0;
+    return RFN_OK;
+  }
+  return fail(RFN_INVALID_ARGUMENT, "%s: function: expected the name of a function that runs an op, got %.64s",
+              __func__, function);
+}
+
+#define RFN_PASS(name, pass, ...)                                                                                      \
+  rfn_status rfn_##name##_##pass(rfn_stream* stream, const rfn_##name* op, void* workspace, int64_t workspace_bytes) { \
+    return run_op(__func__, #name, stream, op, {workspace, workspace_bytes}, &Backend::name##_workspace,               \
+                  &Backend::name##_##pass __VA_ARGS__);                                                                \
+  }
+#define RFN_BOTH_PASSES(name)                                                                                         \
   rfn_status rfn_##name##_workspace(const rfn_context* context, const rfn_##name* op, int32_t pass, int64_t* bytes) { \
-    RFN_NOT_NULL(context);                                                                                            \
-    RFN_NOT_NULL(op);                                                                                                 \
-    RFN_NOT_NULL(bytes);                                                                                              \
-    return guard([&]() -> rfn_status {                                                                                \
-      RFN_TRY(check_not_faulted(*context));                                                                           \
-      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                                \
-        RFN_TRY(validate(complete, pass, Call::kQuery, {}));                                                          \
-        if (context->backend->name##_workspace == nullptr) return not_implemented(*context, "rfn_" #name);            \
-        int64_t needed = 0;                                                                                           \
-        RFN_TRY(context->backend->name##_workspace(*context, complete, pass, &needed));                               \
-        *bytes = needed;                                                                                              \
-        return RFN_OK;                                                                                                \
-      });                                                                                                             \
-    });                                                                                                               \
-  }
-RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
-RFN_OPS_FORWARD_ONLY(RFN_ENTRY)
-#undef RFN_ENTRY
+    return query_op(__func__, #name, context, op, bytes, &Backend::name##_workspace, pass);                           \
+  }                                                                                                                   \
+  RFN_PASS(name, forward, , int32_t{RFN_PASS_FORWARD})                                                                \
+  RFN_PASS(name, backward, , int32_t{RFN_PASS_BACKWARD})
+RFN_OPS_WITH_BACKWARD(RFN_BOTH_PASSES)
+#undef RFN_BOTH_PASSES
 
-// One pass: RFN_ENTRY_PASS(layer_norm, forward, RFN_PASS_FORWARD) is rfn_layer_norm_forward.
-#define RFN_ENTRY_PASS(name, direction, pass)                                                                 \
-  rfn_status rfn_##name##_##direction(rfn_stream* stream, const rfn_##name* op, void* workspace,              \
-                                      int64_t workspace_bytes) {                                              \
-    RFN_NOT_NULL(stream);                                                                                     \
-    RFN_NOT_NULL(op);                                                                                         \
-    rfn_context& context = *stream->context;                                                                  \
-    return enter(context, [&]() -> rfn_status {                                                               \
-      const Workspace scratch{workspace, workspace_bytes};                                                    \
-      return with_complete(#name, *op, [&](const rfn_##name& complete) -> rfn_status {                        \
-        RFN_TRY(validate(complete, pass, Call::kRun, scratch));                                               \
-        if (context.backend->name##_##direction == nullptr)                                                   \
-          return not_implemented(context, "rfn_" #name "_" #direction);                                       \
-        RFN_TRY(check_workspace(#name, context.backend->name##_workspace, context, complete, pass, scratch)); \
-        return context.backend->name##_##direction(*stream, complete, workspace, workspace_bytes);            \
-      });                                                                                                     \
-    });                                                                                                       \
-  }
-#define RFN_ENTRY(name) RFN_ENTRY_PASS(name, forward, RFN_PASS_FORWARD)
-RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
-RFN_OPS_FORWARD_ONLY(RFN_ENTRY)
-#undef RFN_ENTRY
-#define RFN_ENTRY(name) RFN_ENTRY_PASS(name, backward, RFN_PASS_BACKWARD)
-RFN_OPS_WITH_BACKWARD(RFN_ENTRY)
-#undef RFN_ENTRY
-#undef RFN_ENTRY_PASS
+#define RFN_ONE_PASS(name, pass)                                                                        \
+  rfn_status rfn_##name##_workspace(const rfn_context* context, const rfn_##name* op, int64_t* bytes) { \
+    return query_op(__func__, #name, context, op, bytes, &Backend::name##_workspace);                   \
+  }                                                                                                     \
+  RFN_PASS(name, pass, )
+RFN_OPS_OF_ONE_PASS(RFN_ONE_PASS)
+RFN_DECODE_OPS_OF_ONE_PASS(RFN_ONE_PASS)
+#undef RFN_ONE_PASS
+#undef RFN_PASS
 
-#define RFN_ENTRY(name)                                                                                         \
-  rfn_status rfn_##name##_forward(rfn_stream* stream, const rfn_##name* op) {                                   \
-    RFN_NOT_NULL(stream);                                                                                       \
-    RFN_NOT_NULL(op);                                                                                           \
-    rfn_context& context = *stream->context;                                                                    \
-    return enter(context, [&]() -> rfn_status {                                                                 \
-      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                            \
-      RFN_TRY(validate(*op, RFN_PASS_FORWARD, Call::kRun, {}));                                                 \
-      if (context.backend->name##_forward == nullptr) return not_implemented(context, "rfn_" #name "_forward"); \
-      return context.backend->name##_forward(*stream, *op);                                                     \
-    });                                                                                                         \
+#define RFN_WITHOUT_WORKSPACE(name, pass)                                               \
+  rfn_status rfn_##name##_##pass(rfn_stream* stream, const rfn_##name* op) {            \
+    return run_without_workspace(__func__, #name, stream, op, &Backend::name##_##pass); \
   }
-RFN_OPS_WITHOUT_WORKSPACE(RFN_ENTRY)
-#undef RFN_ENTRY
+RFN_OPS_WITHOUT_WORKSPACE(RFN_WITHOUT_WORKSPACE)
+RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_WITHOUT_WORKSPACE)
+#undef RFN_WITHOUT_WORKSPACE
 
-#define RFN_ENTRY(name)                                                                                              \
-  rfn_status rfn_##name(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes) {     \
-    RFN_NOT_NULL(stream);                                                                                            \
-    RFN_NOT_NULL(op);                                                                                                \
-    rfn_context& context = *stream->context;                                                                         \
-    return enter(context, [&]() -> rfn_status {                                                                      \
-      const Workspace scratch{workspace, workspace_bytes};                                                           \
-      RFN_TRY(validate_struct(#name, op->struct_size, sizeof(*op)));                                                 \
-      RFN_TRY(validate_stage(*op, LshStage::name, scratch));                                                         \
-      if (context.backend->name == nullptr) return not_implemented(context, "rfn_" #name);                           \
-      RFN_TRY(check_workspace(#name, context.backend->attention_workspace, context, *op, stage_pass(LshStage::name), \
-                              scratch));                                                                             \
-      return context.backend->name(*stream, *op, workspace, workspace_bytes);                                        \
-    });                                                                                                              \
+#define RFN_STAGE(name)                                                                                          \
+  rfn_status rfn_##name(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes) { \
+    return run_stage(__func__, #name, stream, op, {workspace, workspace_bytes}, LshStage::name, &Backend::name); \
   }
-RFN_LSH_STAGES(RFN_ENTRY)
-#undef RFN_ENTRY
+RFN_LSH_STAGES(RFN_STAGE)
+#undef RFN_STAGE

@@ -26,11 +26,11 @@ struct Attention {
   Philox dropout{};
   float* out = nullptr;
   int64_t out_stride = 0;
-  float* lse = nullptr;  // [B, lse_heads, T], at the first head; null: not wanted (forward)
-  int64_t lse_heads = 0;
+  float* log_sum_exp = nullptr;  // [B, log_sum_exp_heads, T], at the first head; null: not wanted (forward)
+  int64_t log_sum_exp_heads = 0;
   const float* grad_out = nullptr;
   int64_t grad_out_stride = 0;
-  const float* grad_lse = nullptr;                                // like lse; optional
+  const float* grad_log_sum_exp = nullptr;                        // like log_sum_exp; optional
   float *grad_q = nullptr, *grad_k = nullptr, *grad_v = nullptr;  // grad_k is grad_q when shared
   int64_t grad_q_stride = 0, grad_k_stride = 0, grad_v_stride = 0;
 
@@ -67,8 +67,8 @@ inline Attention attention_call(const rfn_attention& op) {
   a.given_slots = present(op.sorted);
   a.dropout = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_PROBABILITIES);
   a.out = f32(op.out);
-  a.lse = f32(op.lse);
-  a.lse_heads = a.all_heads;
+  a.log_sum_exp = f32(op.log_sum_exp);
+  a.log_sum_exp_heads = a.all_heads;
   a.grad_out = f32(op.grad_out);
   a.grad_q = f32(op.grad_q);
   a.grad_k = shared ? a.grad_q : f32(op.grad_k);
@@ -81,7 +81,7 @@ inline Attention slice_heads(const Attention& whole, int64_t first, int64_t head
   Attention a = whole;
   a.first_head = whole.first_head + first;
   a.heads = heads;
-  const int64_t offset = first * a.head_size, lse = first * a.length;
+  const int64_t offset = first * a.head_size, statistic = first * a.length;
   const auto move = [](auto*& pointer, int64_t by) {
     if (pointer != nullptr) pointer += by;
   };
@@ -93,20 +93,20 @@ inline Attention slice_heads(const Attention& whole, int64_t first, int64_t head
   move(a.grad_q, offset);
   move(a.grad_k, offset);
   move(a.grad_v, offset);
-  move(a.lse, lse);
-  move(a.grad_lse, lse);
+  move(a.log_sum_exp, statistic);
+  move(a.grad_log_sum_exp, statistic);
   return a;
 }
 
-// View of the call in which round r alone gives out and lse.
+// View of the call in which round r alone gives out and log_sum_exp.
 inline Attention round_view(const Attention& a, const rfn_attention& op, int64_t round) {
   Attention one = a;
   const int64_t rows = round * a.batch * a.length * a.out_stride + a.first_head * a.head_size;
-  const int64_t lse = round * a.batch * a.all_heads * a.length + a.first_head * a.length;
+  const int64_t statistic = round * a.batch * a.all_heads * a.length + a.first_head * a.length;
   one.out = f32(op.round_out) + rows;
-  one.lse = f32(op.round_lse) + lse;
+  one.log_sum_exp = f32(op.round_log_sum_exp) + statistic;
   if (op.grad_round_out.data != nullptr) one.grad_out = f32(op.grad_round_out) + rows;
-  if (op.grad_round_lse.data != nullptr) one.grad_lse = f32(op.grad_round_lse) + lse;
+  if (op.grad_round_log_sum_exp.data != nullptr) one.grad_log_sum_exp = f32(op.grad_round_log_sum_exp) + statistic;
   return one;
 }
 

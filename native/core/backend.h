@@ -15,8 +15,8 @@ struct rfn_context {
   const rfn::Backend* backend;
   int32_t device_type;
   int32_t device_index;
-  int32_t threads;    // CPU worker threads
-  int32_t precision;  // RFN_PRECISION_*
+  int32_t threads;                 // CPU worker threads
+  std::atomic<int32_t> precision;  // RFN_PRECISION_*; set inside a call, read at any time
   std::atomic<int32_t> references;
   std::atomic<bool> faulted;  // a sticky device error: every later call returns RFN_DEVICE_LOST
   std::atomic<bool> entered;  // a call is running: a second one at the same time is refused
@@ -34,21 +34,25 @@ struct rfn_event {
   void* native;
 };
 
-// Ops with NAME_workspace, NAME_forward and NAME_backward.
+// The ops. A new one stands in one of these lists, and in the header.
+// With a forward and a backward pass, and a workspace for each.
 #define RFN_OPS_WITH_BACKWARD(X) \
   X(embedding) X(layer_norm) X(linear) X(attention) X(feed_forward) X(reversible_block) X(final_norm) X(head_loss)
-// Ops with NAME_workspace and NAME_forward.
-#define RFN_OPS_FORWARD_ONLY(X) X(global_norm) X(adafactor) X(sample) X(reversible_block_decode)
-// Ops with NAME_forward and no workspace.
-#define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal) X(adamw) X(bucket_rings)
+// With one pass, whose name is given, and a workspace.
+#define RFN_OPS_OF_ONE_PASS(X) X(global_norm, forward) X(adafactor, step) X(sample, forward)
+// With one pass and no workspace.
+#define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal, forward) X(adamw, step)
 // Stages of LSH attention; they take rfn_attention and the workspace of attention's forward or backward pass.
 #define RFN_LSH_STAGES(X) \
   X(lsh_hash) X(lsh_sort) X(lsh_attend) X(lsh_combine) X(lsh_combine_backward) X(lsh_attend_backward)
+// Cached decoding, which a backend may lack: lists like the two of one pass.
+#define RFN_DECODE_OPS_OF_ONE_PASS(X) X(reversible_block_decode, forward)
+#define RFN_DECODE_OPS_WITHOUT_WORKSPACE(X) X(bucket_rings, forward)
 
 namespace rfn {
 
-inline constexpr uint32_t kBackendAbi =
-    3;  // raised with every change of this table or of a struct that it takes; a plug-in of another number is refused
+// Raised with every change of this table or of a struct that it takes; a plug-in of another number is refused.
+inline constexpr uint32_t kBackendAbi = 4;
 
 struct Backend {
   uint32_t abi;
@@ -75,57 +79,74 @@ struct Backend {
   rfn_status (*copy)(rfn_stream& stream, void* destination, const void* source, int64_t bytes, int32_t direction);
   rfn_status (*fill_zero)(rfn_stream& stream, void* destination, int64_t bytes);
 
-#define RFN_SLOT(name) \
+  // Ops. A slot is null where the backend lacks the op.
+#define RFN_WORKSPACE(name) \
   rfn_status (*name##_workspace)(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
-  RFN_OPS_WITH_BACKWARD(RFN_SLOT)
-  RFN_OPS_FORWARD_ONLY(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) \
-  rfn_status (*name##_forward)(rfn_stream & stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-  RFN_OPS_WITH_BACKWARD(RFN_SLOT)
-  RFN_OPS_FORWARD_ONLY(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) \
-  rfn_status (*name##_backward)(rfn_stream & stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-  RFN_OPS_WITH_BACKWARD(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) rfn_status (*name##_forward)(rfn_stream & stream, const rfn_##name& op);
-  RFN_OPS_WITHOUT_WORKSPACE(RFN_SLOT)
-#undef RFN_SLOT
-#define RFN_SLOT(name) \
+  RFN_OPS_WITH_BACKWARD(RFN_WORKSPACE)
+#undef RFN_WORKSPACE
+#define RFN_WORKSPACE(name, pass) \
+  rfn_status (*name##_workspace)(const rfn_context& context, const rfn_##name& op, int64_t* bytes);
+  RFN_OPS_OF_ONE_PASS(RFN_WORKSPACE)
+  RFN_DECODE_OPS_OF_ONE_PASS(RFN_WORKSPACE)
+#undef RFN_WORKSPACE
+#define RFN_PASS(name, pass) \
+  rfn_status (*name##_##pass)(rfn_stream & stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_BOTH_PASSES(name) RFN_PASS(name, forward) RFN_PASS(name, backward)
+  RFN_OPS_WITH_BACKWARD(RFN_BOTH_PASSES)
+  RFN_OPS_OF_ONE_PASS(RFN_PASS)
+  RFN_DECODE_OPS_OF_ONE_PASS(RFN_PASS)
+#undef RFN_BOTH_PASSES
+#undef RFN_PASS
+#define RFN_PASS(name, pass) rfn_status (*name##_##pass)(rfn_stream & stream, const rfn_##name& op);
+  RFN_OPS_WITHOUT_WORKSPACE(RFN_PASS)
+  RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_PASS)
+#undef RFN_PASS
+#define RFN_STAGE(name) \
   rfn_status (*name)(rfn_stream & stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
-  RFN_LSH_STAGES(RFN_SLOT)
-#undef RFN_SLOT
+  RFN_LSH_STAGES(RFN_STAGE)
+#undef RFN_STAGE
 };
 
-// Declarations of every op slot, for the namespace of a backend; and the op part of its table, in the table's order.
-#define RFN_DECLARE_WORKSPACE(name) \
-  rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes);
-#define RFN_DECLARE_FORWARD(name) \
-  rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-#define RFN_DECLARE_BACKWARD(name) \
-  rfn_status name##_backward(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
-#define RFN_DECLARE_SIMPLE(name) rfn_status name##_forward(rfn_stream& stream, const rfn_##name& op);
+// For the namespace of a backend: declarations of its ops (RFN_DECLARE_OPS, and RFN_DECLARE_DECODE_OPS where it
+// decodes), and statements that put them into a table (RFN_FILL_OPS, RFN_FILL_DECODE_OPS).
+#define RFN_DECLARE_PASS(name, pass) \
+  rfn_status name##_##pass(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
+#define RFN_DECLARE_ONE_PASS(name, pass)                                                         \
+  rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int64_t* bytes); \
+  RFN_DECLARE_PASS(name, pass)
+#define RFN_DECLARE_BOTH_PASSES(name)                                                                          \
+  rfn_status name##_workspace(const rfn_context& context, const rfn_##name& op, int32_t pass, int64_t* bytes); \
+  RFN_DECLARE_PASS(name, forward)                                                                              \
+  RFN_DECLARE_PASS(name, backward)
+#define RFN_DECLARE_WITHOUT_WORKSPACE(name, pass) rfn_status name##_##pass(rfn_stream& stream, const rfn_##name& op);
 #define RFN_DECLARE_STAGE(name) \
   rfn_status name(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
-#define RFN_DECLARE_OPS                                                                     \
-  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_WORKSPACE)                                              \
-  RFN_OPS_FORWARD_ONLY(RFN_DECLARE_WORKSPACE) RFN_OPS_WITH_BACKWARD(RFN_DECLARE_FORWARD)    \
-      RFN_OPS_FORWARD_ONLY(RFN_DECLARE_FORWARD) RFN_OPS_WITH_BACKWARD(RFN_DECLARE_BACKWARD) \
-          RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_SIMPLE) RFN_LSH_STAGES(RFN_DECLARE_STAGE)
-#define RFN_WORKSPACE_SLOT(name) name##_workspace,
-#define RFN_FORWARD_SLOT(name) name##_forward,
-#define RFN_BACKWARD_SLOT(name) name##_backward,
-#define RFN_STAGE_SLOT(name) name,
-#define RFN_OP_SLOTS                                                                  \
-  RFN_OPS_WITH_BACKWARD(RFN_WORKSPACE_SLOT)                                           \
-  RFN_OPS_FORWARD_ONLY(RFN_WORKSPACE_SLOT) RFN_OPS_WITH_BACKWARD(RFN_FORWARD_SLOT)    \
-      RFN_OPS_FORWARD_ONLY(RFN_FORWARD_SLOT) RFN_OPS_WITH_BACKWARD(RFN_BACKWARD_SLOT) \
-          RFN_OPS_WITHOUT_WORKSPACE(RFN_FORWARD_SLOT) RFN_LSH_STAGES(RFN_STAGE_SLOT)
+#define RFN_DECLARE_OPS                          \
+  RFN_OPS_WITH_BACKWARD(RFN_DECLARE_BOTH_PASSES) \
+  RFN_OPS_OF_ONE_PASS(RFN_DECLARE_ONE_PASS)      \
+  RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_WITHOUT_WORKSPACE) RFN_LSH_STAGES(RFN_DECLARE_STAGE)
+#define RFN_DECLARE_DECODE_OPS                     \
+  RFN_DECODE_OPS_OF_ONE_PASS(RFN_DECLARE_ONE_PASS) \
+  RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_WITHOUT_WORKSPACE)
+
+#define RFN_FILL_PASS(name, pass) table.name##_##pass = name##_##pass;
+#define RFN_FILL_ONE_PASS(name, pass)        \
+  table.name##_workspace = name##_workspace; \
+  RFN_FILL_PASS(name, pass)
+#define RFN_FILL_BOTH_PASSES(name) \
+  RFN_FILL_ONE_PASS(name, forward) \
+  RFN_FILL_PASS(name, backward)
+#define RFN_FILL_STAGE(name) table.name = name;
+#define RFN_FILL_OPS                          \
+  RFN_OPS_WITH_BACKWARD(RFN_FILL_BOTH_PASSES) \
+  RFN_OPS_OF_ONE_PASS(RFN_FILL_ONE_PASS) RFN_OPS_WITHOUT_WORKSPACE(RFN_FILL_PASS) RFN_LSH_STAGES(RFN_FILL_STAGE)
+#define RFN_FILL_DECODE_OPS \
+  RFN_DECODE_OPS_OF_ONE_PASS(RFN_FILL_ONE_PASS) RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_FILL_PASS)
 
 namespace cpu {
 const Backend& backend();
 RFN_DECLARE_OPS
+RFN_DECLARE_DECODE_OPS
 }  // namespace cpu
 
 }  // namespace rfn

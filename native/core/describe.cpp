@@ -20,9 +20,12 @@ namespace {
 
 #define RFN_STRUCTS(S)                                                                                                 \
   S(rfn_tensor, F(struct_size) F(dtype) F(rank) F(reserved) F(shape) F(data) F(bytes))                                 \
+  S(rfn_range_report, F(count) F(layer) F(stream) F(index))                                                            \
+  S(rfn_loss_statistics, F(loss) F(rows) F(correct))                                                                   \
+  S(rfn_norm_result, F(norm) F(scale))                                                                                 \
   S(rfn_random_normal,                                                                                                 \
     F(struct_size) F(layer) F(seed) F(step) F(site) F(mean) F(standard_deviation) F(reserved) F(destination))          \
-  S(rfn_embedding, F(struct_size) F(positions) F(axes) F(dropout) F(seed) F(step) F(first_position) F(exact_residual)  \
+  S(rfn_embedding, F(struct_size) F(positions) F(axes) F(dropout) F(seed) F(step) F(first_position) F(residual)        \
                        F(grid_exponent) F(ids) F(word) F(position) F(stream1) F(stream2) F(grad_stream1)               \
                            F(grad_stream2) F(grad_word) F(grad_position) F(range_report))                              \
   S(rfn_layer_norm,                                                                                                    \
@@ -34,8 +37,8 @@ namespace {
         F(rounds) F(factor_count) F(factors) F(pad_bucket) F(chunks_before) F(chunks_after) F(logit_scale) F(dropout)  \
             F(chunk_length) F(padded_length))                                                                          \
   S(rfn_attention, F(struct_size) F(layer) F(seed) F(step) F(options) F(q) F(k) F(v) F(mask) F(rotations) F(buckets)   \
-                       F(sorted) F(out) F(lse) F(round_out) F(round_lse) F(grad_out) F(grad_q) F(grad_k) F(grad_v)     \
-                           F(grad_round_out) F(grad_round_lse) F(head_group))                                          \
+                       F(sorted) F(out) F(log_sum_exp) F(round_out) F(round_log_sum_exp) F(grad_out) F(grad_q)         \
+                           F(grad_k) F(grad_v) F(grad_round_out) F(grad_round_log_sum_exp) F(head_group))              \
   S(rfn_feed_forward, F(struct_size) F(activation) F(dropout) F(layer) F(seed) F(step) F(chunk) F(x) F(w1) F(b1) F(w2) \
                           F(b2) F(y) F(grad_y) F(grad_x) F(grad_w1) F(grad_b1) F(grad_w2) F(grad_b2))                  \
   S(rfn_block_parameters,                                                                                              \
@@ -52,8 +55,8 @@ namespace {
         F(reserved) F(position) F(stream1) F(stream2) F(keys) F(values) F(rotations) F(rings) F(counts)                \
             F(range_report) F(parameters))                                                                             \
   S(rfn_bucket_rings, F(struct_size) F(reserved) F(first) F(buckets) F(rings) F(counts))                               \
-  S(rfn_final_norm, F(struct_size) F(combine) F(epsilon) F(dropout) F(seed) F(step) F(stream1) F(stream2) F(weight)    \
-                        F(bias) F(y) F(grad_y) F(grad_stream1) F(grad_stream2) F(grad_weight) F(grad_bias))            \
+  S(rfn_final_norm, F(struct_size) F(combine) F(epsilon) F(dropout) F(seed) F(step) F(first_row) F(stream1) F(stream2) \
+                        F(weight) F(bias) F(y) F(grad_y) F(grad_stream1) F(grad_stream2) F(grad_weight) F(grad_bias))  \
   S(rfn_head_loss, F(struct_size) F(ignore_index) F(label_smoothing) F(loss_scale) F(normalizer) F(chunk) F(x)         \
                        F(weight) F(bias) F(labels) F(statistics) F(grad_x) F(grad_weight) F(grad_bias))                \
   S(rfn_global_norm, F(struct_size) F(max_norm) F(count) F(gradients) F(result))                                       \

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "core/attention_window.h"
 #include "core/error.h"
@@ -186,6 +187,21 @@ class Checks {
   void absent(const char* name, const rfn_tensor& t, const char* why) {
     if (!all_zero(t)) failed("%s: expected an absent tensor (%s), got %s", name, why, tensor_text(t).c_str());
   }
+  // A struct of results; one that the op reads is const.
+  template <class Result>
+  void result(const char* name, Result* data) {
+    if (!ok() || call_ == Call::kQuery) return;
+    if (data == nullptr) return failed("%s: expected a pointer, got NULL", name);
+    if (reinterpret_cast<uintptr_t>(data) % alignof(Result) != 0) {
+      return failed("%s: expected a multiple of %zu bytes, got %p", name, alignof(Result),
+                    static_cast<const void*>(data));
+    }
+    add_span(name, data, sizeof(Result), std::is_const_v<Result> ? Access::kRead : Access::kWritten);
+  }
+  template <class Result>
+  void optional_result(const char* name, Result* data) {
+    if (data != nullptr) result(name, data);
+  }
   // F32 of any shape.
   void any_shape(const char* name, const rfn_tensor& t, Access access) {
     if (call_ == Call::kQuery && all_zero(t)) return;
@@ -331,7 +347,6 @@ class Checks {
 // ---- what several ops share ----
 
 void check_pass(Checks& c, int32_t pass) { c.integer("pass", pass, RFN_PASS_FORWARD, RFN_PASS_BACKWARD); }
-void check_forward(Checks& c, int32_t pass) { c.integer("pass", pass, RFN_PASS_FORWARD, RFN_PASS_FORWARD); }
 void check_layer(Checks& c, int32_t layer) { c.integer("layer", layer, -1, kLastLayer); }
 void check_activation(Checks& c, int32_t activation) {
   c.integer("activation", activation, RFN_ACTIVATION_NONE, RFN_ACTIVATION_TANH);
@@ -405,19 +420,11 @@ void check_rotations(Checks& c, const rfn_tensor& t, const rfn_attention_options
   c.failed("rotations: expected S = 1, H = %" PRId64 " or B*H = %" PRId64 ", got %" PRId64, heads, batch * heads, sets);
 }
 
-void check_range_report(Checks& c, const rfn_tensor& t, bool required) {
-  if (required) {
-    c.output("range_report", t, RFN_I64, "[4]", {4});
-  } else {
-    c.optional_output("range_report", t, RFN_I64, "[4]", {4});
-  }
-}
-
 }  // namespace
 
 // ---- random numbers ----
 
-rfn_status validate(const rfn_random_normal& op, int32_t, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_random_normal& op, Call call, const Workspace& workspace) {
   Checks c("random_normal", call, workspace);
   check_layer(c, op.layer);
   c.integer("site", op.site, 1, 255);
@@ -439,8 +446,8 @@ rfn_status validate(const rfn_embedding& op, int32_t pass, Call call, const Work
   c.integer("axes", op.axes, axial ? 1 : fixed_axes, axial ? 4 : fixed_axes);
   c.fraction("dropout", op.dropout);
   c.integer("first_position", op.first_position, 0, kLargestSize);
-  c.flag("exact_residual", op.exact_residual);
-  if (op.exact_residual == 1) check_grid(c, op.grid_exponent);
+  c.integer("residual", op.residual, RFN_RESIDUAL_FLOAT, RFN_RESIDUAL_EXACT);
+  if (op.residual == RFN_RESIDUAL_EXACT) check_grid(c, op.grid_exponent);
 
   const int64_t b = op.ids.shape[0], t = op.ids.shape[1], v = op.word.shape[0], e = op.word.shape[1];
   c.anchor("ids", op.ids, RFN_I32, "[B,T]", {b, t});
@@ -467,7 +474,7 @@ rfn_status validate(const rfn_embedding& op, int32_t pass, Call call, const Work
   if (pass == RFN_PASS_FORWARD) {
     c.output("stream1", op.stream1, RFN_F32, "[B,T,E]", {b, t, e});
     c.optional_output("stream2", op.stream2, RFN_F32, "[B,T,E]", {b, t, e});
-    check_range_report(c, op.range_report, false);
+    c.optional_result("range_report", op.range_report);
   } else {
     c.input("grad_stream1", op.grad_stream1, RFN_F32, "[B,T,E]", {b, t, e});
     c.optional_input("grad_stream2", op.grad_stream2, RFN_F32, "[B,T,E]", {b, t, e});
@@ -606,10 +613,10 @@ rfn_status validate(const rfn_attention& op, int32_t pass, Call call, const Work
   }
   if (forward) {
     c.output("out", op.out, RFN_F32, "[B,T,H,D]", heads);
-    c.optional_output("lse", op.lse, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
+    c.optional_output("log_sum_exp", op.log_sum_exp, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
   } else {
     c.input("out", op.out, RFN_F32, "[B,T,H,D]", heads);
-    c.input("lse", op.lse, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
+    c.input("log_sum_exp", op.log_sum_exp, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
     c.input("grad_out", op.grad_out, RFN_F32, "[B,T,H,D]", heads);
     c.output("grad_q", op.grad_q, RFN_F32, "[B,T,H,D]", heads);
     if (shared) {
@@ -653,11 +660,11 @@ rfn_status validate_stage(const rfn_attention& op, LshStage stage, const Workspa
   };
   const auto rounds = [&](bool written) {
     tensor(written, "round_out", op.round_out, RFN_F32, "[R*B,T,H,D]", {s.r * s.b, s.t, s.h, s.d});
-    tensor(written, "round_lse", op.round_lse, RFN_F32, "[R,B,H,T]", {s.r, s.b, s.h, s.t});
+    tensor(written, "round_log_sum_exp", op.round_log_sum_exp, RFN_F32, "[R,B,H,T]", {s.r, s.b, s.h, s.t});
   };
   const auto grad_rounds = [&](bool written) {
     tensor(written, "grad_round_out", op.grad_round_out, RFN_F32, "[R*B,T,H,D]", {s.r * s.b, s.t, s.h, s.d});
-    tensor(written, "grad_round_lse", op.grad_round_lse, RFN_F32, "[R,B,H,T]", {s.r, s.b, s.h, s.t});
+    tensor(written, "grad_round_log_sum_exp", op.grad_round_log_sum_exp, RFN_F32, "[R,B,H,T]", {s.r, s.b, s.h, s.t});
   };
   const auto heads = [&](bool written, const char* name, const rfn_tensor& t) {
     tensor(written, name, t, RFN_F32, "[B,T,H,D]", {s.b, s.t, s.h, s.d});
@@ -680,12 +687,12 @@ rfn_status validate_stage(const rfn_attention& op, LshStage stage, const Workspa
     case LshStage::lsh_combine:
       rounds(false);
       heads(true, "out", op.out);
-      c.optional_output("lse", op.lse, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
+      c.optional_output("log_sum_exp", op.log_sum_exp, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
       break;
     case LshStage::lsh_combine_backward:
       rounds(false);
       heads(false, "out", op.out);
-      c.input("lse", op.lse, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
+      c.input("log_sum_exp", op.log_sum_exp, RFN_F32, "[B,H,T]", {s.b, s.h, s.t});
       heads(false, "grad_out", op.grad_out);
       grad_rounds(true);
       break;
@@ -818,7 +825,7 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
     }
     if (hashes) check_rotations(c, op.rotations, op.attention, b, h, sizes.projected / h);
   }
-  if (exact) check_range_report(c, op.range_report, true);
+  if (exact) c.result("range_report", op.range_report);
   if (activations) c.input("attention_result", op.attention_result, RFN_F32, "[B,T,H*D]", {b, t, sizes.projected});
   if (forward) {
     c.optional_output("attention_result", op.attention_result, RFN_F32, "[B,T,H*D]", {b, t, sizes.projected});
@@ -834,9 +841,8 @@ rfn_status validate(const rfn_reversible_block& op, int32_t pass, Call call, con
 
 // ---- cached decoding ----
 
-rfn_status validate(const rfn_reversible_block_decode& op, int32_t pass, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_reversible_block_decode& op, Call call, const Workspace& workspace) {
   Checks c("reversible_block_decode", call, workspace);
-  check_forward(c, pass);
   c.integer("layer", op.layer, 0, kLastLayer);
   c.integer("heads", op.heads, 1, INT32_MAX);
   check_activation(c, op.activation);
@@ -884,11 +890,11 @@ rfn_status validate(const rfn_reversible_block_decode& op, int32_t pass, Call ca
     c.output("rings", op.rings, RFN_I32, "[B*H,R,buckets,W]", {b * h, options.rounds, buckets, ring});
     c.output("counts", op.counts, RFN_I32, "[B*H,R,buckets]", {b * h, options.rounds, buckets});
   }
-  if (exact) check_range_report(c, op.range_report, true);
+  if (exact) c.result("range_report", op.range_report);
   return c.finish();
 }
 
-rfn_status validate(const rfn_bucket_rings& op, int32_t, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_bucket_rings& op, Call call, const Workspace& workspace) {
   Checks c("bucket_rings", call, workspace);
   c.integer("reserved", op.reserved, 0, 0);
   const int64_t b = op.buckets.shape[0], h = op.buckets.shape[1], r = op.buckets.shape[2], t = op.buckets.shape[3];
@@ -911,6 +917,7 @@ rfn_status validate(const rfn_final_norm& op, int32_t pass, Call call, const Wor
   c.fraction("dropout", op.dropout);
   const int64_t n = op.stream1.shape[0], e = op.stream1.shape[1];
   c.anchor("stream1", op.stream1, RFN_F32, "[N,E]", {n, e});
+  if (c.ok()) c.integer("first_row", op.first_row, 0, kLargestSize - n);
   c.input("stream2", op.stream2, RFN_F32, "[N,E]", {n, e});
   if (!c.ok()) return c.finish();
   const bool concatenate = op.combine == RFN_COMBINE_CONCATENATE;
@@ -946,7 +953,7 @@ rfn_status validate(const rfn_head_loss& op, int32_t pass, Call call, const Work
   c.largest("N * V", {n, v}, kMostElements);
   c.optional_input("bias", op.bias, RFN_F32, "[V]", {v});
   c.input("labels", op.labels, RFN_I32, "[N]", {n});
-  c.output("statistics", op.statistics, RFN_F64, "[3]", {3});
+  c.result("statistics", op.statistics);
   if (pass == RFN_PASS_BACKWARD) {
     c.output("grad_x", op.grad_x, RFN_F32, "[N,K]", {n, k});
     c.output("grad_weight", op.grad_weight, RFN_F32, "[V,K]", {v, k});
@@ -958,13 +965,12 @@ rfn_status validate(const rfn_head_loss& op, int32_t pass, Call call, const Work
 
 // ---- optimizers ----
 
-rfn_status validate(const rfn_global_norm& op, int32_t pass, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_global_norm& op, Call call, const Workspace& workspace) {
   Checks c("global_norm", call, workspace);
-  check_forward(c, pass);
   c.at_least("max_norm", op.max_norm, 0);
   c.integer("count", op.count, 1, kLargestSize);
   if (op.gradients == nullptr) c.failed("gradients: expected a pointer, got NULL");
-  c.output("result", op.result, RFN_F32, "[2]", {2});
+  c.result("result", op.result);
   // Any number of gradients, which are only read: each is held against the result and the workspace by itself.
   for (int64_t i = 0; c.ok() && i < op.count; ++i) {
     const Name name("gradients", i);
@@ -976,7 +982,7 @@ rfn_status validate(const rfn_global_norm& op, int32_t pass, Call call, const Wo
   return c.finish();
 }
 
-rfn_status validate(const rfn_adamw& op, int32_t, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_adamw& op, Call call, const Workspace& workspace) {
   Checks c("adamw", call, workspace);
   c.at_least("learning_rate", op.learning_rate, 0);
   c.fraction("beta1", op.beta1);
@@ -988,13 +994,12 @@ rfn_status validate(const rfn_adamw& op, int32_t, Call call, const Workspace& wo
   c.same_shape("gradient", op.gradient, "parameter", op.parameter, Access::kRead);
   c.same_shape("moment1", op.moment1, "parameter", op.parameter, Access::kWritten);
   c.same_shape("moment2", op.moment2, "parameter", op.parameter, Access::kWritten);
-  c.optional_input("clip", op.clip, RFN_F32, "[2]", {2});
+  c.optional_result("clip", op.clip);
   return c.finish();
 }
 
-rfn_status validate(const rfn_adafactor& op, int32_t pass, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_adafactor& op, Call call, const Workspace& workspace) {
   Checks c("adafactor", call, workspace);
-  check_forward(c, pass);
   c.at_least("learning_rate", op.learning_rate, 0);
   c.more_than("decay_exponent", op.decay_exponent, 0);
   c.more_than("clip_threshold", op.clip_threshold, 0);
@@ -1014,15 +1019,14 @@ rfn_status validate(const rfn_adafactor& op, int32_t pass, Call call, const Work
   } else {
     c.same_shape("moment2", op.moment2, "parameter", op.parameter, Access::kWritten);
   }
-  c.optional_input("clip", op.clip, RFN_F32, "[2]", {2});
+  c.optional_result("clip", op.clip);
   return c.finish();
 }
 
 // ---- sampling ----
 
-rfn_status validate(const rfn_sample& op, int32_t pass, Call call, const Workspace& workspace) {
+rfn_status validate(const rfn_sample& op, Call call, const Workspace& workspace) {
   Checks c("sample", call, workspace);
-  check_forward(c, pass);
   c.at_least("temperature", op.temperature, 0);
   if (!(op.top_p > 0 && op.top_p <= 1))
     c.failed("top_p: expected 0 < value <= 1, got %g", static_cast<double>(op.top_p));
@@ -1033,12 +1037,7 @@ rfn_status validate(const rfn_sample& op, int32_t pass, Call call, const Workspa
   return c.finish();
 }
 
-// ---- struct and workspace ----
-
-rfn_status validate_struct(const char* op, uint32_t struct_size, size_t expected) {
-  if (struct_size == expected) return RFN_OK;
-  return fail(RFN_INVALID_ARGUMENT, "%s: struct_size: expected %zu, got %" PRIu32, op, expected, struct_size);
-}
+// ---- workspace ----
 
 rfn_status validate_workspace(const char* op, const Workspace& workspace, int64_t needed) {
   if (workspace.bytes < needed) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "core/backend.h"
+#include "core/error.h"
 
 namespace rfn {
 
@@ -14,18 +15,19 @@ enum class Call {
 
 // The caller's workspace: no tensor may share memory with it.
 struct Workspace {
-  const void* data = nullptr;
+  void* data = nullptr;
   int64_t bytes = 0;
 };
-
-// Comes first: without it, nothing behind struct_size may be read.
-rfn_status validate_struct(const char* op, uint32_t struct_size, size_t expected);
 
 #define RFN_VALIDATE(name) \
   rfn_status validate(const rfn_##name& op, int32_t pass, Call call, const Workspace& workspace);
 RFN_OPS_WITH_BACKWARD(RFN_VALIDATE)
-RFN_OPS_FORWARD_ONLY(RFN_VALIDATE)
+#undef RFN_VALIDATE
+#define RFN_VALIDATE(name, pass) rfn_status validate(const rfn_##name& op, Call call, const Workspace& workspace);
+RFN_OPS_OF_ONE_PASS(RFN_VALIDATE)
 RFN_OPS_WITHOUT_WORKSPACE(RFN_VALIDATE)
+RFN_DECODE_OPS_OF_ONE_PASS(RFN_VALIDATE)
+RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_VALIDATE)
 #undef RFN_VALIDATE
 
 #define RFN_STAGE(name) name,

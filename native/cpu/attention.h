@@ -56,8 +56,8 @@ template <class T>
 T* rows_of(T* base, int64_t stride, const Attention& call, const SequenceHead& of) {
   return base + of.example * call.length * stride + of.head * call.head_size;
 }
-inline int64_t lse_of(const Attention& call, const SequenceHead& of) {
-  return (of.example * call.lse_heads + of.head) * call.length;
+inline int64_t log_sum_exp_of(const Attention& call, const SequenceHead& of) {
+  return (of.example * call.log_sum_exp_heads + of.head) * call.length;
 }
 
 inline bool is_real(const Attention& call, const SequenceHead& of, int64_t position) {
@@ -84,7 +84,7 @@ void attention_arrange_slots(int32_t threads, const Attention& call, const Atten
 void attention_sort(int32_t threads, const Attention& call, const AttentionScratch& scratch);
 int64_t attention_sort_counts(const Attention& call);  // of one thread
 
-// attention_forward.cpp. out and lse over rounds [first, last).
+// attention_forward.cpp. out and log_sum_exp over rounds [first, last).
 void attention_forward_rounds(int32_t threads, const Attention& call, const AttentionScratch& scratch, int64_t first,
                               int64_t last);
 // attention_backward.cpp. grad_q, grad_k, grad_v over rounds [first, last); overwritten when `overwrite`, else added

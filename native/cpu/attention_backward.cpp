@@ -55,10 +55,10 @@ class BackwardWalk : public AttentionWalk {
                          tile.q_transposed);
     kernels.pack_queries(rows(call.grad_out, call.grad_out_stride), call.grad_out_stride, queries, 1.0f, tile,
                          tile.grad_out, tile.grad_out_transposed);
-    const float* const lse = call.lse + lse_of(call, head);
+    const float* const log_sum_exp = call.log_sum_exp + log_sum_exp_of(call, head);
     for (int64_t i = 0; i < round_up(queries.count, kLanePad); ++i) {
       const int64_t position = queries.position[i];
-      queries.maximum[i] = position < 0 ? kNegativeInfinity : lse[position];
+      queries.maximum[i] = position < 0 ? kNegativeInfinity : log_sum_exp[position];
       queries.delta[i] = position < 0 ? 0.0f : scratch.delta[head.index * call.length + position];
     }
     first_step = true;
@@ -73,7 +73,7 @@ class BackwardWalk : public AttentionWalk {
   }
 };
 
-// delta = dO . O - dlse; gradients start at 0, but dv of a token that attended to itself at its dO.
+// delta = dO . O - grad_log_sum_exp; gradients start at 0, but dv of a token that attended to itself at its dO.
 void start(int32_t threads, const Attention& call, const AttentionScratch& scratch, bool overwrite) {
   const bool own_value = call.window().exclude_self;
   for_tokens(threads, call, scratch, [&](const SequenceHead& head, int64_t first, int64_t last) {
@@ -82,7 +82,7 @@ void start(int32_t threads, const Attention& call, const AttentionScratch& scrat
     float* const grad_q = rows_of(call.grad_q, call.grad_q_stride, call, head);
     float* const grad_k = rows_of(call.grad_k, call.grad_k_stride, call, head);
     float* const grad_v = rows_of(call.grad_v, call.grad_v_stride, call, head);
-    const int64_t lse_row = lse_of(call, head);
+    const int64_t log_sum_exp_row = log_sum_exp_of(call, head);
     for (int64_t position = first; position < last; ++position) {
       const float* const dout = grad_out + position * call.grad_out_stride;
       float* const dv = grad_v + position * call.grad_v_stride;
@@ -93,12 +93,12 @@ void start(int32_t threads, const Attention& call, const AttentionScratch& scrat
       }
       float delta = 0.0f;
       if (is_real(call, head, position)) {
-        if (call.lse[lse_row + position] == kNegativeInfinity) {
+        if (call.log_sum_exp[log_sum_exp_row + position] == kNegativeInfinity) {
           if (own_value) add(dv, dout, call.head_size);
         } else {
           const float* const row = out + position * call.out_stride;
           for (int64_t d = 0; d < call.head_size; ++d) delta += dout[d] * row[d];
-          if (call.grad_lse != nullptr) delta -= call.grad_lse[lse_row + position];
+          if (call.grad_log_sum_exp != nullptr) delta -= call.grad_log_sum_exp[log_sum_exp_row + position];
         }
       }
       scratch.delta[head.index * call.length + position] = delta;

@@ -71,14 +71,14 @@ void finish(int32_t threads, const Attention& call, const AttentionScratch& scra
   for_tokens(threads, call, scratch, [&](const SequenceHead& head, int64_t first, int64_t last) {
     float* const out = rows_of(call.out, call.out_stride, call, head);
     const float* const v = rows_of(call.v, call.v_stride, call, head);
-    float* const lse = call.lse == nullptr ? nullptr : call.lse + lse_of(call, head);
+    float* const log_sum_exp = call.log_sum_exp == nullptr ? nullptr : call.log_sum_exp + log_sum_exp_of(call, head);
     for (int64_t position = first; position < last; ++position) {
       float* const row = out + position * call.out_stride;
       const bool there = is_real(call, head, position);
       const RowSoftmax merged =
           there ? scratch.merged[head.index * call.length + position] : RowSoftmax{kNegativeInfinity, 0.0f};
       if (merged.sum != 0.0f) {
-        if (lse != nullptr) lse[position] = merged.maximum + std::log(merged.sum);
+        if (log_sum_exp != nullptr) log_sum_exp[position] = merged.maximum + std::log(merged.sum);
         continue;
       }
       if (there && own_value) {
@@ -86,7 +86,7 @@ void finish(int32_t threads, const Attention& call, const AttentionScratch& scra
       } else {
         std::fill_n(row, call.head_size, 0.0f);
       }
-      if (lse != nullptr) lse[position] = kNegativeInfinity;
+      if (log_sum_exp != nullptr) log_sum_exp[position] = kNegativeInfinity;
     }
   });
 }

@@ -40,7 +40,7 @@ struct TileQueries {
   alignas(64) float maximum[kTileQueries];  // forward: maximum and sum of exponentials of the tile so far; backward:
                                             // log-sum-exp
   alignas(64) float sum[kTileQueries];
-  alignas(64) float delta[kTileQueries];  // backward: dO . O - dlse
+  alignas(64) float delta[kTileQueries];  // backward: dO . O - grad_log_sum_exp
   RoundPlaces places;
 };
 

@@ -266,17 +266,17 @@ struct Decoder {
   // Adds the checks of one half to the report, in row order.
   void report(int64_t half, int64_t depth) const {
     if (!exact()) return;
-    int64_t* const out = i64(op.range_report);
+    rfn_range_report* const out = op.range_report;
     for (int64_t i = 0; i < s.batch; ++i) {
       for (int64_t item = 0; item < residual_items(depth); ++item) {
         const RangeCheck& check = b.checks[half][item * s.batch + i];
         if (check.count == 0) continue;
-        if (out[0] == 0) {
-          out[1] = op.layer + 1;
-          out[2] = half + 1;
-          out[3] = i * s.width + item * item_columns(s, depth) + check.first;
+        if (out->count == 0) {
+          out->layer = op.layer;
+          out->stream = half + 1;
+          out->index = i * s.width + item * item_columns(s, depth) + check.first;
         }
-        out[0] += check.count;
+        out->count += check.count;
       }
     }
   }
@@ -330,7 +330,7 @@ struct Decoder {
 
 }  // namespace
 
-rfn_status reversible_block_decode_workspace(const rfn_context& context, const rfn_reversible_block_decode& op, int32_t,
+rfn_status reversible_block_decode_workspace(const rfn_context& context, const rfn_reversible_block_decode& op,
                                              int64_t* bytes) {
   Arena arena;
   take_buffers(arena, op, shape_of(op), context.threads);

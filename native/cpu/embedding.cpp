@@ -71,7 +71,7 @@ struct ForwardBuffers {
 
 ForwardBuffers forward_buffers(Arena& arena, const rfn_embedding& op, const Shape& s, int32_t threads) {
   return {arena.take<float>(threads * s.width),
-          arena.take<RangeCheck>(op.exact_residual != 0 ? div_up(s.tokens, kForwardTokens) : 0)};
+          arena.take<RangeCheck>(op.residual == RFN_RESIDUAL_EXACT ? div_up(s.tokens, kForwardTokens) : 0)};
 }
 
 // Tokens by id. A stable counting sort, so that the tokens of an id come in order.
@@ -220,22 +220,22 @@ rfn_status embedding_forward(rfn_stream& stream, const rfn_embedding& op, void* 
     }
     float* const e = f32(op.stream1) + first * s.width;
     const int64_t count = (end - first) * s.width;
-    if (op.exact_residual != 0) {
+    if (op.residual == RFN_RESIDUAL_EXACT) {
       round_to_grid(e, count, op.grid_exponent);
       b.checks[item] = check_range(e, count, op.grid_exponent);
     }
     if (present(op.stream2)) std::copy_n(e, count, f32(op.stream2) + first * s.width);
   });
-  if (op.exact_residual == 0 || !present(op.range_report)) return RFN_OK;
-  int64_t* const report = i64(op.range_report);
+  rfn_range_report* const report = op.range_report;
+  if (op.residual != RFN_RESIDUAL_EXACT || report == nullptr) return RFN_OK;
   for (int64_t item = 0; item < items; ++item) {
     if (b.checks[item].count == 0) continue;
-    if (report[0] == 0) {
-      report[1] = 0;  // the embedding: layer -1
-      report[2] = 1;
-      report[3] = item * kForwardTokens * s.width + b.checks[item].first;
+    if (report->count == 0) {
+      report->layer = -1;
+      report->stream = 1;
+      report->index = item * kForwardTokens * s.width + b.checks[item].first;
     }
-    report[0] += b.checks[item].count;
+    report->count += b.checks[item].count;
   }
   return RFN_OK;
 }

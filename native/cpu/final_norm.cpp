@@ -15,12 +15,13 @@ constexpr int64_t kForwardRows = 32;  // per item
 
 struct Shape {
   int64_t rows, width, combined;
+  uint64_t first_element;  // of dropout: that of row 0
   Philox random;
 };
 
 Shape shape_of(const rfn_final_norm& op) {
-  const int64_t width = op.stream1.shape[1];
-  return {op.stream1.shape[0], width, op.combine == RFN_COMBINE_CONCATENATE ? 2 * width : width,
+  const int64_t width = op.stream1.shape[1], combined = op.combine == RFN_COMBINE_CONCATENATE ? 2 * width : width;
+  return {op.stream1.shape[0], width, combined, static_cast<uint64_t>(op.first_row * combined),
           philox(op.seed, op.step, -1, RFN_SITE_FINAL_NORM)};
 }
 
@@ -63,7 +64,8 @@ rfn_status final_norm_forward(rfn_stream& stream, const rfn_final_norm& op, void
     float* const y = f32(op.y) + first * s.combined;
     combine(op, s, first, rows, y);
     layer_norm_rows(rows, s.combined, op.epsilon, y, f32(op.weight), f32(op.bias), y);
-    apply_dropout(y, rows * s.combined, s.random, static_cast<uint64_t>(first * s.combined), op.dropout);
+    apply_dropout(y, rows * s.combined, s.random, s.first_element + static_cast<uint64_t>(first * s.combined),
+                  op.dropout);
   });
   return RFN_OK;
 }
@@ -79,8 +81,8 @@ rfn_status final_norm_backward(rfn_stream& stream, const rfn_final_norm& op, voi
                                     *gradient = b.gradient + thread * kNormBlockRows * s.combined;
                        combine(op, s, first, rows, x);
                        std::copy_n(f32(op.grad_y) + first * s.combined, rows * s.combined, gradient);
-                       apply_dropout(gradient, rows * s.combined, s.random, static_cast<uint64_t>(first * s.combined),
-                                     op.dropout);
+                       apply_dropout(gradient, rows * s.combined, s.random,
+                                     s.first_element + static_cast<uint64_t>(first * s.combined), op.dropout);
                        layer_norm_rows_backward(rows, s.combined, op.epsilon, x, f32(op.weight), gradient, gradient,
                                                 false, weight_sum, bias_sum);
                        float *a = f32(op.grad_stream1) + first * s.width, *c = f32(op.grad_stream2) + first * s.width;

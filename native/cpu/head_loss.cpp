@@ -170,10 +170,7 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     parallel_gemm(threads, {Transpose::kNo, Transpose::kNo, count, k, vocabulary, b.logits, vocabulary, f32(op.weight),
                             k, 0.0f, f32(op.grad_x) + first * k, k});
   }
-  double* const statistics = f64(op.statistics);
-  statistics[0] = loss;
-  statistics[1] = static_cast<double>(counted);
-  statistics[2] = static_cast<double>(hits);
+  *op.statistics = {loss, static_cast<double>(counted), static_cast<double>(hits)};
   return RFN_OK;
 }
 

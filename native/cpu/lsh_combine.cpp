@@ -8,31 +8,34 @@
 
 namespace rfn::cpu {
 
-// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse
-// -inf and weight 0; when all have, the token's output is that of round 0 (its own value, or 0).
+// out = sum_r w_r out_r, w_r = exp(log_sum_exp_r - log_sum_exp), log_sum_exp = log sum_r exp(log_sum_exp_r). Rounds
+// without a key for a token have log_sum_exp -inf and weight 0; when all have, the token's output is that of round 0
+// (its own value, or 0).
 rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
   const Attention call = attention_call(op);
-  const int64_t rounds = call.rounds(), lse_size = call.batch * call.all_heads * call.length,
-                out_size = lse_size * call.head_size;
-  const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
+  const int64_t rounds = call.rounds(), log_sum_exp_size = call.batch * call.all_heads * call.length,
+                out_size = log_sum_exp_size * call.head_size;
+  const float *const round_out = f32(op.round_out), *const round_log_sum_exp = f32(op.round_log_sum_exp);
   for_tokens(
       stream.context->threads, call, AttentionScratch{}, [&](const SequenceHead& head, int64_t first, int64_t last) {
         for (int64_t position = first; position < last; ++position) {
-          const int64_t lse_at = head.global * call.length + position,
+          const int64_t log_sum_exp_at = head.global * call.length + position,
                         row_at = (head.example * call.length + position) * call.out_stride + head.head * call.head_size;
           float maximum = kNegativeInfinity, sum = 0.0f;
-          for (int64_t r = 0; r < rounds; ++r) maximum = std::max(maximum, round_lse[r * lse_size + lse_at]);
+          for (int64_t r = 0; r < rounds; ++r)
+            maximum = std::max(maximum, round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at]);
           if (maximum == kNegativeInfinity) {
             std::memcpy(call.out + row_at, round_out + row_at, static_cast<size_t>(call.head_size) * sizeof(float));
-            if (call.lse != nullptr) call.lse[lse_at] = kNegativeInfinity;
+            if (call.log_sum_exp != nullptr) call.log_sum_exp[log_sum_exp_at] = kNegativeInfinity;
             continue;
           }
-          for (int64_t r = 0; r < rounds; ++r) sum += std::exp(round_lse[r * lse_size + lse_at] - maximum);
-          const float lse = maximum + std::log(sum);
-          if (call.lse != nullptr) call.lse[lse_at] = lse;
+          for (int64_t r = 0; r < rounds; ++r)
+            sum += std::exp(round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] - maximum);
+          const float log_sum_exp = maximum + std::log(sum);
+          if (call.log_sum_exp != nullptr) call.log_sum_exp[log_sum_exp_at] = log_sum_exp;
           std::fill_n(call.out + row_at, call.head_size, 0.0f);
           for (int64_t r = 0; r < rounds; ++r) {
-            const float weight = std::exp(round_lse[r * lse_size + lse_at] - lse);
+            const float weight = std::exp(round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] - log_sum_exp);
             if (weight == 0.0f) continue;
             const float* const source = round_out + r * out_size + row_at;
             for (int64_t d = 0; d < call.head_size; ++d) call.out[row_at + d] += weight * source[d];
@@ -42,29 +45,31 @@ rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64
   return RFN_OK;
 }
 
-// d out_r = w_r dO;  d lse_r = w_r dO . (out_r - out).
+// d out_r = w_r dO;  d log_sum_exp_r = w_r dO . (out_r - out).
 rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
   const Attention call = attention_call(op);
-  const int64_t rounds = call.rounds(), lse_size = call.batch * call.all_heads * call.length,
-                out_size = lse_size * call.head_size;
-  const float *const round_out = f32(op.round_out), *const round_lse = f32(op.round_lse);
-  float *const grad_round_out = f32(op.grad_round_out), *const grad_round_lse = f32(op.grad_round_lse);
+  const int64_t rounds = call.rounds(), log_sum_exp_size = call.batch * call.all_heads * call.length,
+                out_size = log_sum_exp_size * call.head_size;
+  const float *const round_out = f32(op.round_out), *const round_log_sum_exp = f32(op.round_log_sum_exp);
+  float *const grad_round_out = f32(op.grad_round_out), *const grad_round_log_sum_exp = f32(op.grad_round_log_sum_exp);
   for_tokens(
       stream.context->threads, call, AttentionScratch{}, [&](const SequenceHead& head, int64_t first, int64_t last) {
         for (int64_t position = first; position < last; ++position) {
-          const int64_t lse_at = head.global * call.length + position,
+          const int64_t log_sum_exp_at = head.global * call.length + position,
                         row_at = (head.example * call.length + position) * call.out_stride + head.head * call.head_size;
-          const float lse = call.lse[lse_at];
+          const float log_sum_exp = call.log_sum_exp[log_sum_exp_at];
           for (int64_t r = 0; r < rounds; ++r) {
-            const float own = round_lse[r * lse_size + lse_at];
-            const float weight = lse == kNegativeInfinity ? (r == 0 ? 1.0f : 0.0f) : std::exp(own - lse);
+            const float own = round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at];
+            const float weight =
+                log_sum_exp == kNegativeInfinity ? (r == 0 ? 1.0f : 0.0f) : std::exp(own - log_sum_exp);
             float along = 0.0f;
             for (int64_t d = 0; d < call.head_size; ++d) {
               const float gradient = call.grad_out[row_at + d];
               grad_round_out[r * out_size + row_at + d] = weight * gradient;
               along += gradient * (round_out[r * out_size + row_at + d] - call.out[row_at + d]);
             }
-            grad_round_lse[r * lse_size + lse_at] = lse == kNegativeInfinity ? 0.0f : weight * along;
+            grad_round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] =
+                log_sum_exp == kNegativeInfinity ? 0.0f : weight * along;
           }
         }
       });

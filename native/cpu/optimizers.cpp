@@ -63,7 +63,7 @@ double lane_sum(int64_t n, const Value& value) {
 double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
 
 // The gradient's factor: scale 0 drops the gradient, also one that is not finite.
-float clip_scale(const rfn_tensor& clip) { return present(clip) ? f32(clip)[1] : 1.0f; }
+float clip_scale(const rfn_norm_result* clip) { return clip == nullptr ? 1.0f : clip->scale; }
 float scaled(float scale, float gradient) { return scale == 0.0f ? 0.0f : scale * gradient; }
 
 // 0 where nothing but zeros was seen, which only epsilon1 = 0 allows: the gradient is 0 there too.
@@ -146,7 +146,7 @@ double update_factors(int32_t threads, const rfn_adafactor& op, const Adafactor&
 
 }  // namespace
 
-rfn_status global_norm_workspace(const rfn_context&, const rfn_global_norm& op, int32_t, int64_t* bytes) {
+rfn_status global_norm_workspace(const rfn_context&, const rfn_global_norm& op, int64_t* bytes) {
   Arena arena;
   arena.take<double>(blocks_of(op));
   return workspace_size(arena, "global_norm", bytes);
@@ -172,12 +172,11 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
   const float scale = !std::isfinite(norm)                       ? 0.0f
                       : op.max_norm > 0.0f && norm > op.max_norm ? op.max_norm / norm
                                                                  : 1.0f;
-  f32(op.result)[0] = norm;
-  f32(op.result)[1] = scale;
+  *op.result = {norm, scale};
   return RFN_OK;
 }
 
-rfn_status adamw_forward(rfn_stream& stream, const rfn_adamw& op) {
+rfn_status adamw_step(rfn_stream& stream, const rfn_adamw& op) {
   const int64_t n = elements(op.parameter);
   const double step = static_cast<double>(op.step), rate = op.learning_rate;
   const float corrected_rate = static_cast<float>(rate / (1.0 - std::pow(static_cast<double>(op.beta1), step)));
@@ -192,14 +191,14 @@ rfn_status adamw_forward(rfn_stream& stream, const rfn_adamw& op) {
   return RFN_OK;
 }
 
-rfn_status adafactor_workspace(const rfn_context&, const rfn_adafactor& op, int32_t, int64_t* bytes) {
+rfn_status adafactor_workspace(const rfn_context&, const rfn_adafactor& op, int64_t* bytes) {
   Arena arena;
   adafactor_buffers(arena, adafactor_of(op));
   return workspace_size(arena, "adafactor", bytes);
 }
 
 // Second moments are moving averages of mean squares: V_ij = row_i column_j / mean(row).
-rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
+rfn_status adafactor_step(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
   Adafactor a = adafactor_of(op);
   if (a.n == 0) return RFN_OK;
   a.scale = clip_scale(op.clip);

@@ -5,9 +5,9 @@
 // backward subtracts has the bits that forward added; with the grid rounding of exact residuals the inverse is then
 // exact.
 //
-// What the caller keeps of the forward pass (rfn_reversible_block) is not computed again: forward writes q, k, v, lse,
-// the result and the hidden layer where the caller wants them instead of into the workspace, and backward reads them
-// there.
+// What the caller keeps of the forward pass (rfn_reversible_block) is not computed again: forward writes q, k, v,
+// log_sum_exp, the result and the hidden layer where the caller wants them instead of into the workspace, and backward
+// reads them there.
 //
 // Memory. The attention half needs its result for all heads ([B*T, H*D]); queries, values and their gradients exist for
 // one group of heads at a time. Everything else works on chunks of rows. Both halves use the same bytes of the
@@ -56,7 +56,7 @@ struct Projection {
 struct AttentionBuffers {
   float* result;                               // [rows, H*D]
   float *q, *k, *v;                            // [rows, group*D]; k is q when shared
-  float* lse;                                  // backward [B, group, T]
+  float* log_sum_exp;                          // backward [B, group, T]
   float *grad_out, *grad_q, *grad_k, *grad_v;  // backward, like q
   float* thread_rows;                          // [threads, 2, kRows, E]
   float* normalized;                           // backward [kBlockRows, E]
@@ -76,7 +76,7 @@ AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op,
   b.v = arena.take<float>(s.rows * group);
   b.thread_rows = arena.take<float>(threads * 2 * kRows * s.width);
   if (pass == RFN_PASS_BACKWARD) {
-    b.lse = arena.take<float>(s.rows * s.group);
+    b.log_sum_exp = arena.take<float>(s.rows * s.group);
     b.grad_out = arena.take<float>(s.rows * group);
     b.grad_q = arena.take<float>(s.rows * group);
     b.grad_k = s.shared ? b.grad_q : arena.take<float>(s.rows * group);
@@ -165,15 +165,15 @@ struct Block {
   // Adds the chunks' checks, which count from element `base`, to the report in row order.
   void report(const RangeCheck* checks, int64_t count, int64_t which, int64_t base) const {
     if (!exact()) return;
-    int64_t* const out = i64(op.range_report);
+    rfn_range_report* const out = op.range_report;
     for (int64_t i = 0; i < count; ++i) {
       if (checks[i].count == 0) continue;
-      if (out[0] == 0) {
-        out[1] = op.layer + 1;
-        out[2] = which;
-        out[3] = base + i * kRows * s.width + checks[i].first;
+      if (out->count == 0) {
+        out->layer = op.layer;
+        out->stream = which;
+        out->index = base + i * kRows * s.width + checks[i].first;
       }
-      out[0] += checks[i].count;
+      out->count += checks[i].count;
     }
   }
 
@@ -247,9 +247,9 @@ struct Block {
     a.v_stride = v.stride;
     a.out = result + head * s.head_size;
     a.out_stride = s.projected;
-    const bool kept_lse = present(op.kept_log_sum_exp);
-    a.lse = kept_lse ? f32(op.kept_log_sum_exp) + head * s.length : b.lse;
-    a.lse_heads = kept_lse ? s.heads : heads;
+    const bool kept_log_sum_exp = present(op.kept_log_sum_exp);
+    a.log_sum_exp = kept_log_sum_exp ? f32(op.kept_log_sum_exp) + head * s.length : b.log_sum_exp;
+    a.log_sum_exp_heads = kept_log_sum_exp ? s.heads : heads;
     a.grad_out = b.grad_out;
     a.grad_q = b.grad_q;
     a.grad_k = b.grad_k;
@@ -265,7 +265,7 @@ struct Block {
     attention_sort(threads, a, scratch);
   }
 
-  // result (and lse) of the heads, from q, k, v.
+  // result (and log_sum_exp) of the heads, from q, k, v.
   void attend(const Attention& a, const AttentionScratch& scratch, bool stored_buckets) const {
     sort(a, scratch, stored_buckets);
     attention_forward_rounds(threads, a, scratch, 0, a.rounds());

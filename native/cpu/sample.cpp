@@ -75,7 +75,7 @@ int32_t draw(const rfn_sample& op, const float* logits, int64_t n, double u, int
 
 }  // namespace
 
-rfn_status sample_workspace(const rfn_context& context, const rfn_sample& op, int32_t, int64_t* bytes) {
+rfn_status sample_workspace(const rfn_context& context, const rfn_sample& op, int64_t* bytes) {
   Arena arena;
   take_buffers(arena, op, context.threads);
   return workspace_size(arena, "sample", bytes);

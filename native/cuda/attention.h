@@ -21,7 +21,7 @@ struct AttentionScratch {
   void* sort = nullptr;        // of the counting sort
   float* maximum = nullptr;    // [sequence-heads, T]: running maximum (base 2) between rounds; R > 1
   float* sum = nullptr;        // [sequence-heads, T]: running sum; R > 1
-  float* delta = nullptr;      // backward [sequence-heads, T]: dO . O - dlse
+  float* delta = nullptr;      // backward [sequence-heads, T]: dO . O - grad_log_sum_exp
 };
 AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass);
 

@@ -10,7 +10,7 @@ namespace {
 constexpr int kDeltaThreads = 256;
 constexpr int kDeltaLanes = 8;  // of one row
 
-// delta = dO . O - dlse for every (example, head, token) of the call.
+// delta = dO . O - grad_log_sum_exp for every (example, head, token) of the call.
 __global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(const TileCall c) {
   const int lane = static_cast<int>(threadIdx.x) % kDeltaLanes;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / kDeltaLanes) + threadIdx.x / kDeltaLanes;
@@ -24,13 +24,13 @@ __global__ void __launch_bounds__(kDeltaThreads) attention_delta_kernel(const Ti
   for (int64_t d = lane; d < c.attention.head_size; d += kDeltaLanes) delta = fmaf(grad[d], out[d], delta);
   delta = group_sum<kDeltaLanes>(delta);
   if (!there || lane != 0) return;
-  if (c.attention.grad_lse != nullptr) delta -= c.attention.grad_lse[p.lse + position];
+  if (c.attention.grad_log_sum_exp != nullptr) delta -= c.attention.grad_log_sum_exp[p.log_sum_exp + position];
   c.scratch.delta[p.index * c.window.length + position] = delta;
 }
 
 // kKeys false: rows are queries, row tiles q and dO, column tiles k and v:      dq  = sum_j ds_ij k_j
 // kKeys true:  rows are keys, row tiles k and v, column tiles q and dO:         dk' = sum_i ds_ij q_i,  dv = sum_i p_ij
-// m_ij dO_i with p = exp(s - lse), ds = p (m dO . v - delta), m the dropout multiplier, k' the normalised key.
+// m_ij dO_i with p = exp(s - log_sum_exp), ds = p (m dO . v - delta), m the dropout multiplier, k' the normalised key.
 template <int precision, int D, bool kKeys>
 RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   using Sizes = Tile<precision, D, true>;
@@ -73,13 +73,13 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
 
   // This lane's two rows.
   int32_t position[2];
-  float row_lse[2] = {}, row_delta[2] = {};  // of query rows, lse in base 2
+  float row_log_sum_exp[2] = {}, row_delta[2] = {};  // of query rows, log_sum_exp in base 2
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     position[h] = rows[warp * 16 + r + 8 * h].x;
     if (!kKeys && position[h] >= 0) {
       const SequenceHead p = block_sequence_head(c);
-      row_lse[h] = c.attention.lse[p.lse + position[h]] * kLog2E;
+      row_log_sum_exp[h] = c.attention.log_sum_exp[p.log_sum_exp + position[h]] * kLog2E;
       row_delta[h] = c.scratch.delta[p.index * c.window.length + position[h]];
     }
   }
@@ -117,9 +117,9 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
           const int column = 8 * n + 2 * c4 + e % 2, h = e / 2;
           const bool yes = (row.visible[h][n / 4] >> (column % 32) & 1u) != 0;
           if (c.window.log_counts && yes) scores[n][e] -= log2_count(counts[(r + 8 * h) * N + column]);
-          const float lse = kKeys ? numbers[now][kKeys ? column : 0].lse : row_lse[h];
+          const float log_sum_exp = kKeys ? numbers[now][kKeys ? column : 0].log_sum_exp : row_log_sum_exp[h];
           const float delta = kKeys ? numbers[now][kKeys ? column : 0].delta : row_delta[h];
-          const float probability = yes ? exp2f(scores[n][e] - lse) : 0.0f;
+          const float probability = yes ? exp2f(scores[n][e] - log_sum_exp) : 0.0f;
           const bool keep = (row.kept[h][n / 4] >> (column % 32) & 1u) != 0;
           const float multiplier = c.threshold == 0 ? 1.0f : keep ? c.keep_inverse : 0.0f;
           scores[n][e] = yes ? probability * (multiplier * products[n][e] - delta) : 0.0f;
@@ -164,8 +164,8 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
           head_rows(c, p, c.attention.k, c.attention.k_stride) + (there ? at : 0) * c.attention.k_stride;
       const float* const dout_row = head_rows(c, p, c.attention.grad_out, c.attention.grad_out_stride) +
                                     (there ? at : 0) * c.attention.grad_out_stride;
-      const bool lone =
-          first && there && c.window.exclude_self && c.attention.lse[p.lse + at] == -INFINITY;  // it had its own value
+      const bool lone = first && there && c.window.exclude_self &&
+                        c.attention.log_sum_exp[p.log_sum_exp + at] == -INFINITY;  // it had its own value
       float along = 0.0f;
 #pragma unroll
       for (int d = 0; d < D / 8; ++d) {

@@ -140,8 +140,8 @@ RFN_DEVICE void attend(const TileCall& c, bool fresh, bool last) {
         c.scratch.maximum[p.index * c.window.length + at] = maximum[h];
         c.scratch.sum[p.index * c.window.length + at] = sum[h];
       }
-    } else if (c4 == 0 && c.attention.lse != nullptr) {
-      c.attention.lse[p.lse + at] = some ? (maximum[h] + log2f(sum[h])) * kLn2 : -INFINITY;
+    } else if (c4 == 0 && c.attention.log_sum_exp != nullptr) {
+      c.attention.log_sum_exp[p.log_sum_exp + at] = some ? (maximum[h] + log2f(sum[h])) * kLn2 : -INFINITY;
     }
     const float factor = !last ? 1.0f : some ? 1.0f / sum[h] : 0.0f;
     const bool own = last && there && !some && c.window.exclude_self;  // it met nobody: its own value

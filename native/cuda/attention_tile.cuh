@@ -39,7 +39,7 @@ struct SequenceHead {
   int64_t index, rows;  // in the scratch; example * T
   int64_t head;         // of the call
   int64_t global;       // example * all heads + head of the model
-  int64_t lse;          // of position 0 in a.lse and a.grad_lse
+  int64_t log_sum_exp;  // of position 0 in a.log_sum_exp and a.grad_log_sum_exp
   const int32_t *sorted, *buckets, *slot_of;
   const uint8_t* mask;
 };
@@ -51,7 +51,7 @@ RFN_DEVICE SequenceHead tile_sequence_head(const TileCall& c, int64_t index) {
   p.rows = example * c.window.length;
   p.head = index % c.attention.heads;
   p.global = example * c.attention.all_heads + c.attention.first_head + p.head;
-  p.lse = (example * c.attention.lse_heads + p.head) * c.window.length;
+  p.log_sum_exp = (example * c.attention.log_sum_exp_heads + p.head) * c.window.length;
   p.sorted = c.window.lsh ? c.scratch.sorted + index * c.window.rounds * c.stored : nullptr;
   p.buckets = !c.window.lsh                    ? nullptr
               : c.attention.buckets != nullptr ? c.attention.buckets + p.global * c.window.rounds * c.window.length
@@ -386,7 +386,7 @@ RFN_DEVICE Walk walk_of(const TileCall& c, int32_t first_slot) {
 
 // Per-column numbers that only key rows need: of the query.
 struct QueryNumbers {
-  float lse, delta;  // lse in base 2
+  float log_sum_exp, delta;  // log_sum_exp in base 2
   uint64_t dropout_row;
 };
 
@@ -409,11 +409,11 @@ RFN_DEVICE int32_t next_columns(const TileCall& c, const Walk& walk, int32_t sta
         token = token_at(c, p, place, chunk, x);
         if (kKeys && (place.round < c.first_query_round || place.round >= c.last_query_round)) token.x = kNone;
         if (kKeys && token.x >= 0) {
-          const float lse = c.attention.lse[p.lse + token.x];
-          if (lse == -INFINITY)
+          const float log_sum_exp = c.attention.log_sum_exp[p.log_sum_exp + token.x];
+          if (log_sum_exp == -INFINITY)
             token.x = kNone;  // it saw nobody
           else
-            query = {lse * kLog2E, c.scratch.delta[p.index * c.window.length + token.x],
+            query = {log_sum_exp * kLog2E, c.scratch.delta[p.index * c.window.length + token.x],
                      c.window.dropout_row(p.global, place.round, place.chunk * c.window.chunk + x, token.x)};
         }
         useful = token.x >= 0 && (!c.window.causal || (kKeys ? token.x >= edge : token.x <= edge));

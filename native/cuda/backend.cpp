@@ -315,11 +315,33 @@ rfn_status fill_zero(rfn_stream& stream, void* destination, int64_t bytes) {
 }
 
 const Backend& backend() {
-  static const Backend table = {
-      kBackendAbi,        sizeof(Backend),       "CUDA",        device_count,  device_describe, context_create,
-      context_destroy,    context_set_precision, memory_info,   stream_create, stream_wrap,     stream_destroy,
-      stream_synchronize, event_create,          event_destroy, event_record,  event_wait,      event_elapsed,
-      buffer_allocate,    buffer_free,           copy,          fill_zero,     RFN_OP_SLOTS};
+  static const Backend table = [] {
+    Backend table = {};
+    table.abi = kBackendAbi;
+    table.struct_size = sizeof(Backend);
+    table.name = "CUDA";
+    table.device_count = device_count;
+    table.device_describe = device_describe;
+    table.context_create = context_create;
+    table.context_destroy = context_destroy;
+    table.context_set_precision = context_set_precision;
+    table.memory_info = memory_info;
+    table.stream_create = stream_create;
+    table.stream_wrap = stream_wrap;
+    table.stream_destroy = stream_destroy;
+    table.stream_synchronize = stream_synchronize;
+    table.event_create = event_create;
+    table.event_destroy = event_destroy;
+    table.event_record = event_record;
+    table.event_wait = event_wait;
+    table.event_elapsed = event_elapsed;
+    table.buffer_allocate = buffer_allocate;
+    table.buffer_free = buffer_free;
+    table.copy = copy;
+    table.fill_zero = fill_zero;
+    RFN_FILL_OPS
+    return table;
+  }();
   return table;
 }
 

@@ -137,14 +137,14 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void reset_check_kernel(RangeCheck* check) { *check = {0, ~0ull}; }
 
-__global__ void report_range_kernel(const RangeCheck* check, int64_t* report, int32_t layer, int64_t which) {
+__global__ void report_range_kernel(const RangeCheck* check, rfn_range_report* report, int32_t layer, int64_t which) {
   if (check->count == 0) return;
-  if (report[0] == 0) {
-    report[1] = layer + 1;
-    report[2] = which;
-    report[3] = static_cast<int64_t>(check->first);
+  if (report->count == 0) {
+    report->layer = layer;
+    report->stream = which;
+    report->index = static_cast<int64_t>(check->first);
   }
-  report[0] += static_cast<int64_t>(check->count);
+  report->count += static_cast<int64_t>(check->count);
 }
 
 }  // namespace
@@ -215,7 +215,8 @@ rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* str
   return RFN_OK;
 }
 
-rfn_status report_range(rfn_stream& stream, const RangeCheck* check, int64_t* report, int32_t layer, int64_t which) {
+rfn_status report_range(rfn_stream& stream, const RangeCheck* check, rfn_range_report* report, int32_t layer,
+                        int64_t which) {
   RFN_CUDA_TRY(stream, RFN_LAUNCH(report_range_kernel, 1, 1, 0, native_stream(stream), check, report, layer, which));
   return RFN_OK;
 }

@@ -49,6 +49,7 @@ rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* str
                         uint64_t index, RangeCheck* check);
 // Folds a check into the caller's report [count, layer + 1, stream, index]: the first one that is not empty fills the
 // last three.
-rfn_status report_range(rfn_stream& stream, const RangeCheck* check, int64_t* report, int32_t layer, int64_t which);
+rfn_status report_range(rfn_stream& stream, const RangeCheck* check, rfn_range_report* report, int32_t layer,
+                        int64_t which);
 
 }  // namespace rfn::cuda

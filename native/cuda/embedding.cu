@@ -405,8 +405,8 @@ rfn_status embedding_forward(rfn_stream& stream, const rfn_embedding& op, void* 
   for (int i = 0; i < f.shape.axis_count; ++i) f.position[i] = f32(op.position[i]);
   f.stream1 = f32(op.stream1);
   f.stream2 = f32(op.stream2);
-  f.exact = op.exact_residual != 0;
-  const bool report = f.exact && present(op.range_report);
+  f.exact = op.residual == RFN_RESIDUAL_EXACT;
+  const bool report = f.exact && op.range_report != nullptr;
   if (f.exact) f.grid = grid_of(op.grid_exponent);
   if (report) {
     f.check = check;
@@ -414,7 +414,7 @@ rfn_status embedding_forward(rfn_stream& stream, const rfn_embedding& op, void* 
   }
   RFN_CUDA_TRY(stream, RFN_LAUNCH(embedding_forward_kernel, grid_for(f.shape.tokens, kWarps, f.shape.width), kThreads,
                                   0, native_stream(stream), f));
-  return report ? report_range(stream, check, i64(op.range_report), -1, 1) : RFN_OK;
+  return report ? report_range(stream, check, op.range_report, -1, 1) : RFN_OK;
 }
 
 rfn_status embedding_backward(rfn_stream& stream, const rfn_embedding& op, void* workspace, int64_t workspace_bytes) {

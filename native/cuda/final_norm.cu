@@ -18,6 +18,7 @@ struct CombinedRows {
   int64_t width;     // E
   int64_t combined;  // 2E: one after the other; E: the mean
   Dropout dropout;
+  int64_t first_row;  // of dropout: what row 0 is in the whole tensor
 
   __device__ bool concatenates() const { return combined != width; }
 
@@ -48,7 +49,8 @@ CombinedRows rows_of(const rfn_final_norm& op) {
           f32(op.grad_stream2),
           width,
           op.combine == RFN_COMBINE_CONCATENATE ? 2 * width : width,
-          dropout_of(philox(op.seed, op.step, -1, RFN_SITE_FINAL_NORM), op.dropout)};
+          dropout_of(philox(op.seed, op.step, -1, RFN_SITE_FINAL_NORM), op.dropout),
+          op.first_row};
 }
 
 }  // namespace

@@ -57,17 +57,16 @@ Buffers take_buffers(Arena& arena, const rfn_head_loss& op, int32_t pass) {
 
 // statistics = {0, rows counted, 0}
 __global__ void __launch_bounds__(kSumThreads)
-    count_rows_kernel(const int32_t* labels, int64_t rows, int32_t ignore_index, double* statistics) {
+    count_rows_kernel(const int32_t* labels, int64_t rows, int32_t ignore_index, rfn_loss_statistics* statistics) {
   double counted = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kSumThreads) counted += labels[row] != ignore_index ? 1.0 : 0.0;
   counted = block_sum(counted);
   if (threadIdx.x != 0) return;
-  statistics[0] = 0.0;
-  statistics[1] = counted;
-  statistics[2] = 0.0;
+  *statistics = {0.0, counted, 0.0};
 }
 
-__global__ void __launch_bounds__(kSumThreads) add_rows_kernel(RowLosses losses, int64_t rows, double* statistics) {
+__global__ void __launch_bounds__(kSumThreads)
+    add_rows_kernel(RowLosses losses, int64_t rows, rfn_loss_statistics* statistics) {
   double loss = 0, hits = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kSumThreads) {
     loss += losses.loss[row];
@@ -76,8 +75,8 @@ __global__ void __launch_bounds__(kSumThreads) add_rows_kernel(RowLosses losses,
   loss = block_sum(loss);
   hits = block_sum(hits);
   if (threadIdx.x != 0) return;
-  statistics[0] += loss;
-  statistics[2] += hits;
+  statistics->loss += loss;
+  statistics->correct += hits;
 }
 
 // The target of a row is (1 - smoothing) onehot(label) + smoothing / V.
@@ -86,7 +85,7 @@ struct RowLossCall {
   const int32_t* labels;
   int32_t ignore_index;
   double smoothing, per_label, loss_scale, normalizer;  // per_label: smoothing / V
-  const double* statistics;
+  const rfn_loss_statistics* statistics;
   float* logits;
   RowLosses losses;
 };
@@ -172,7 +171,7 @@ __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kTh
   }
   if (kGradient) {
     if (kThreads == 32) __syncwarp();  // z[label] has been read
-    const double scale = c.loss_scale / (c.normalizer != 0 ? c.normalizer : c.statistics[1]);
+    const double scale = c.loss_scale / (c.normalizer != 0 ? c.normalizer : c.statistics->rows);
     const float factor = static_cast<float>(scale / exp_sum + nan), others = static_cast<float>(scale * c.per_label);
     const float at_label = static_cast<float>(scale * (1.0 - c.smoothing));
     for (int64_t i = thread; i < c.vocabulary; i += kThreads) {
@@ -196,9 +195,8 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
   const int64_t rows = op.x.shape[0], k = op.x.shape[1], vocabulary = op.weight.shape[0];
   Arena arena(workspace, workspace_bytes);
   const Buffers b = take_buffers(arena, op, pass);
-  double* const statistics = f64(op.statistics);
   RFN_CUDA_TRY(stream, RFN_LAUNCH(count_rows_kernel, 1, kSumThreads, 0, native_stream(stream), i32(op.labels), rows,
-                                  op.ignore_index, statistics));
+                                  op.ignore_index, op.statistics));
 
   for (int64_t first = 0; first < rows; first += b.chunk) {
     const int64_t count = std::min(b.chunk, rows - first);
@@ -221,14 +219,14 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     call.per_label = call.smoothing / static_cast<double>(vocabulary);
     call.loss_scale = op.loss_scale;
     call.normalizer = op.normalizer;
-    call.statistics = statistics;
+    call.statistics = op.statistics;
     call.logits = b.logits;
     call.losses = b.rows;
     const bool gradient = pass == RFN_PASS_BACKWARD;
     RFN_CUDA_TRY(stream, gradient ? launch_row_loss<true>(native_stream(stream), call)
                                   : launch_row_loss<false>(native_stream(stream), call));
     RFN_CUDA_TRY(stream,
-                 RFN_LAUNCH(add_rows_kernel, 1, kSumThreads, 0, native_stream(stream), b.rows, count, statistics));
+                 RFN_LAUNCH(add_rows_kernel, 1, kSumThreads, 0, native_stream(stream), b.rows, count, op.statistics));
     if (!gradient) continue;
 
     // The weight's gradient reads x before grad_x, which may be the same memory, is written.

@@ -8,18 +8,18 @@ namespace rfn::cuda {
 namespace {
 
 struct CombineCall {
-  const float *round_out, *round_lse;  // [R,B,T,H,D], [R,B,H,T]
-  const float* lse_in;                 // backward: [B,H,T]
+  const float *round_out, *round_log_sum_exp;  // [R,B,T,H,D], [R,B,H,T]
+  const float* log_sum_exp_in;                 // backward: [B,H,T]
   const float* grad_out;
-  float *out, *lse;  // forward: outputs (lse may be null); backward: out is an input
-  float *grad_round_out, *grad_round_lse;
+  float *out, *log_sum_exp;  // forward: outputs (log_sum_exp may be null); backward: out is an input
+  float *grad_round_out, *grad_round_log_sum_exp;
   int64_t tokens, length, heads, head_size, rounds;  // tokens = B*T
 };
 
 constexpr int kCombineThreads = 128;
 
 struct CombineRow {
-  int64_t row, lse;  // element of D 0 in [B,T,H,D]; element in [B,H,T]
+  int64_t row, log_sum_exp;  // element of D 0 in [B,T,H,D]; element in [B,H,T]
   bool there;
 };
 RFN_DEVICE CombineRow combine_row(const CombineCall& c) {
@@ -28,39 +28,43 @@ RFN_DEVICE CombineRow combine_row(const CombineCall& c) {
   return {index * c.head_size, (token / c.length * c.heads + head) * c.length + token % c.length, token < c.tokens};
 }
 
-// out = sum_r w_r out_r, w_r = exp(lse_r - lse), lse = log sum_r exp(lse_r). Rounds without a key for a token have lse
-// -inf and weight 0; when all have, the token's output is that of round 0 (its own value, or 0).
+// out = sum_r w_r out_r, w_r = exp(log_sum_exp_r - log_sum_exp), log_sum_exp = log sum_r exp(log_sum_exp_r). Rounds
+// without a key for a token have log_sum_exp -inf and weight 0; when all have, the token's output is that of round 0
+// (its own value, or 0).
 __global__ void __launch_bounds__(kCombineThreads) lsh_combine_kernel(const CombineCall c) {
   const CombineRow at = combine_row(c);
   if (!at.there) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t out_size = c.tokens * c.heads * c.head_size, lse_size = c.tokens * c.heads;
+  const int64_t out_size = c.tokens * c.heads * c.head_size, log_sum_exp_size = c.tokens * c.heads;
   float maximum = -INFINITY, sum = 0.0f;
-  for (int64_t r = 0; r < c.rounds; ++r) maximum = fmaxf(maximum, c.round_lse[r * lse_size + at.lse]);
+  for (int64_t r = 0; r < c.rounds; ++r)
+    maximum = fmaxf(maximum, c.round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp]);
   const bool lone = maximum == -INFINITY;
-  for (int64_t r = 0; r < c.rounds && !lone; ++r) sum += expf(c.round_lse[r * lse_size + at.lse] - maximum);
-  const float lse = lone ? maximum : maximum + logf(sum);
-  if (lane == 0 && c.lse != nullptr) c.lse[at.lse] = lse;
+  for (int64_t r = 0; r < c.rounds && !lone; ++r)
+    sum += expf(c.round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] - maximum);
+  const float log_sum_exp = lone ? maximum : maximum + logf(sum);
+  if (lane == 0 && c.log_sum_exp != nullptr) c.log_sum_exp[at.log_sum_exp] = log_sum_exp;
   for (int64_t d = lane; d < c.head_size; d += 32) {
     float value = lone ? c.round_out[at.row + d] : 0.0f;
     for (int64_t r = 0; r < c.rounds && !lone; ++r) {
-      const float weight = expf(c.round_lse[r * lse_size + at.lse] - lse);
+      const float weight = expf(c.round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] - log_sum_exp);
       if (weight != 0.0f) value = fmaf(weight, c.round_out[r * out_size + at.row + d], value);
     }
     c.out[at.row + d] = value;
   }
 }
 
-// d out_r = w_r dO;  d lse_r = w_r dO . (out_r - out).
+// d out_r = w_r dO;  d log_sum_exp_r = w_r dO . (out_r - out).
 __global__ void __launch_bounds__(kCombineThreads) lsh_combine_backward_kernel(const CombineCall c) {
   const CombineRow at = combine_row(c);
   if (!at.there) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t out_size = c.tokens * c.heads * c.head_size, lse_size = c.tokens * c.heads;
-  const float lse = c.lse_in[at.lse];
-  const bool lone = lse == -INFINITY;
+  const int64_t out_size = c.tokens * c.heads * c.head_size, log_sum_exp_size = c.tokens * c.heads;
+  const float log_sum_exp = c.log_sum_exp_in[at.log_sum_exp];
+  const bool lone = log_sum_exp == -INFINITY;
   for (int64_t r = 0; r < c.rounds; ++r) {
-    const float weight = lone ? (r == 0 ? 1.0f : 0.0f) : expf(c.round_lse[r * lse_size + at.lse] - lse);
+    const float weight =
+        lone ? (r == 0 ? 1.0f : 0.0f) : expf(c.round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] - log_sum_exp);
     float along = 0.0f;
     for (int64_t d = lane; d < c.head_size; d += 32) {
       const float gradient = c.grad_out[at.row + d];
@@ -68,20 +72,20 @@ __global__ void __launch_bounds__(kCombineThreads) lsh_combine_backward_kernel(c
       along = fmaf(gradient, c.round_out[r * out_size + at.row + d] - c.out[at.row + d], along);
     }
     along = group_sum(along);
-    if (lane == 0) c.grad_round_lse[r * lse_size + at.lse] = lone ? 0.0f : weight * along;
+    if (lane == 0) c.grad_round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] = lone ? 0.0f : weight * along;
   }
 }
 
 CombineCall combine_call(const rfn_attention& op) {
   CombineCall c = {};
   c.round_out = f32(op.round_out);
-  c.round_lse = f32(op.round_lse);
-  c.lse_in = f32(op.lse);
+  c.round_log_sum_exp = f32(op.round_log_sum_exp);
+  c.log_sum_exp_in = f32(op.log_sum_exp);
   c.grad_out = f32(op.grad_out);
   c.out = f32(op.out);
-  c.lse = f32(op.lse);
+  c.log_sum_exp = f32(op.log_sum_exp);
   c.grad_round_out = f32(op.grad_round_out);
-  c.grad_round_lse = f32(op.grad_round_lse);
+  c.grad_round_log_sum_exp = f32(op.grad_round_log_sum_exp);
   c.length = op.q.shape[1];
   c.tokens = op.q.shape[0] * c.length;
   c.heads = op.q.shape[2];

@@ -4,7 +4,9 @@
 //   void store(row, column, y)                  forward
 //   float gradient(row, column)                 backward: dy
 //   void store_gradient(row, column, dx)        backward; comes after the last load of the place, by the thread that
-//   loaded it Dropout dropout                             of y, drawn for its flat index; only where kDropout is true
+//                                               loaded it
+//   Dropout dropout; int64_t first_row          of y, drawn for its flat index in a tensor in which row 0 is
+//                                               first_row; only where kDropout is true
 //
 // kThreads threads have a row, column by column in turn: a warp by shuffles alone, more of them as a block. The first
 // kNormItems columns of a thread stay in registers between the passes over a row; what is left of a row that is too
@@ -70,11 +72,14 @@ RFN_DEVICE void norm_row_sum(float (*parts)[2], float& a, float& b) {
 template <int kThreads, class Rows>
 struct RowDropout {
   const Rows& rows;
-  int64_t first;  // element of column 0
+  int64_t first = 0;  // element of column 0
   uint32_t kept = 0;
 
-  __device__ RowDropout(const Rows& r, int64_t row, int64_t width) : rows(r), first(row * width) {
-    if constexpr (Rows::kDropout) kept = kept_items(rows.dropout, first + threadIdx.x % kThreads, kThreads);
+  __device__ RowDropout(const Rows& r, int64_t row, int64_t width) : rows(r) {
+    if constexpr (Rows::kDropout) {
+      first = (rows.first_row + row) * width;
+      kept = kept_items(rows.dropout, first + threadIdx.x % kThreads, kThreads);
+    }
   }
   __device__ float operator()(int64_t column, int item) const {
     if constexpr (!Rows::kDropout)

@@ -17,9 +17,8 @@ constexpr int kThreads = 256;
 RFN_DEVICE double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
 
 // The gradient's factor: scale 0 drops the gradient, also one that is not finite.
-RFN_DEVICE float clip_scale(const float* clip) { return clip == nullptr ? 1.0f : clip[1]; }
+RFN_DEVICE float clip_scale(const rfn_norm_result* clip) { return clip == nullptr ? 1.0f : clip->scale; }
 RFN_DEVICE float scaled(float scale, float gradient) { return scale == 0.0f ? 0.0f : scale * gradient; }
-const float* clip_of(const rfn_tensor& clip) { return present(clip) ? f32(clip) : nullptr; }
 
 // ---- global norm ----
 // A block sums the squares of kNormBlock elements of one tensor; one more block adds these sums. Many tensors share a
@@ -57,14 +56,14 @@ __global__ void __launch_bounds__(kThreads) norm_sums_kernel(NormBatch batch, do
 }
 
 __global__ void __launch_bounds__(kThreads)
-    norm_result_kernel(const double* sums, int64_t blocks, float max_norm, float* result) {
+    norm_result_kernel(const double* sums, int64_t blocks, float max_norm, rfn_norm_result* result) {
   double total = 0;
   for (int64_t i = threadIdx.x; i < blocks; i += kThreads) total += sums[i];
   total = block_sum(total);
   if (threadIdx.x != 0) return;
   const float norm = static_cast<float>(sqrt(total));
-  result[0] = norm;
-  result[1] = !(norm < INFINITY) ? 0.0f : max_norm > 0.0f && norm > max_norm ? max_norm / norm : 1.0f;
+  result->norm = norm;
+  result->scale = !(norm < INFINITY) ? 0.0f : max_norm > 0.0f && norm > max_norm ? max_norm / norm : 1.0f;
 }
 
 int64_t norm_blocks(const rfn_global_norm& op) {
@@ -85,7 +84,7 @@ struct AdamW {
 constexpr int kAdamWElements = 4;  // of a thread
 
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(AdamW a, int64_t n, const float* __restrict__ clip, const float* __restrict__ gradient,
+    adamw_kernel(AdamW a, int64_t n, const rfn_norm_result* __restrict__ clip, const float* __restrict__ gradient,
                  float* __restrict__ parameter, float* __restrict__ moment1, float* __restrict__ moment2) {
   const float scale = clip_scale(clip);
   const int64_t first = int64_t{blockIdx.x} * (kThreads * kAdamWElements) + threadIdx.x;
@@ -119,7 +118,8 @@ struct Adafactor {
   double rho, fresh;         // weights of the old and the new mean
   double epsilon1, epsilon2, clip_threshold, rate;
   float decay;
-  const float *gradient, *clip;
+  const float* gradient;
+  const rfn_norm_result* clip;
   float *parameter, *row, *column, *moment2;
 };
 
@@ -153,7 +153,7 @@ Adafactor adafactor_of(const rfn_adafactor& op) {
   a.rate = op.learning_rate;
   a.decay = static_cast<float>(a.rate * static_cast<double>(op.weight_decay));
   a.gradient = f32(op.gradient);
-  a.clip = clip_of(op.clip);
+  a.clip = op.clip;
   a.parameter = f32(op.parameter);
   a.row = f32(op.row);
   a.column = f32(op.column);
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(128) adafactor_update_kernel(Adafactor a, Adaf
 
 }  // namespace
 
-rfn_status global_norm_workspace(const rfn_context&, const rfn_global_norm& op, int32_t, int64_t* bytes) {
+rfn_status global_norm_workspace(const rfn_context&, const rfn_global_norm& op, int64_t* bytes) {
   Arena arena;
   arena.take<double>(norm_blocks(op));
   return workspace_size(arena, "global_norm", bytes);
@@ -328,11 +328,11 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
     first += launched;
   }
   RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_result_kernel, 1, kThreads, 0, native_stream(stream), sums, blocks, op.max_norm,
-                                  f32(op.result)));
+                                  op.result));
   return RFN_OK;
 }
 
-rfn_status adamw_forward(rfn_stream& stream, const rfn_adamw& op) {
+rfn_status adamw_step(rfn_stream& stream, const rfn_adamw& op) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const int64_t n = elements(op.parameter);
@@ -346,17 +346,17 @@ rfn_status adamw_forward(rfn_stream& stream, const rfn_adamw& op) {
   a.decay = static_cast<float>(rate * static_cast<double>(op.weight_decay));
   RFN_CUDA_TRY(stream,
                RFN_LAUNCH(adamw_kernel, blocks_for(n, kThreads * kAdamWElements), kThreads, 0, native_stream(stream), a,
-                          n, clip_of(op.clip), f32(op.gradient), f32(op.parameter), f32(op.moment1), f32(op.moment2)));
+                          n, op.clip, f32(op.gradient), f32(op.parameter), f32(op.moment1), f32(op.moment2)));
   return RFN_OK;
 }
 
-rfn_status adafactor_workspace(const rfn_context&, const rfn_adafactor& op, int32_t, int64_t* bytes) {
+rfn_status adafactor_workspace(const rfn_context&, const rfn_adafactor& op, int64_t* bytes) {
   Arena arena;
   adafactor_buffers(arena, adafactor_of(op));
   return workspace_size(arena, "adafactor", bytes);
 }
 
-rfn_status adafactor_forward(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
+rfn_status adafactor_step(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
   const Adafactor a = adafactor_of(op);

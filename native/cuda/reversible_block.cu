@@ -53,7 +53,7 @@ struct AttentionBuffers {
   float *q, *k, *v;                            // [rows, group*D]; k is q when shared
   float* x;                                    // [chunk, E]: normalised rows
   float* y;                                    // [chunk, E]: output of the half, or a gradient of it
-  float* lse;                                  // backward [B, group, T]
+  float* log_sum_exp;                          // backward [B, group, T]
   float *grad_out, *grad_q, *grad_k, *grad_v;  // backward, like q
   float *norm_sums, *bias_sums;                // backward
   AttentionScratch attention;
@@ -72,7 +72,7 @@ AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op,
   if (pass == RFN_PASS_FORWARD) {
     b.check = arena.take<RangeCheck>(1);
   } else {
-    b.lse = arena.take<float>(s.rows * s.group);
+    b.log_sum_exp = arena.take<float>(s.rows * s.group);
     b.grad_out = arena.take<float>(group);
     b.grad_q = arena.take<float>(group);
     b.grad_k = s.shared ? b.grad_q : arena.take<float>(group);
@@ -216,9 +216,9 @@ struct Block {
     a.v = b.v;
     a.out = b.result + head * s.head_size;
     a.out_stride = s.projected;
-    const bool kept_lse = present(op.kept_log_sum_exp);
-    a.lse = kept_lse ? f32(op.kept_log_sum_exp) + head * s.length : b.lse;
-    a.lse_heads = kept_lse ? s.heads : a.heads;
+    const bool kept_log_sum_exp = present(op.kept_log_sum_exp);
+    a.log_sum_exp = kept_log_sum_exp ? f32(op.kept_log_sum_exp) + head * s.length : b.log_sum_exp;
+    a.log_sum_exp_heads = kept_log_sum_exp ? s.heads : a.heads;
     a.grad_out = b.grad_out;
     a.grad_q = b.grad_q;
     a.grad_k = b.grad_k;
@@ -268,7 +268,7 @@ struct Block {
     if (!exact()) return add_attention(b, 1.0f);
     RFN_TRY(reset_range_check(stream, b.check));
     RFN_TRY(add_attention(b, 1.0f));
-    return report_range(stream, b.check, i64(op.range_report), op.layer, 1);
+    return report_range(stream, b.check, op.range_report, op.layer, 1);
   }
 
   rfn_status backward_attention(const AttentionBuffers& b) const {
@@ -350,7 +350,7 @@ struct Block {
       if (fused) return RFN_OK;
       return residual(1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, b.y, at, rows * s.width, b.check);
     }));
-    return exact() ? report_range(stream, b.check, i64(op.range_report), op.layer, 2) : RFN_OK;
+    return exact() ? report_range(stream, b.check, op.range_report, op.layer, 2) : RFN_OK;
   }
 
   rfn_status backward_feed_forward(const FeedForwardBuffers& b) const {

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(Sample s) {
 
 }  // namespace
 
-rfn_status sample_workspace(const rfn_context&, const rfn_sample&, int32_t, int64_t* bytes) {
+rfn_status sample_workspace(const rfn_context&, const rfn_sample&, int64_t* bytes) {
   return workspace_size(Arena(), "sample", bytes);
 }
 

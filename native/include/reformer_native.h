@@ -7,21 +7,29 @@
  * V vocabulary, R hash rounds, C chunk length, N rows (usually B*T). All tensors are dense and row-major.
  *
  * Rules that hold for every function
- *  - It returns rfn_status; RFN_OK is 0. On failure rfn_last_error() has one sentence that names the argument, what was
- * expected and what was found. Outputs are then untouched unless the function says otherwise. Nothing prints, exits,
- * aborts or throws.
- *  - Sizes are int64 and checked for overflow. Every struct starts with struct_size = sizeof(that struct); the size
- * that it had under an earlier minor version is taken too, and what has been added since is then absent.
- *  - An op is one struct (options, inputs, outputs) with up to three functions: NAME_workspace says how many bytes of
- * scratch a pass needs (only shapes are read, data may be NULL), NAME_forward and NAME_backward run it. An absent
- * optional tensor is all zeros.
+ *
+ *  - Status. Every function returns rfn_status; RFN_OK is 0. On failure rfn_last_error() has one sentence that names
+ *    the argument, what was expected and what was found. Outputs are then untouched unless the function says
+ *    otherwise. Nothing prints, exits, aborts or throws.
+ *  - Sizes are int64 and checked for overflow.
+ *  - Structs that are passed in start with struct_size = sizeof(that struct). A struct of an op may grow at its end in
+ *    a minor version: the size that it had before is taken too, and what has been added since is then absent. Structs
+ *    inside other structs do not grow.
+ *  - An op is one struct (options, inputs, outputs) with up to three functions. NAME_workspace says how many bytes of
+ *    scratch memory a pass needs; it reads shapes alone, and data may be NULL. NAME_forward and NAME_backward run it.
+ *    An op of one pass has no `pass` argument; the optimizers' only pass is called NAME_step. An absent optional
+ *    tensor is all zeros.
+ *  - Workspaces are 64-byte aligned, in the memory of the context's device. Their contents mean nothing before and
+ *    after a call. NULL will do where 0 bytes are needed.
  *  - Gradients of parameters (names grad_* of weights, biases, tables) are ADDED to what the tensor holds: zero it
- * first with rfn_fill_zero. Gradients of activations are overwritten.
+ *    first with rfn_fill_zero. Gradients of activations are overwritten.
+ *  - Results of a few numbers are structs in the memory of the context's device, to which an op's struct points. They
+ *    have no struct_size and are aligned like their largest field.
  *  - Calls are asynchronous with respect to the stream; the CPU backend has finished when the call returns. Pointers
- * belong to the caller and must stay valid until the stream has passed the call. Data pointers are host memory for a
- * CPU context, device memory for a CUDA context. No op allocates.
+ *    belong to the caller and must stay valid until the stream has passed the call. Data pointers are host memory for
+ *    a CPU context, device memory for a CUDA context. No op allocates.
  *  - Randomness is Philox4x32-10 keyed by (seed, step, layer, site) with the element index as counter: no state, so a
- * backward pass replays what its forward pass drew.
+ *    backward pass replays what its forward pass drew.
  *  - The same inputs give the same bits on every run and for every number of threads.
  *  - One thread at a time per context. rfn_last_error, version, describe and device queries are free-threaded.
  */
@@ -46,8 +54,8 @@ extern "C" {
 
 /* ---- status ---------------------------------------------------------------------------------- */
 
-#define RFN_ABI_MAJOR 1
-#define RFN_ABI_MINOR 2
+#define RFN_ABI_MAJOR 2
+#define RFN_ABI_MINOR 0
 
 typedef int32_t rfn_status;
 #define RFN_OK 0
@@ -58,8 +66,8 @@ typedef int32_t rfn_status;
 #define RFN_DEVICE_LOST 5  /* an earlier device error was sticky; the context takes no further work */
 #define RFN_INTERNAL 6     /* a bug in this library */
 
-/* (RFN_ABI_MAJOR << 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own
- * minor. */
+/* (RFN_ABI_MAJOR << 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major version and at least its
+ * own minor one. */
 RFN_API uint32_t rfn_abi_version(void);
 /* Every public struct as "name:size:field@offset,field@offset,...", one per line, in header order. */
 RFN_API const char* rfn_abi_describe(void);
@@ -76,8 +84,8 @@ RFN_API int64_t rfn_live_objects(void);
 
 #define RFN_DEVICE_CPU 0
 #define RFN_DEVICE_CUDA 1
-#define RFN_DEVICE_CUDA_ON_HOST \
-  2 /* tests: the CUDA backend with its kernels run by the CPU, thread by thread; only where its plug-in was built */
+/* For tests: the CUDA backend with its kernels run by the CPU, thread by thread; only where its plug-in was built. */
+#define RFN_DEVICE_CUDA_ON_HOST 2
 
 typedef struct rfn_context rfn_context; /* one device; one calling thread at a time */
 typedef struct rfn_stream rfn_stream;   /* an order of work in a context; keeps its context alive */
@@ -88,8 +96,8 @@ RFN_API rfn_status rfn_device_count(int32_t device_type, int32_t* count);
 /* Writes a zero-terminated JSON object (name, memory_bytes, ...) of at most capacity bytes. */
 RFN_API rfn_status rfn_device_describe(int32_t device_type, int32_t device_index, char* text, int64_t capacity);
 
-/* threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on
- * failure. */
+/* threads: worker threads of the CPU backend, 0 = all processors that the process may use; CUDA ignores it. *out is
+ * NULL on failure. */
 RFN_API rfn_status rfn_context_create(int32_t device_type, int32_t device_index, int32_t threads, rfn_context** out);
 RFN_API void rfn_context_destroy(rfn_context* context); /* NULL is fine; streams made from it stay usable */
 RFN_API rfn_status rfn_context_threads(const rfn_context* context, int32_t* threads);
@@ -102,17 +110,21 @@ RFN_API rfn_status rfn_context_threads(const rfn_context* context, int32_t* thre
 #define RFN_PRECISION_BF16 2 /* 7 bits */
 #define RFN_PRECISION_F16 3  /* 10 bits, range 6e-8 .. 65504 */
 /* For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device
- * lacks it. */
+ * lacks it. Like any call it needs the context for itself; rfn_context_precision may be asked at any time. */
 RFN_API rfn_status rfn_context_set_precision(rfn_context* context, int32_t precision);
 RFN_API rfn_status rfn_context_precision(const rfn_context* context, int32_t* precision);
+
+/* Whether the context's backend has an op: *supported becomes 1 or 0. `function` is the name of the function that runs
+ * it, such as "rfn_attention_backward". Calls of an op that a backend lacks are RFN_UNSUPPORTED. */
+RFN_API rfn_status rfn_op_supported(const rfn_context* context, const char* function, int32_t* supported);
 
 /* Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included). */
 RFN_API rfn_status rfn_memory_info(const rfn_context* context, int64_t* free_bytes, int64_t* total_bytes);
 
 RFN_API rfn_status rfn_stream_create(rfn_context* context, rfn_stream** out);
-/* Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying
- * the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its graph. CPU:
- * RFN_UNSUPPORTED. */
+/* Uses an existing device stream (a cudaStream_t; NULL: the default stream) of the device's primary context;
+ * destroying the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its
+ * graph. CPU: RFN_UNSUPPORTED. */
 RFN_API rfn_status rfn_stream_wrap(rfn_context* context, void* native_stream, rfn_stream** out);
 RFN_API void rfn_stream_destroy(rfn_stream* stream);
 /* Waits for all work of the stream and reports its errors. */
@@ -159,8 +171,33 @@ typedef struct rfn_tensor {
   int64_t bytes; /* capacity at data; at least what shape needs */
 } rfn_tensor;
 
+/* For the _workspace functions of ops that have both passes. */
 #define RFN_PASS_FORWARD 0
 #define RFN_PASS_BACKWARD 1
+
+/* ---- results --------------------------------------------------------------------------------- */
+
+/* Values of residual streams that left the range in which exact residuals are exact, or are not finite. The caller
+ * zeroes it before a step; every op of the step adds to `count`, and the first value seen fills the other fields. */
+typedef struct rfn_range_report {
+  int64_t count;
+  int64_t layer;  /* that of the op; -1: the embedding. The last three mean nothing while count is 0 */
+  int64_t stream; /* 1 or 2 */
+  int64_t index;  /* flat, in the stream's tensor */
+} rfn_range_report;
+
+/* What rfn_head_loss says of its rows; overwritten. */
+typedef struct rfn_loss_statistics {
+  double loss;    /* sum over rows, in nats */
+  double rows;    /* that counted */
+  double correct; /* rows whose largest logit (the first of equals) is the label */
+} rfn_loss_statistics;
+
+/* What rfn_global_norm gives, and optimizers take; overwritten. */
+typedef struct rfn_norm_result {
+  float norm;
+  float scale; /* that gradients are to be multiplied by */
+} rfn_norm_result;
 
 /* ---- random numbers -------------------------------------------------------------------------- */
 
@@ -195,12 +232,18 @@ RFN_API rfn_status rfn_random_normal_forward(rfn_stream* stream, const rfn_rando
 
 #define RFN_POSITIONS_NONE 0
 #define RFN_POSITIONS_LEARNED 1 /* one table [max positions, E] */
-#define RFN_POSITIONS_AXIAL \
-  2 /* 1 to 4 tables [s_i, e_i], sum of e_i = E; position p has row-major index (c_1 .. c_n); parts concatenated */
+/* 1 to 4 tables [s_i, e_i], sum of e_i = E; position p has row-major index (c_1 .. c_n); parts are concatenated. */
+#define RFN_POSITIONS_AXIAL 2
 
-/* e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]); rounded to the residual grid if asked for;
- * written to both streams. Backward: gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position.
- */
+/* How values enter the residual streams. */
+#define RFN_RESIDUAL_FLOAT 0 /* plain float32 addition */
+/* What is added is rounded to multiples of 2^grid_exponent, so that inverting a block gives back the same bits while
+ * |stream| <= 2^(24 + grid_exponent). */
+#define RFN_RESIDUAL_EXACT 1
+
+/* e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]), rounded to the grid with EXACT residuals,
+ * is written to both streams.
+ * Backward: the gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position. */
 typedef struct rfn_embedding {
   uint32_t struct_size;
   int32_t positions; /* RFN_POSITIONS_* */
@@ -209,11 +252,11 @@ typedef struct rfn_embedding {
   uint64_t seed;
   uint64_t step;
   int64_t first_position;
-  int32_t exact_residual; /* 1: round to multiples of 2^grid_exponent (see rfn_reversible_block) */
-  int32_t grid_exponent;
-  rfn_tensor ids;  /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no
-                      gradient */
-  rfn_tensor word; /* F32 [V,E] */
+  int32_t residual;        /* RFN_RESIDUAL_* */
+  int32_t grid_exponent;   /* EXACT, as in rfn_reversible_block */
+  rfn_tensor ids;          /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and
+                              gets no gradient */
+  rfn_tensor word;         /* F32 [V,E] */
   rfn_tensor position[4];  /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
   rfn_tensor stream1;      /* out F32 [B,T,E] */
   rfn_tensor stream2;      /* out F32 [B,T,E]; optional */
@@ -221,7 +264,7 @@ typedef struct rfn_embedding {
   rfn_tensor grad_stream2; /* backward: F32 [B,T,E]; optional */
   rfn_tensor grad_word;    /* backward: F32 [V,E], added to */
   rfn_tensor grad_position[4];
-  rfn_tensor range_report; /* optional, see rfn_reversible_block; layer is -1 */
+  rfn_range_report* range_report; /* optional; forward with EXACT residuals adds to it */
 } rfn_embedding;
 RFN_API rfn_status rfn_embedding_workspace(const rfn_context* context, const rfn_embedding* op, int32_t pass,
                                            int64_t* bytes);
@@ -232,8 +275,8 @@ RFN_API rfn_status rfn_embedding_backward(rfn_stream* stream, const rfn_embeddin
 
 /* ---- layer norm ------------------------------------------------------------------------------ */
 
-/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon > 0. Nothing is saved,
- * backward recomputes the statistics; grad_x may not overlap x. */
+/* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon > 0. Nothing is saved:
+ * backward computes the statistics again. grad_x may not overlap x. */
 typedef struct rfn_layer_norm {
   uint32_t struct_size;
   float epsilon;
@@ -288,15 +331,13 @@ RFN_API rfn_status rfn_linear_backward(rfn_stream* stream, const rfn_linear* op,
 #define RFN_ATTENTION_FULL 2  /* every allowed pair */
 
 /* LSH windows. A slot is a place in the sorted order of one (example, head, round). */
-#define RFN_WINDOW_SLOTS \
-  0 /* keys of the query's chunk and its neighbour chunks, whatever their bucket (Trax, Hugging Face) */
+#define RFN_WINDOW_SLOTS 0       /* keys of the query's chunk and its neighbours, of any bucket (Trax, Hugging Face) */
 #define RFN_WINDOW_SAME_BUCKET 1 /* the same, but only keys of the query's bucket (the paper) */
-#define RFN_WINDOW_STRICT \
-  2 /* causal only: keys of the query's bucket at most chunks_before*C slots ahead of it: strictly causal */
+#define RFN_WINDOW_STRICT 2      /* strictly causal: keys of the query's bucket, at most chunks_before*C slots ahead */
 
 #define RFN_DUPLICATES_NONE 0
-#define RFN_DUPLICATES_LOG_COUNT \
-  1 /* logit -= log(number of rounds in which the query's window holds the key) (paper eqs. 13-16) */
+/* logit -= log(number of rounds in which the query's window holds the key) (paper eqs. 13-16). */
+#define RFN_DUPLICATES_LOG_COUNT 1
 
 #define RFN_KEY_NORM_NONE 0
 #define RFN_KEY_NORM_RMS 1 /* k / sqrt(mean(k^2) + 1e-6) */
@@ -311,9 +352,9 @@ typedef struct rfn_attention_options {
   int32_t shared_qk; /* 1: keys are the normalised queries (LSH requires it); 0: own keys */
   int32_t causal;    /* 1: key position <= query position */
   int32_t window;    /* LSH: RFN_WINDOW_* */
-  int32_t
-      wrap; /* 1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last
-               round), as in the existing implementations; 0: a window ends where its round (or the sequence) ends */
+  int32_t wrap;      /* 1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the
+                        last round), as in the existing implementations; 0: a window ends where its round (or the
+                        sequence) ends */
   int32_t repeat_chunks; /* 1: a chunk that falls into the window twice counts twice (parity); 0: once */
   int32_t duplicates;    /* LSH: RFN_DUPLICATES_* */
   int32_t key_norm;      /* RFN_KEY_NORM_* */
@@ -331,40 +372,50 @@ typedef struct rfn_attention_options {
 } rfn_attention_options;
 
 /* Whole attention over all heads, and its stages.
- *   scores s_ij = scale q_i . k_j - log count;   out_i = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all
- * rounds' windows lse_i = log sum over rounds and keys of exp(s_ij) Backward needs q, v, out, lse, grad_out and the
- * rotations or buckets (paper section 2 and appendix A; flash form, nothing of size [T, window] is stored):   ds = P (m
- * (dO . v) - dO . O + dlse);  dq += ds k;  dk += ds q through the key norm;  dv += P m dO. Stages (LSH): rfn_lsh_hash
- * q,rotations -> buckets; rfn_lsh_sort buckets,mask -> sorted; rfn_lsh_attend q,v,buckets,sorted -> round_out,
- * round_lse (each round by itself); rfn_lsh_combine round_out,round_lse -> out, lse; and the backward passes of the
- * last two. */
+ *
+ *   scores         s_ij = scale q_i . k_j - log count
+ *   out_i          = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all rounds' windows
+ *   log_sum_exp_i  = log sum over rounds and keys of exp(s_ij)
+ *
+ * Backward needs q, v, out, log_sum_exp, grad_out and the rotations or buckets (paper section 2 and appendix A; in
+ * flash form, so that nothing of size [T, window] is stored). With P the probabilities and m dropout's multipliers:
+ *
+ *   ds = P (m (grad_out . v) - grad_out . out + grad_log_sum_exp)
+ *   grad_q += ds k;   grad_k += ds q, through the key norm;   grad_v += P m grad_out
+ *
+ * Stages (LSH), and the backward passes of the last two:
+ *
+ *   rfn_lsh_hash      q, rotations -> buckets
+ *   rfn_lsh_sort      buckets, mask -> sorted
+ *   rfn_lsh_attend    q, v, buckets, sorted -> round_out, round_log_sum_exp: each round by itself
+ *   rfn_lsh_combine   round_out, round_log_sum_exp -> out, log_sum_exp */
 typedef struct rfn_attention {
   uint32_t struct_size;
   int32_t layer;
   uint64_t seed; /* dropout */
   uint64_t step;
   rfn_attention_options options;
-  rfn_tensor q;         /* F32 [B,T,H,D]; shared QK: the one projection */
-  rfn_tensor k;         /* F32 [B,T,H,D]; absent when shared */
-  rfn_tensor v;         /* F32 [B,T,H,D] */
-  rfn_tensor mask;      /* U8 [B,T], 1 real, 0 padding; optional */
-  rfn_tensor rotations; /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
-  rfn_tensor buckets; /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional
-                         (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
-  rfn_tensor sorted; /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding. What
-                        is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the results of
-                        missing and repeated positions unspecified */
-  rfn_tensor out;    /* F32 [B,T,H,D]: out of forward, in for backward */
-  rfn_tensor lse;    /* F32 [B,H,T]: out of forward (optional there), in for backward */
-  rfn_tensor round_out;      /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
-  rfn_tensor round_lse;      /* stages: F32 [R,B,H,T] */
-  rfn_tensor grad_out;       /* backward: F32 [B,T,H,D] */
-  rfn_tensor grad_q;         /* out, backward */
-  rfn_tensor grad_k;         /* out, backward; absent when shared */
-  rfn_tensor grad_v;         /* out, backward */
-  rfn_tensor grad_round_out; /* stages, backward: out of combine, in for attend: [R*B,T,H,D] */
-  rfn_tensor grad_round_lse; /* stages, backward: [R,B,H,T] */
-  int64_t head_group;        /* heads processed together: trades workspace for speed, 0 = automatic */
+  rfn_tensor q;           /* F32 [B,T,H,D]; shared QK: the one projection */
+  rfn_tensor k;           /* F32 [B,T,H,D]; absent when shared */
+  rfn_tensor v;           /* F32 [B,T,H,D] */
+  rfn_tensor mask;        /* U8 [B,T], 1 real, 0 padding; optional */
+  rfn_tensor rotations;   /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
+  rfn_tensor buckets;     /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
+                             optional (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
+  rfn_tensor sorted;      /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding.
+                             What is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the
+                             results of missing and repeated positions unspecified */
+  rfn_tensor out;         /* F32 [B,T,H,D]: out of forward, in for backward */
+  rfn_tensor log_sum_exp; /* F32 [B,H,T]: out of forward (optional there), in for backward */
+  rfn_tensor round_out;   /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
+  rfn_tensor round_log_sum_exp;      /* stages: F32 [R,B,H,T] */
+  rfn_tensor grad_out;               /* backward: F32 [B,T,H,D] */
+  rfn_tensor grad_q;                 /* out, backward */
+  rfn_tensor grad_k;                 /* out, backward; absent when shared */
+  rfn_tensor grad_v;                 /* out, backward */
+  rfn_tensor grad_round_out;         /* stages, backward: out of combine, in for attend: [R*B,T,H,D] */
+  rfn_tensor grad_round_log_sum_exp; /* stages, backward: [R,B,H,T] */
+  int64_t head_group;                /* heads processed together: trades workspace for speed, 0 = automatic */
 } rfn_attention;
 RFN_API rfn_status rfn_attention_workspace(const rfn_context* context, const rfn_attention* op, int32_t pass,
                                            int64_t* bytes);
@@ -385,12 +436,13 @@ RFN_API rfn_status rfn_lsh_combine_backward(rfn_stream* stream, const rfn_attent
 RFN_API rfn_status rfn_lsh_attend_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
                                            int64_t workspace_bytes);
 
-#define RFN_BUCKETS_TRAX \
-  0 /* n = 2 max(1, T div C); up to 128 one factor; else d = 2^ceil(log2 sqrt n), factors d, 2 (n div 2d) */
-#define RFN_BUCKETS_HUGGING_FACE                                                                                     \
-  1 /* 2^p, p = floor(log2(2 (T div C))); over 2 max(floor(sqrt(max_positions div C)), C): 2^(p div 2), 2^(p - p div \
-       2) */
+/* n = 2 max(1, T div C) buckets. Up to 128 in one factor; else d = 2^ceil(log2 sqrt n), factors d and 2 (n div 2d). */
+#define RFN_BUCKETS_TRAX 0
+/* 2^p buckets, p = floor(log2(2 (T div C))). More than 2 max(floor(sqrt(max_positions div C)), C) of them in the
+ * factors 2^(p div 2) and 2^(p - p div 2). */
+#define RFN_BUCKETS_HUGGING_FACE 1
 #define RFN_BUCKETS_LUCIDRAINS 2 /* T div C (even) */
+
 /* The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by
  * HUGGING_FACE alone. */
 RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions,
@@ -398,8 +450,8 @@ RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64
 
 /* ---- feed-forward ---------------------------------------------------------------------------- */
 
-/* y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), chunk rows at a time (paper eq. 10); intermediates are
- * recomputed in backward. Both dropouts have probability `dropout`. */
+/* y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), `chunk` rows at a time (paper eq. 10). Backward computes
+ * intermediates again. Both dropouts have probability `dropout`. */
 typedef struct rfn_feed_forward {
   uint32_t struct_size;
   int32_t activation;
@@ -449,29 +501,29 @@ typedef struct rfn_block_parameters {
   rfn_tensor b2;                       /* F32 [E] */
 } rfn_block_parameters;
 
-#define RFN_RESIDUAL_FLOAT 0 /* plain float32 addition; hashes are stored in `buckets` for the backward pass */
-#define RFN_RESIDUAL_EXACT                                                                         \
-  1 /* sub-layer outputs rounded to the grid: inversion gives back the same bits while |stream| <= \
-       2^(24+grid_exponent) */
-
-/* Forward, in place:   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1)) (paper
- * eq. 9) Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them;
- * leaves the block's inputs and the gradients with respect to those; adds to `gradients`.
+/* Forward, in place (paper eq. 9):
+ *
+ *   stream1 += Attention(LayerNorm(stream2))
+ *   stream2 += FeedForward(LayerNorm(stream1))
+ *
+ * Backward, in place: takes the block's outputs in stream1 and stream2 and the gradients with respect to them; leaves
+ * the block's inputs and the gradients with respect to those; adds to `gradients`. With FLOAT residuals inversion
+ * rounds, so hashes are not computed again: `buckets` keeps those of the forward pass.
  *
  * Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present,
- * with what it computes anyway. What a backward pass is given of them decides how much it computes again: nothing all
- * of the block, to subtract it from the streams streams      kept_stream1 and kept_stream2 become the block's inputs:
- * the products with `output` and `w2` are not repeated activations  besides the streams kept_query, kept_key (unless
- * shared), kept_value, kept_log_sum_exp, kept_hidden, attention_result and, with LSH, buckets (all, or none of the
- * kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are They must be those of this
- * block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
- * The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the
- * forward pass's own values, where subtraction gives back rounded ones, so that gradients differ from those of an
- * inverted block by rounding. The workspace has the same size at every level.
+ * with what it computes anyway. What a backward pass is given of them decides how much it computes again:
  *
- * range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the
- * exact range (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or
- * 2), [3] its flat index. */
+ *   nothing      all of the block, to subtract it from the streams
+ *   streams      kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not
+ *                repeated
+ *   activations  besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden,
+ *                attention_result and, with LSH, buckets (all, or none of the kept_ ones): no product, hash or
+ *                attention is repeated; sorting, norms and activations are
+ *
+ * They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged;
+ * backward reads them only. The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals
+ * kept streams are the forward pass's own values, where subtraction gives back rounded ones, so that gradients differ
+ * from those of an inverted block by rounding. The workspace has the same size at every level. */
 typedef struct rfn_reversible_block {
   uint32_t struct_size;
   int32_t layer; /* index in the stack: random numbers and reports use it */
@@ -486,30 +538,29 @@ typedef struct rfn_reversible_block {
   int32_t residual;      /* RFN_RESIDUAL_* */
   int32_t grid_exponent; /* EXACT: -24 .. -4, usually -16: values are multiples of 2^-16, range +-256 */
   int32_t reserved;
-  int64_t feed_forward_chunk; /* rows at a time, 0 = automatic */
-  int64_t head_group;         /* heads at a time, 0 = automatic */
-  rfn_tensor stream1;         /* in/out F32 [B,T,E] */
-  rfn_tensor stream2;         /* in/out F32 [B,T,E] */
-  rfn_tensor grad_stream1;    /* backward: in/out F32 [B,T,E] */
-  rfn_tensor grad_stream2;    /* backward: in/out F32 [B,T,E] */
-  rfn_tensor mask;            /* U8 [B,T]; optional */
-  rfn_tensor rotations;       /* LSH, as in rfn_attention */
-  rfn_tensor buckets; /* LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of
-                         forward, in for backward with kept activations */
-  rfn_tensor attention_result; /* optional out of forward, F32 [B,T,H*D], heads merged, before the output projection; in
-                                  for backward with kept activations */
-  rfn_tensor range_report;     /* I64 [4]; EXACT: required */
+  int64_t feed_forward_chunk;     /* rows at a time, 0 = automatic */
+  int64_t head_group;             /* heads at a time, 0 = automatic */
+  rfn_tensor stream1;             /* in/out F32 [B,T,E] */
+  rfn_tensor stream2;             /* in/out F32 [B,T,E] */
+  rfn_tensor grad_stream1;        /* backward: in/out F32 [B,T,E] */
+  rfn_tensor grad_stream2;        /* backward: in/out F32 [B,T,E] */
+  rfn_tensor mask;                /* U8 [B,T]; optional */
+  rfn_tensor rotations;           /* LSH, as in rfn_attention */
+  rfn_tensor buckets;             /* LSH, I32 [B,H,R,T]. FLOAT: required, out of forward, in for backward. EXACT:
+                                     optional, out of forward, in for backward with kept activations */
+  rfn_tensor attention_result;    /* optional out of forward, F32 [B,T,H*D], heads merged, before the output
+                                     projection; in for backward with kept activations */
+  rfn_range_report* range_report; /* EXACT: required */
   rfn_block_parameters parameters;
   rfn_block_parameters gradients; /* backward */
-  /* since 1.2; all optional, out of forward, in for backward */
-  rfn_tensor kept_stream1;     /* F32 [B,T,E]: the streams before the block */
-  rfn_tensor kept_stream2;     /* F32 [B,T,E] */
-  rfn_tensor kept_query;       /* F32 [B,T,H*D], heads side by side */
-  rfn_tensor kept_key;         /* F32 [B,T,H*D]; absent when shared */
-  rfn_tensor kept_value;       /* F32 [B,T,H*D] */
-  rfn_tensor kept_log_sum_exp; /* F32 [B,H,T], of attention's logits */
-  rfn_tensor kept_hidden;      /* F32 [B*T,F]: the hidden layer before its activation, in the form that this backend's
-                                  backward pass reads */
+  rfn_tensor kept_stream1;        /* F32 [B,T,E], the streams before the block. All kept_ tensors are optional */
+  rfn_tensor kept_stream2;        /* F32 [B,T,E] */
+  rfn_tensor kept_query;          /* F32 [B,T,H*D], heads side by side */
+  rfn_tensor kept_key;            /* F32 [B,T,H*D]; absent when shared */
+  rfn_tensor kept_value;          /* F32 [B,T,H*D] */
+  rfn_tensor kept_log_sum_exp;    /* F32 [B,H,T], of attention's logits */
+  rfn_tensor kept_hidden;         /* F32 [B*T,F]: the hidden layer before its activation, in the form that this
+                                     backend's backward pass reads */
 } rfn_reversible_block;
 RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context* context, const rfn_reversible_block* op,
                                                   int32_t pass, int64_t* bytes);
@@ -521,19 +572,33 @@ RFN_API rfn_status rfn_reversible_block_backward(rfn_stream* stream, const rfn_r
 /* ---- cached decoding ------------------------------------------------------------------------- */
 
 /* One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the
- * streams: stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1)) What it attends to,
- * of the `position` tokens before it: FULL all; LOCAL those of its chunk and of the chunks_before chunks ahead of it;
- * LSH in each round the last chunks_before*C ones of its bucket, whatever `window` says; itself by the same rules as in
- * attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window neither wraps forwards nor repeats a chunk,
- * that is what rfn_reversible_block computes for the last of position + 1 tokens without mask and dropout, but for the
- * rounding of sums. Other forms are not causal in their choice of keys: a later token changes what an earlier one sees,
- * so no cache can repeat them. The time of a call does not depend on position, but for FULL.
+ * streams:
  *
- * The cache of a block: keys and values are the rows of the projections, key before its norm (shared QK: the one
- * projection). Position p is in row p mod S. LOCAL needs S >= min(position + 1, (chunks_before + 1) * C), FULL and LSH
- * S > position. Rings: the last W = max(1, chunks_before*C) positions of each bucket of (example, head, round),
- * position number i of a bucket in place i mod W; counts: how many there were. The call reads them and adds its token.
- * When it fails, the token's row of keys and values is unspecified and all else is as it was. */
+ *   stream1 += Attention(LayerNorm(stream2))
+ *   stream2 += FeedForward(LayerNorm(stream1))
+ *
+ * What it attends to, of the `position` tokens before it:
+ *
+ *   FULL   all
+ *   LOCAL  those of its chunk and of the chunks_before chunks ahead of it
+ *   LSH    in each round the last chunks_before*C ones of its bucket, whatever `window` says
+ *
+ * and to itself by the same rules as in attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window neither
+ * wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last of position + 1 tokens
+ * without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a later
+ * token changes what an earlier one sees, so no cache can repeat them. The time of a call does not depend on position,
+ * but for FULL.
+ *
+ * The cache of a block:
+ *
+ *   keys, values  rows of the projections, keys before their norm (shared QK: the one projection). Position p is in row
+ *                 p mod S. LOCAL needs S >= min(position + 1, (chunks_before + 1) * C), FULL and LSH S > position
+ *   rings         the last W = max(1, chunks_before*C) positions of each bucket of (example, head, round); position
+ *                 number i of a bucket is in place i mod W
+ *   counts        how many positions each bucket has had
+ *
+ * The call reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all else
+ * is as it was. */
 typedef struct rfn_reversible_block_decode {
   uint32_t struct_size;
   int32_t layer;                   /* reports name it */
@@ -550,15 +615,13 @@ typedef struct rfn_reversible_block_decode {
   rfn_tensor keys;      /* in/out F32 [B,S,H*D] */
   rfn_tensor values;    /* in/out F32 [B,S,H*D] */
   rfn_tensor rotations; /* LSH, as in rfn_attention */
-  rfn_tensor
-      rings; /* LSH: in/out I32 [B*H,R,buckets,W]; a position that is not before this one is refused on the CPU */
-  rfn_tensor counts;       /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
-  rfn_tensor range_report; /* I64 [4]; EXACT: required. A flat index is that in [B,1,E] */
+  rfn_tensor rings;     /* LSH: in/out I32 [B*H,R,buckets,W]; one that is not before position is refused on the CPU */
+  rfn_tensor counts;    /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
+  rfn_range_report* range_report; /* EXACT: required. Its index is that in [B,1,E] */
   rfn_block_parameters parameters;
 } rfn_reversible_block_decode;
 RFN_API rfn_status rfn_reversible_block_decode_workspace(const rfn_context* context,
-                                                         const rfn_reversible_block_decode* op, int32_t pass,
-                                                         int64_t* bytes);
+                                                         const rfn_reversible_block_decode* op, int64_t* bytes);
 RFN_API rfn_status rfn_reversible_block_decode_forward(rfn_stream* stream, const rfn_reversible_block_decode* op,
                                                        void* workspace, int64_t workspace_bytes);
 
@@ -579,7 +642,9 @@ RFN_API rfn_status rfn_bucket_rings_forward(rfn_stream* stream, const rfn_bucket
 #define RFN_COMBINE_CONCATENATE 0 /* [stream1, stream2], width 2E (Trax language model, Hugging Face) */
 #define RFN_COMBINE_MEAN 1        /* (stream1 + stream2) / 2, width E */
 
-/* y = dropout(LayerNorm(combine(stream1, stream2))). Backward recomputes the statistics. */
+/* y = dropout(LayerNorm(combine(stream1, stream2))). Backward computes the statistics again. The N rows may be a
+ * stretch of a longer tensor, from its row first_row on: dropout counts elements from that tensor's start, so that
+ * stretches draw what one call over all rows would. */
 typedef struct rfn_final_norm {
   uint32_t struct_size;
   int32_t combine;
@@ -587,6 +652,7 @@ typedef struct rfn_final_norm {
   float dropout;
   uint64_t seed;
   uint64_t step;
+  int64_t first_row;
   rfn_tensor stream1; /* F32 [N,E] */
   rfn_tensor stream2; /* F32 [N,E] */
   rfn_tensor weight;  /* F32 [2E] or [E] */
@@ -607,26 +673,28 @@ RFN_API rfn_status rfn_final_norm_backward(rfn_stream* stream, const rfn_final_n
 
 /* ---- output head and cross entropy ----------------------------------------------------------- */
 
-/* logits = x weight^T + bias, target q = (1 - smoothing) onehot(label) + smoothing / V, loss_n = -sum_v q_v log
- * softmax(logits_n)_v. `chunk` rows of logits exist at a time. forward: statistics only. backward: statistics and, in
- * the same pass, the gradients of loss_scale * sum_n loss_n / normalizer. statistics, F64 [3], overwritten: sum of
- * losses (nats), rows counted, rows whose largest logit (first of equals) is the label. */
+/* logits_n = weight x_n + bias
+ * target     q = (1 - smoothing) onehot(label) + smoothing / V
+ * loss_n     = -sum_v q_v log softmax(logits_n)_v
+ *
+ * `chunk` rows of logits exist at a time. Forward gives the statistics alone; backward gives them and, in the same
+ * pass, the gradients of loss_scale * sum_n loss_n / normalizer. */
 typedef struct rfn_head_loss {
   uint32_t struct_size;
   int32_t ignore_index;  /* rows with this label do not count */
   float label_smoothing; /* 0 .. 1 */
   float loss_scale;
-  double normalizer;     /* 0 = rows counted by this call */
-  int64_t chunk;         /* rows at a time, 0 = automatic */
-  rfn_tensor x;          /* F32 [N,K] */
-  rfn_tensor weight;     /* F32 [V,K] */
-  rfn_tensor bias;       /* F32 [V]; optional */
-  rfn_tensor labels;     /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its
-                            row's loss and gradient NaN */
-  rfn_tensor statistics; /* out, F64 [3] */
-  rfn_tensor grad_x;     /* out, backward: F32 [N,K]; may be the same memory as x */
-  rfn_tensor grad_weight; /* added to */
-  rfn_tensor grad_bias;   /* added to; optional */
+  double normalizer; /* 0 = rows counted by this call */
+  int64_t chunk;     /* rows at a time, 0 = automatic */
+  rfn_tensor x;      /* F32 [N,K] */
+  rfn_tensor weight; /* F32 [V,K] */
+  rfn_tensor bias;   /* F32 [V]; optional */
+  rfn_tensor labels; /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
+                        its row's loss and gradient NaN */
+  rfn_loss_statistics* statistics; /* out */
+  rfn_tensor grad_x;               /* out, backward: F32 [N,K]; may be the same memory as x */
+  rfn_tensor grad_weight;          /* added to */
+  rfn_tensor grad_bias;            /* added to; optional */
 } rfn_head_loss;
 RFN_API rfn_status rfn_head_loss_workspace(const rfn_context* context, const rfn_head_loss* op, int32_t pass,
                                            int64_t* bytes);
@@ -637,22 +705,22 @@ RFN_API rfn_status rfn_head_loss_backward(rfn_stream* stream, const rfn_head_los
 
 /* ---- optimizers ------------------------------------------------------------------------------ */
 
-/* norm = sqrt(sum of squares of all gradients), float64 sums in a fixed order; scale = max_norm > 0 and norm > max_norm
- * ? max_norm / norm : 1. result, F32 [2], overwritten: norm, scale. A norm that is not finite gives scale 0. */
+/* norm  = sqrt(sum of squares of all gradients), float64 sums in a fixed order
+ * scale = max_norm > 0 and norm > max_norm ? max_norm / norm : 1;   0 when the norm is not finite */
 typedef struct rfn_global_norm {
   uint32_t struct_size;
   float max_norm; /* 0 = no clipping */
   int64_t count;
   const rfn_tensor* gradients; /* host array of count F32 tensors */
-  rfn_tensor result;
+  rfn_norm_result* result;     /* out */
 } rfn_global_norm;
-RFN_API rfn_status rfn_global_norm_workspace(const rfn_context* context, const rfn_global_norm* op, int32_t pass,
-                                             int64_t* bytes);
+RFN_API rfn_status rfn_global_norm_workspace(const rfn_context* context, const rfn_global_norm* op, int64_t* bytes);
 RFN_API rfn_status rfn_global_norm_forward(rfn_stream* stream, const rfn_global_norm* op, void* workspace,
                                            int64_t workspace_bytes);
 
-/* g = scale gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay
- * p). */
+/*   g  = scale * gradient
+ *   m  = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
+ *   p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p) */
 typedef struct rfn_adamw {
   uint32_t struct_size;
   float learning_rate;
@@ -665,14 +733,17 @@ typedef struct rfn_adamw {
   rfn_tensor gradient;
   rfn_tensor moment1; /* same shape; zeros before the first step */
   rfn_tensor moment2;
-  rfn_tensor clip; /* F32 [2]: result of rfn_global_norm; optional, scale 1 without */
+  const rfn_norm_result* clip; /* of rfn_global_norm; optional, scale 1 without */
 } rfn_adamw;
-RFN_API rfn_status rfn_adamw_forward(rfn_stream* stream, const rfn_adamw* op);
+RFN_API rfn_status rfn_adamw_step(rfn_stream* stream, const rfn_adamw* op);
 
-/* Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes
- * of rank >= 2 tensors (leading axes are merged into rows; row and column hold means). alpha = learning_rate *
- * (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is divided by max(1, rms(update)/clip_threshold); p -=
- * alpha update + learning_rate weight_decay p. */
+/* Shazeer and Stern 2018, without momentum. Second moments of tensors of rank >= 2 are factored over the last two axes;
+ * leading axes are merged into rows, and `row` and `column` hold means.
+ *
+ *   rho    = 1 - step^-decay_exponent, the decay of second moments
+ *   alpha  = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
+ *   u      = g / sqrt(second moment), divided by max(1, rms(u) / clip_threshold)
+ *   p     -= alpha u + learning_rate weight_decay p */
 typedef struct rfn_adafactor {
   uint32_t struct_size;
   float learning_rate;
@@ -685,15 +756,14 @@ typedef struct rfn_adafactor {
   int64_t step; /* 1 for the first update */
   rfn_tensor parameter;
   rfn_tensor gradient;
-  rfn_tensor row;     /* rank >= 2: F32 [rows]; zeros before the first step */
-  rfn_tensor column;  /* rank >= 2: F32 [columns] */
-  rfn_tensor moment2; /* rank <= 1: same shape as the parameter */
-  rfn_tensor clip;
+  rfn_tensor row;              /* rank >= 2: F32 [rows]; zeros before the first step */
+  rfn_tensor column;           /* rank >= 2: F32 [columns] */
+  rfn_tensor moment2;          /* rank <= 1: same shape as the parameter */
+  const rfn_norm_result* clip; /* as in rfn_adamw */
 } rfn_adafactor;
-RFN_API rfn_status rfn_adafactor_workspace(const rfn_context* context, const rfn_adafactor* op, int32_t pass,
-                                           int64_t* bytes);
-RFN_API rfn_status rfn_adafactor_forward(rfn_stream* stream, const rfn_adafactor* op, void* workspace,
-                                         int64_t workspace_bytes);
+RFN_API rfn_status rfn_adafactor_workspace(const rfn_context* context, const rfn_adafactor* op, int64_t* bytes);
+RFN_API rfn_status rfn_adafactor_step(rfn_stream* stream, const rfn_adafactor* op, void* workspace,
+                                      int64_t workspace_bytes);
 
 /* ---- sampling -------------------------------------------------------------------------------- */
 
@@ -707,10 +777,10 @@ typedef struct rfn_sample {
   uint64_t seed;
   uint64_t step;
   rfn_tensor logits; /* F32 [N,V] */
-  rfn_tensor ids; /* out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its
-                     id is -1 */
+  rfn_tensor ids;    /* out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA
+                        its id is -1 */
 } rfn_sample;
-RFN_API rfn_status rfn_sample_workspace(const rfn_context* context, const rfn_sample* op, int32_t pass, int64_t* bytes);
+RFN_API rfn_status rfn_sample_workspace(const rfn_context* context, const rfn_sample* op, int64_t* bytes);
 RFN_API rfn_status rfn_sample_forward(rfn_stream* stream, const rfn_sample* op, void* workspace,
                                       int64_t workspace_bytes);
 

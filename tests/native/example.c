@@ -87,11 +87,11 @@ static rfn_tensor parameter(float mean, float deviation, int64_t rows, int64_t c
 /* One workspace serves all ops, one after the other: it has the bytes that the neediest asks for. */
 static void* workspace;
 static int64_t workspace_bytes;
-#define NEEDS(op, argument, pass)                                 \
-  do {                                                            \
-    int64_t bytes = 0;                                            \
-    check(rfn_##op##_workspace(context, argument, pass, &bytes)); \
-    if (bytes > workspace_bytes) workspace_bytes = bytes;         \
+#define NEEDS(op, ...)                                         \
+  do {                                                         \
+    int64_t bytes = 0;                                         \
+    check(rfn_##op##_workspace(context, __VA_ARGS__, &bytes)); \
+    if (bytes > workspace_bytes) workspace_bytes = bytes;      \
   } while (0)
 
 int main(void) {
@@ -101,7 +101,6 @@ int main(void) {
   rfn_final_norm norm;
   rfn_head_loss head;
   rfn_global_norm clip;
-  rfn_tensor statistics;
   double first_loss = 0, loss = 0;
   int i;
 
@@ -117,7 +116,7 @@ int main(void) {
   embedding.struct_size = sizeof embedding;
   embedding.positions = RFN_POSITIONS_AXIAL;
   embedding.axes = 2;
-  embedding.exact_residual = 1;
+  embedding.residual = RFN_RESIDUAL_EXACT;
   embedding.grid_exponent = -16;
   embedding.ids = TENSOR(RFN_I32, B, T);
   embedding.word = parameter(0, 0.1f, V, E, &embedding.grad_word);
@@ -149,7 +148,7 @@ int main(void) {
   block.stream2 = embedding.stream2;
   block.grad_stream1 = embedding.grad_stream1;
   block.grad_stream2 = embedding.grad_stream2;
-  block.range_report = TENSOR(RFN_I64, 4);
+  block.range_report = allocate(sizeof *block.range_report);
   block.rotations = TENSOR(RFN_F32, 1, D, R, block.attention.factors[0] / 2);
   block.parameters.struct_size = block.gradients.struct_size = sizeof block.parameters;
 #define PARAMETER(name, mean, deviation, rows, columns) \
@@ -187,7 +186,7 @@ int main(void) {
   head.weight = parameter(0, 0.1f, V, 2 * E, &head.grad_weight);
   head.bias = parameter(0, 0, V, 0, &head.grad_bias);
   head.labels = TENSOR(RFN_I32, N);
-  head.statistics = statistics = TENSOR(RFN_F64, 3);
+  head.statistics = allocate(sizeof *head.statistics);
   head.grad_x = norm.grad_y;
 
   memset(&clip, 0, sizeof clip);
@@ -195,7 +194,7 @@ int main(void) {
   clip.max_norm = 1;
   clip.count = parameter_count;
   clip.gradients = gradients;
-  clip.result = TENSOR(RFN_F32, 2);
+  clip.result = allocate(sizeof *clip.result);
 
   NEEDS(embedding, &embedding, RFN_PASS_FORWARD);
   NEEDS(embedding, &embedding, RFN_PASS_BACKWARD);
@@ -204,7 +203,7 @@ int main(void) {
   NEEDS(final_norm, &norm, RFN_PASS_FORWARD);
   NEEDS(final_norm, &norm, RFN_PASS_BACKWARD);
   NEEDS(head_loss, &head, RFN_PASS_BACKWARD);
-  NEEDS(global_norm, &clip, RFN_PASS_FORWARD);
+  NEEDS(global_norm, &clip);
   workspace = allocate(workspace_bytes);
 
   { /* Each token is to tell the next. */
@@ -218,10 +217,10 @@ int main(void) {
   for (i = 0; i < STEPS; ++i) {
     const uint64_t step = (uint64_t)i;
     rfn_random_normal rotations;
-    double counts[3];
+    rfn_loss_statistics statistics;
     int p;
 
-    check(rfn_fill_zero(stream, block.range_report.data, block.range_report.bytes));
+    check(rfn_fill_zero(stream, block.range_report, sizeof *block.range_report));
     for (p = 0; p < parameter_count; ++p) check(rfn_fill_zero(stream, gradients[p].data, gradients[p].bytes));
     memset(&rotations, 0, sizeof rotations);
     rotations.struct_size = sizeof rotations;
@@ -258,23 +257,23 @@ int main(void) {
       update.moment1 = moments1[p];
       update.moment2 = moments2[p];
       update.clip = clip.result;
-      check(rfn_adamw_forward(stream, &update));
+      check(rfn_adamw_step(stream, &update));
     }
 
-    check(rfn_copy(stream, counts, statistics.data, sizeof counts, RFN_COPY_DEVICE_TO_HOST));
+    check(rfn_copy(stream, &statistics, head.statistics, sizeof statistics, RFN_COPY_DEVICE_TO_HOST));
     check(rfn_stream_synchronize(stream));
-    loss = counts[0] / counts[1];
+    loss = statistics.loss / statistics.rows;
     if (i == 0) first_loss = loss;
     if (i % 10 == 0 || i == STEPS - 1)
-      printf("step %d: loss %.4f, %.0f of %.0f right\n", i, loss, counts[2], counts[1]);
+      printf("step %d: loss %.4f, %.0f of %.0f right\n", i, loss, statistics.correct, statistics.rows);
   }
 
   { /* No value left the range in which the residual streams are exact. */
-    int64_t report[4];
-    check(rfn_copy(stream, report, block.range_report.data, sizeof report, RFN_COPY_DEVICE_TO_HOST));
+    rfn_range_report report;
+    check(rfn_copy(stream, &report, block.range_report, sizeof report, RFN_COPY_DEVICE_TO_HOST));
     check(rfn_stream_synchronize(stream));
-    if (report[0] != 0) {
-      fprintf(stderr, "%lld stream values left the exact range\n", (long long)report[0]);
+    if (report.count != 0) {
+      fprintf(stderr, "%lld stream values left the exact range\n", (long long)report.count);
       return 1;
     }
   }

@@ -15,6 +15,10 @@
 #include "core/backend.h"
 #include "reformer_native.h"
 
+inline bool operator==(const rfn_range_report& a, const rfn_range_report& b) {
+  return a.count == b.count && a.layer == b.layer && a.stream == b.stream && a.index == b.index;
+}
+
 namespace rfn::test {
 
 std::string fault_report();  // what the kernel that faulted did, where it ran on the host; else ""
@@ -190,6 +194,25 @@ class Tensor {
   GuardedMemory memory_;
 };
 
+// A struct of results in the memory of the device under test, zeros at first: Result<rfn_norm_result> norm;
+// op.result = norm;
+template <class T>
+class Result {
+ public:
+  explicit Result(const T& value = {}) : memory_(sizeof(T), 8) { set(value); }
+  operator T*() const { return static_cast<T*>(memory_.data()); }  // an address of the device
+  void set(const T& value) { memory_.write(&value); }
+  void poison() { memory_.poison_contents(); }
+  T value() const {
+    T value;
+    memory_.read(&value);
+    return value;
+  }
+
+ private:
+  GuardedMemory memory_;
+};
+
 template <class Op>
 Op make_op() {
   Op op = {};
@@ -213,24 +236,32 @@ rfn_status run_op(const Stream& stream, const Op& op, int32_t pass, Workspace wo
   return finish(stream, run(stream, &op, memory.data(), memory.bytes()));
 }
 
-#define RFN_TEST_OP(name)                                                                      \
-  inline rfn_status forward(const Stream& stream, const rfn_##name& op) {                      \
-    return run_op(stream, op, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward); \
-  }
-RFN_OPS_WITH_BACKWARD(RFN_TEST_OP)
-RFN_OPS_FORWARD_ONLY(RFN_TEST_OP)
-#undef RFN_TEST_OP
 #define RFN_TEST_OP(name)                                                                        \
+  inline rfn_status forward(const Stream& stream, const rfn_##name& op) {                        \
+    return run_op(stream, op, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward);   \
+  }                                                                                              \
   inline rfn_status backward(const Stream& stream, const rfn_##name& op) {                       \
     return run_op(stream, op, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward); \
   }
 RFN_OPS_WITH_BACKWARD(RFN_TEST_OP)
 #undef RFN_TEST_OP
-#define RFN_TEST_OP(name)                                                 \
+// The only pass of an op is `forward` here, whatever its name.
+#define RFN_TEST_OP(name, pass)                                                                               \
+  inline rfn_status forward(const Stream& stream, const rfn_##name& op) {                                     \
+    const auto workspace = [](const rfn_context* context, const rfn_##name* asked, int32_t, int64_t* bytes) { \
+      return rfn_##name##_workspace(context, asked, bytes);                                                   \
+    };                                                                                                        \
+    return run_op(stream, op, RFN_PASS_FORWARD, workspace, rfn_##name##_##pass);                              \
+  }
+RFN_OPS_OF_ONE_PASS(RFN_TEST_OP)
+RFN_DECODE_OPS_OF_ONE_PASS(RFN_TEST_OP)
+#undef RFN_TEST_OP
+#define RFN_TEST_OP(name, pass)                                           \
   inline rfn_status forward(const Stream& stream, const rfn_##name& op) { \
-    return finish(stream, rfn_##name##_forward(stream, &op));             \
+    return finish(stream, rfn_##name##_##pass(stream, &op));              \
   }
 RFN_OPS_WITHOUT_WORKSPACE(RFN_TEST_OP)
+RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_TEST_OP)
 #undef RFN_TEST_OP
 
 // stage(stream, op, rfn_lsh_hash): with the workspace of the pass it belongs to.

@@ -23,9 +23,9 @@ struct ReferenceAttention {
   uint64_t seed = 0, step = 0;
   int32_t layer = 0;
 
-  std::vector<int32_t> buckets;  // [B,H,R,T]; computed by hash() unless given
-  std::vector<int32_t> sorted;   // [B,H,R,padded]
-  std::vector<double> out, lse;  // [B,T,H,D], [B,H,T]
+  std::vector<int32_t> buckets;          // [B,H,R,T]; computed by hash() unless given
+  std::vector<int32_t> sorted;           // [B,H,R,padded]
+  std::vector<double> out, log_sum_exp;  // [B,T,H,D], [B,H,T]
   std::vector<double> grad_q, grad_k, grad_v;
   double smallest_margin = std::numeric_limits<double>::infinity();  // of an argmax over its runner-up: small means
                                                                      // float32 may choose otherwise
@@ -186,7 +186,7 @@ struct ReferenceAttention {
 
   void forward(int64_t first_round, int64_t last_round) {
     out.assign(batch * length * heads * head_size, 0);
-    lse.assign(batch * heads * length, -std::numeric_limits<double>::infinity());
+    log_sum_exp.assign(batch * heads * length, -std::numeric_limits<double>::infinity());
     each_row(
         first_round, last_round,
         [&](int64_t b, int64_t h, int64_t t, const std::vector<Key>& keys, const std::vector<double>& p, double total) {
@@ -195,7 +195,7 @@ struct ReferenceAttention {
             if (real(b, t) && options.shared_qk != 0) std::copy_n(v.data() + row(b, t, h), head_size, o);
             return;
           }
-          lse[(b * heads + h) * length + t] = total;
+          log_sum_exp[(b * heads + h) * length + t] = total;
           for (size_t j = 0; j < keys.size(); ++j) {
             for (int64_t d = 0; d < head_size; ++d)
               o[d] += p[j] * keys[j].multiplier * v[row(b, keys[j].position, h) + d];
@@ -203,11 +203,11 @@ struct ReferenceAttention {
         });
   }
 
-  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_lse = {}) {
-    backward(grad_out, grad_lse, 0, rounds());
+  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_log_sum_exp = {}) {
+    backward(grad_out, grad_log_sum_exp, 0, rounds());
   }
 
-  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_lse, int64_t first_round,
+  void backward(const std::vector<double>& grad_out, const std::vector<double>& grad_log_sum_exp, int64_t first_round,
                 int64_t last_round) {
     forward(first_round, last_round);
     grad_q.assign(q.size(), 0);
@@ -223,7 +223,7 @@ struct ReferenceAttention {
                  }
                  return;
                }
-               double delta = grad_lse.empty() ? 0 : -grad_lse[(b * heads + h) * length + t];
+               double delta = grad_log_sum_exp.empty() ? 0 : -grad_log_sum_exp[(b * heads + h) * length + t];
                for (int64_t d = 0; d < head_size; ++d) delta += dout[d] * out[row(b, t, h) + d];
                for (size_t j = 0; j < keys.size(); ++j) {
                  const int64_t key = keys[j].position;

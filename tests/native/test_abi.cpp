@@ -73,7 +73,7 @@ TEST(Abi, Describe_Offsets_AreTheCompilers) {
 
 // The exported symbols are the functions of the header: no more, no less.
 TEST(Abi, Exports_AreTheFunctionsOfTheHeader) {
-  const std::vector<std::string> functions = find_all(header(), R"(RFN_API [\w ]+?\*?(rfn_\w+)\()");
+  const std::vector<std::string> functions = find_all(header(), R"(RFN_API [\w ]+?\*? ?(rfn_\w+)\()");
   const std::set<std::string> wanted(functions.begin(), functions.end());
   ASSERT_GE(wanted.size(), 60u);
   FILE* const pipe = popen("nm -D --defined-only '" RFN_TEST_LIBRARY "'", "r");
@@ -135,6 +135,12 @@ TEST(Abi, Functions_Null_Refused) {
   refused(rfn_context_create(RFN_DEVICE_CPU, 0, 1, nullptr), "rfn_context_create: out");
   refused(rfn_context_threads(nullptr, &number), "context");
   refused(rfn_context_threads(context, nullptr), "threads");
+  refused(rfn_context_set_precision(nullptr, RFN_PRECISION_F32), "context");
+  refused(rfn_context_precision(nullptr, &number), "context");
+  refused(rfn_context_precision(context, nullptr), "precision");
+  refused(rfn_op_supported(nullptr, "rfn_linear_forward", &number), "context");
+  refused(rfn_op_supported(context, nullptr, &number), "function");
+  refused(rfn_op_supported(context, "rfn_linear_forward", nullptr), "supported");
   refused(rfn_memory_info(nullptr, &bytes, &bytes), "context");
   refused(rfn_memory_info(context, nullptr, &bytes), "free_bytes");
   refused(rfn_memory_info(context, &bytes, nullptr), "total_bytes");
@@ -457,6 +463,31 @@ TEST(Plugins, OpThatItLacks_Unsupported) {
                     {"rfn_layer_norm", "test backend"}));
   EXPECT_TRUE(Fails(rfn_layer_norm_forward(plugin.stream, &op, nullptr, 0), RFN_UNSUPPORTED,
                     {"rfn_layer_norm_forward", "test backend"}));
+}
+
+// What the header promises to be asked for beforehand: every function that runs an op, on a backend that has them all
+// and on one that has none.
+TEST(Plugins, OpSupported_EveryFunctionThatRunsAnOp) {
+  const Plugin plugin;
+  rfn_context* cpu = nullptr;
+  ASSERT_TRUE(Ok(rfn_context_create(RFN_DEVICE_CPU, 0, 1, &cpu)));
+  const std::vector<std::string> functions =
+      find_all(header(), R"(RFN_API rfn_status (rfn_\w+)\(rfn_stream\* stream, const rfn_)");
+  ASSERT_EQ(functions.size(), 29u);  // 8 ops of two passes, 7 of one, 6 stages
+  for (const std::string& function : functions) {
+    int32_t supported = -1;
+    EXPECT_TRUE(Ok(rfn_op_supported(cpu, function.c_str(), &supported)));
+    EXPECT_EQ(supported, 1) << function;
+    EXPECT_TRUE(Ok(rfn_op_supported(plugin.context, function.c_str(), &supported)));
+    EXPECT_EQ(supported, 0) << function;
+  }
+  for (const char* const other : {"", "rfn_", "layer_norm", "rfn_layer_norm", "rfn_layer_norm_workspace", "rfn_copy"}) {
+    int32_t supported = -7;
+    EXPECT_TRUE(
+        Fails(rfn_op_supported(cpu, other, &supported), RFN_INVALID_ARGUMENT, {"rfn_op_supported", "function"}));
+    EXPECT_EQ(supported, -7) << other;
+  }
+  rfn_context_destroy(cpu);
 }
 
 TEST(Plugins, Exceptions_BecomeStatuses) {

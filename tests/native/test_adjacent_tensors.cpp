@@ -67,7 +67,7 @@ TEST_F(AdjacentTensors, OutputBetweenItsInputs_TouchingIsAllowedAndSharingIsNot)
 TEST_F(AdjacentTensors, OutputsBesideEachOther_AreAllowed) {
   Random random(951);
   memory_.set(random.floats(512));
-  const Tensor<float> clip({2}, {1, 1});
+  const Result<rfn_norm_result> clip({1, 1});
   constexpr int64_t kCount = 20;
   auto op = make_op<rfn_adamw>();
   op.learning_rate = 0.1f, op.beta1 = 0.9f, op.beta2 = 0.99f, op.epsilon = 1e-8f, op.step = 1;

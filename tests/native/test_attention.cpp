@@ -220,7 +220,7 @@ struct Problem {
 
 // Device copies and the op over them.
 struct Bound {
-  Tensor<float> q, k, v, rotations, out, lse, grad_out, grad_q, grad_k, grad_v;
+  Tensor<float> q, k, v, rotations, out, log_sum_exp, grad_out, grad_q, grad_k, grad_v;
   Tensor<uint8_t> mask;
   rfn_attention op = make_op<rfn_attention>();
 
@@ -230,7 +230,7 @@ struct Bound {
         v(p.shape(), p.v),
         rotations(rotation_shape(p), p.rotations),
         out(p.shape()),
-        lse({p.c.batch, p.c.heads, p.c.length}),
+        log_sum_exp({p.c.batch, p.c.heads, p.c.length}),
         grad_out(p.shape(), p.grad_out),
         grad_q(p.shape()),
         grad_k(p.shape()),
@@ -238,7 +238,8 @@ struct Bound {
         mask({p.c.batch, p.c.length}, p.mask.empty() ? std::vector<uint8_t>(p.c.batch * p.c.length, 1) : p.mask) {
     op.options = p.reference.options;
     op.seed = p.reference.seed, op.step = p.reference.step, op.layer = p.reference.layer;
-    op.q = q, op.v = v, op.out = out, op.lse = lse, op.grad_out = grad_out, op.grad_q = grad_q, op.grad_v = grad_v;
+    op.q = q, op.v = v, op.out = out, op.log_sum_exp = log_sum_exp, op.grad_out = grad_out, op.grad_q = grad_q,
+    op.grad_v = grad_v;
     if (p.c.shared == 0) op.k = k, op.grad_k = grad_k;
     if (!p.mask.empty()) op.mask = mask;
     if (p.reference.lsh()) op.rotations = rotations;
@@ -271,7 +272,7 @@ TEST_P(AttentionTest, ForwardAndBackwardMatchFloat64) {
     ASSERT_TRUE(Ok(forward(stream, b.op)));
     EXPECT_TRUE(Close(widen(b.out.values()), p.reference.out, limit));
     if (p.c.length > 1) {
-      EXPECT_TRUE(Close(widen(b.lse.values()), p.reference.lse, limit));
+      EXPECT_TRUE(Close(widen(b.log_sum_exp.values()), p.reference.log_sum_exp, limit));
       if (precision == RFN_PRECISION_F32) unrounded = b.out.values();
       EXPECT_EQ(static_cast<bool>(SameBits(b.out.values(), unrounded)), precision == RFN_PRECISION_F32);
     }
@@ -298,7 +299,7 @@ TEST_P(AttentionTest, SameBitsForEveryScheduleAndHeadGroup) {
             b.op.head_group = group;
             ASSERT_TRUE(Ok(forward(lane, b.op)));
             ASSERT_TRUE(Ok(backward(lane, b.op)));
-            const std::vector<std::vector<float>> now = {b.out.values(), b.lse.values(), b.grad_q.values(),
+            const std::vector<std::vector<float>> now = {b.out.values(), b.log_sum_exp.values(), b.grad_q.values(),
                                                          b.grad_v.values()};
             if (first.empty()) first = now;
             for (size_t i = 0; i < now.size(); ++i)
@@ -317,11 +318,11 @@ TEST_P(AttentionTest, StagesMatchTheWhole) {
   const int64_t padded = p.reference.padded();
   Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}), sorted({c.batch, c.heads, c.rounds, padded});
   Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-      round_lse({c.rounds, c.batch, c.heads, c.length});
+      round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
   Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-      grad_round_lse({c.rounds, c.batch, c.heads, c.length});
-  b.op.buckets = buckets, b.op.sorted = sorted, b.op.round_out = round_out, b.op.round_lse = round_lse;
-  b.op.grad_round_out = grad_round_out, b.op.grad_round_lse = grad_round_lse;
+      grad_round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
+  b.op.buckets = buckets, b.op.sorted = sorted, b.op.round_out = round_out, b.op.round_log_sum_exp = round_log_sum_exp;
+  b.op.grad_round_out = grad_round_out, b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
   ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
   EXPECT_TRUE(SameBits(buckets.values(), p.reference.buckets));
   ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
@@ -349,13 +350,14 @@ TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
     ReferenceAttention& r = p.reference;
     Random random(15);
     const std::vector<double> grad_out = widen(p.grad_out),
-                              weights_lse = widen(random.floats(c.batch * c.heads * c.length));
-    r.backward(grad_out, weights_lse);
+                              weights_log_sum_exp = widen(random.floats(c.batch * c.heads * c.length));
+    r.backward(grad_out, weights_log_sum_exp);
     const auto objective = [&] {
       r.forward();
       double sum = 0;
       for (size_t i = 0; i < r.out.size(); ++i) sum += r.out[i] * grad_out[i];
-      for (size_t i = 0; i < r.lse.size(); ++i) sum += std::isinf(r.lse[i]) ? 0 : r.lse[i] * weights_lse[i];
+      for (size_t i = 0; i < r.log_sum_exp.size(); ++i)
+        sum += std::isinf(r.log_sum_exp[i]) ? 0 : r.log_sum_exp[i] * weights_log_sum_exp[i];
       return sum;
     };
     for (auto [input, gradient] : {std::pair(&r.q, r.grad_q), std::pair(&r.k, r.grad_k), std::pair(&r.v, r.grad_v)}) {
@@ -415,7 +417,7 @@ TEST_F(AttentionOpTest, LoneTokenKeepsItsValue) {
   ASSERT_TRUE(Ok(forward(stream, b.op)));
   const std::vector<float> out = b.out.values();
   for (int64_t i = 0; i < c.heads * c.head_size; ++i) EXPECT_EQ(out[i], p.v[i]);
-  EXPECT_EQ(b.lse.values()[0], kNegativeInfinity);
+  EXPECT_EQ(b.log_sum_exp.values()[0], kNegativeInfinity);
 }
 
 // Strict windows: what comes after a token does not matter to its output, with dropout on too, and gets no gradient
@@ -484,8 +486,8 @@ TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
   const Problem p(c, 27);
   Bound b(p);
   Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-      round_lse({c.rounds, c.batch, c.heads, c.length});
-  b.op.round_out = round_out, b.op.round_lse = round_lse;
+      round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
+  b.op.round_out = round_out, b.op.round_log_sum_exp = round_log_sum_exp;
   for (const int32_t bad : {-1, 9, 1 << 30}) {
     std::vector<int32_t> values = p.reference.buckets, slots = p.reference.sorted;
     values[70] = bad, slots[70] = bad == 9 ? 64 : bad;
@@ -524,17 +526,17 @@ TEST_F(AttentionOpTest, SlotsThatAreNoPermutation_RefusedOrHarmless) {
       b.op.options.duplicates = window == RFN_WINDOW_SLOTS ? 0 : 1;
       b.op.head_group = head_group;
       Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-          round_lse({c.rounds, c.batch, c.heads, c.length});
+          round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
       Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, p.reference.buckets);
       b.op.round_out = round_out;
-      b.op.round_lse = round_lse;
+      b.op.round_log_sum_exp = round_log_sum_exp;
       b.op.buckets = buckets;
       Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size},
                                    std::vector<float>(c.rounds * p.q.size(), 1.0f));
-      Tensor<float> grad_round_lse({c.rounds, c.batch, c.heads, c.length},
-                                   std::vector<float>(c.rounds * c.batch * c.heads * c.length, 1.0f));
+      Tensor<float> grad_round_log_sum_exp({c.rounds, c.batch, c.heads, c.length},
+                                           std::vector<float>(c.rounds * c.batch * c.heads * c.length, 1.0f));
       b.op.grad_round_out = grad_round_out;
-      b.op.grad_round_lse = grad_round_lse;
+      b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
       std::vector<std::vector<int32_t>> wrong(3, p.reference.sorted);
       wrong[0].assign(wrong[0].size(), 20);      // every slot
       wrong[1].back() = wrong[1].end()[-2];      // one, the last of the last head

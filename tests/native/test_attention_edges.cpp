@@ -80,7 +80,7 @@ class Call {
   Results run(const Stream& stream, bool differentiate) const {
     const std::vector<int64_t> sizes = {1, length_, heads_, head_size_};
     const Tensor<float> q(sizes, q_), k(sizes, k_.empty() ? q_ : k_), v(sizes, v_), grad_out(sizes, grad_out_),
-        out(sizes), grad_q(sizes), grad_k(sizes), grad_v(sizes), lse({1, heads_, length_});
+        out(sizes), grad_q(sizes), grad_k(sizes), grad_v(sizes), log_sum_exp({1, heads_, length_});
     const rfn_attention_options& o = reference.options;
     const Tensor<float> rotations(reference.lsh() ? std::vector<int64_t>{1, head_size_, o.rounds, columns_of(o)}
                                                   : std::vector<int64_t>{static_cast<int64_t>(rotations_.size())},
@@ -89,7 +89,7 @@ class Call {
     auto op = make_op<rfn_attention>();
     op.options = o;
     op.seed = reference.seed, op.step = reference.step, op.layer = reference.layer;
-    op.q = q, op.v = v, op.out = out, op.lse = lse;
+    op.q = q, op.v = v, op.out = out, op.log_sum_exp = log_sum_exp;
     if (o.shared_qk == 0) op.k = k;
     if (reference.lsh()) op.rotations = rotations;
     if (!mask_.empty()) op.mask = mask;

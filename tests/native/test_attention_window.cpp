@@ -220,7 +220,7 @@ TEST_P(AttentionWindowOp, RandomOptions_DeviceSeesWhatTheRuleSays) {
     std::vector<float> unit(static_cast<size_t>(rows * d));
     for (int64_t row = 0; row < rows; ++row) unit[static_cast<size_t>(row * d + row / c.heads % c.length)] = 1;
     const Tensor<float> q(sizes, random.floats(rows * d)), k(sizes, random.floats(rows * d)), v(sizes, unit),
-        out(sizes), lse({c.batch, c.heads, c.length}), grad_out(sizes, unit), grad_q(sizes), grad_k(sizes),
+        out(sizes), log_sum_exp({c.batch, c.heads, c.length}), grad_out(sizes, unit), grad_q(sizes), grad_k(sizes),
         grad_v(sizes);
     const Tensor<uint8_t> mask({c.batch, c.length},
                                c.mask.empty() ? std::vector<uint8_t>(c.batch * c.length, 1) : c.mask);
@@ -235,7 +235,7 @@ TEST_P(AttentionWindowOp, RandomOptions_DeviceSeesWhatTheRuleSays) {
     op.q = q;
     op.v = v;
     op.out = out;
-    op.lse = lse;
+    op.log_sum_exp = log_sum_exp;
     op.grad_out = grad_out;
     op.grad_q = grad_q;
     op.grad_v = grad_v;

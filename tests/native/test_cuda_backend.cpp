@@ -66,7 +66,7 @@ class EveryOp {
     simple("random_normal", random_normal_, rfn_random_normal_forward);
 
     embedding_.positions = RFN_POSITIONS_AXIAL, embedding_.axes = 2, embedding_.dropout = 0.1f;
-    embedding_.exact_residual = 1, embedding_.grid_exponent = -16;
+    embedding_.residual = RFN_RESIDUAL_EXACT, embedding_.grid_exponent = -16;
     embedding_.ids = integers({2, 9}, 7);
     embedding_.word = floats({7, 8}), embedding_.grad_word = floats({7, 8});
     embedding_.position[0] = floats({3, 5}), embedding_.position[1] = floats({3, 3});
@@ -103,13 +103,13 @@ class EveryOp {
     attention_.options = options();
     attention_.q = floats({1, 20, 2, 4}), attention_.v = floats({1, 20, 2, 4}),
     attention_.rotations = floats({2, 4, 2, 4});
-    attention_.out = floats({1, 20, 2, 4}), attention_.lse = floats({1, 2, 20}),
+    attention_.out = floats({1, 20, 2, 4}), attention_.log_sum_exp = floats({1, 2, 20}),
     attention_.buckets = integers({1, 2, 2, 20}, 8);
     attention_.sorted = integers({1, 2, 2, 24}, 24);
-    attention_.round_out = floats({2, 20, 2, 4}), attention_.round_lse = floats({2, 1, 2, 20});
+    attention_.round_out = floats({2, 20, 2, 4}), attention_.round_log_sum_exp = floats({2, 1, 2, 20});
     attention_.grad_out = floats({1, 20, 2, 4}), attention_.grad_q = floats({1, 20, 2, 4}),
     attention_.grad_v = floats({1, 20, 2, 4});
-    attention_.grad_round_out = floats({2, 20, 2, 4}), attention_.grad_round_lse = floats({2, 1, 2, 20});
+    attention_.grad_round_out = floats({2, 20, 2, 4}), attention_.grad_round_log_sum_exp = floats({2, 1, 2, 20});
     both("attention", attention_, rfn_attention_workspace, rfn_attention_forward, rfn_attention_backward);
     const std::pair<const char*, Stage> stages[] = {{"lsh_hash", rfn_lsh_hash},
                                                     {"lsh_sort", rfn_lsh_sort},
@@ -165,24 +165,24 @@ class EveryOp {
 
     gradients_ = {floats({33}), floats({5, 7})};
     global_norm_.max_norm = 1, global_norm_.count = 2, global_norm_.gradients = gradients_.data(),
-    global_norm_.result = floats({2});
-    add("global_norm", global_norm_, RFN_PASS_FORWARD, rfn_global_norm_workspace, rfn_global_norm_forward);
+    global_norm_.result = norm_;
+    add("global_norm", global_norm_, rfn_global_norm_workspace, rfn_global_norm_forward);
 
     adamw_.learning_rate = 0.1f, adamw_.beta1 = 0.9f, adamw_.beta2 = 0.99f, adamw_.epsilon = 1e-8f, adamw_.step = 1;
     adamw_.parameter = floats({33}), adamw_.gradient = floats({33}), adamw_.moment1 = floats({33}),
     adamw_.moment2 = floats({33}, 0);
-    simple("adamw", adamw_, rfn_adamw_forward);
+    simple("adamw", adamw_, rfn_adamw_step);
 
     adafactor_.learning_rate = 0.1f, adafactor_.decay_exponent = 0.8f, adafactor_.clip_threshold = 1,
     adafactor_.epsilon1 = 1e-30f;
     adafactor_.epsilon2 = 1e-3f, adafactor_.scale_parameter = 1, adafactor_.step = 1;
     adafactor_.parameter = floats({5, 7}), adafactor_.gradient = floats({5, 7}), adafactor_.row = floats({5}, 0),
     adafactor_.column = floats({7}, 0);
-    add("adafactor", adafactor_, RFN_PASS_FORWARD, rfn_adafactor_workspace, rfn_adafactor_forward);
+    add("adafactor", adafactor_, rfn_adafactor_workspace, rfn_adafactor_step);
 
     sample_.temperature = 1, sample_.top_p = 0.9f, sample_.top_k = 5;
     sample_.logits = floats({6, 30}), sample_.ids = integers({6}, 30);
-    add("sample", sample_, RFN_PASS_FORWARD, rfn_sample_workspace, rfn_sample_forward);
+    add("sample", sample_, rfn_sample_workspace, rfn_sample_forward);
     keep();
   }
   EveryOp(const EveryOp&) = delete;
@@ -210,7 +210,7 @@ class EveryOp {
   void restore() {
     for (size_t i = 0; i < floats_.size(); ++i) floats_[i].set(kept_floats_[i]);
     for (size_t i = 0; i < integers_.size(); ++i) integers_[i].set(kept_integers_[i]);
-    for (auto& tensor : reports_) tensor.set({0, 0, 0, 0});
+    for (auto& result : reports_) result.set({});
   }
   std::vector<std::vector<float>> float_values() const {
     std::vector<std::vector<float>> all;
@@ -239,7 +239,7 @@ class EveryOp {
     for (const int64_t size : sizes) n *= size;
     return integers_.emplace_back(std::move(sizes), random_.integers(n, below));
   }
-  rfn_tensor report() { return reports_.emplace_back(Tensor<int64_t>::zeros({4})); }
+  rfn_range_report* report() { return reports_.emplace_back(); }
   static rfn_attention_options options() {
     auto o = make_op<rfn_attention_options>();
     o.kind = RFN_ATTENTION_LSH, o.shared_qk = 1, o.causal = 1, o.wrap = 1, o.key_norm = RFN_KEY_NORM_RMS, o.rounds = 2,
@@ -266,6 +266,13 @@ class EveryOp {
          [&op, run](rfn_stream* stream, void* memory, int64_t bytes) { return run(stream, &op, memory, bytes); }});
   }
   template <class Op>
+  void add(const std::string& name, const Op& op, rfn_status (*workspace)(const rfn_context*, const Op*, int64_t*),
+           rfn_status (*run)(rfn_stream*, const Op*, void*, int64_t)) {
+    calls.push_back(
+        {name, [&op, workspace](const rfn_context* context, int64_t* bytes) { return workspace(context, &op, bytes); },
+         [&op, run](rfn_stream* stream, void* memory, int64_t bytes) { return run(stream, &op, memory, bytes); }});
+  }
+  template <class Op>
   void both(const std::string& name, const Op& op,
             rfn_status (*workspace)(const rfn_context*, const Op*, int32_t, int64_t*),
             rfn_status (*forward)(rfn_stream*, const Op*, void*, int64_t),
@@ -278,8 +285,9 @@ class EveryOp {
   Random random_{61};
   std::deque<Tensor<float>> floats_;
   std::deque<Tensor<int32_t>> integers_;
-  std::deque<Tensor<int64_t>> reports_;
-  Tensor<double> statistics_{{3}};
+  std::deque<Result<rfn_range_report>> reports_;
+  Result<rfn_loss_statistics> statistics_;
+  Result<rfn_norm_result> norm_;
   std::vector<std::vector<float>> kept_floats_;
   std::vector<std::vector<int32_t>> kept_integers_;
   std::vector<rfn_tensor> gradients_;
@@ -484,11 +492,11 @@ TEST_F(CudaBackend, FaultingKernel_LosesTheDevice) {
       if (freed) {
         ASSERT_TRUE(Ok(rfn_buffer_free(context, RFN_MEMORY_DEVICE, other)));
       }
-      rfn_status status = rfn_adamw_forward(stream, &op);
+      rfn_status status = rfn_adamw_step(stream, &op);
       if (status == RFN_OK) status = rfn_stream_synchronize(stream);
       EXPECT_TRUE(Fails(status, RFN_DEVICE_ERROR, {"illegal", "the context takes no further work"}));
       EXPECT_NE(cuda_on_host::last_report(), "");
-      EXPECT_TRUE(Fails(rfn_adamw_forward(stream, &op), RFN_DEVICE_LOST, {"sticky"}));
+      EXPECT_TRUE(Fails(rfn_adamw_step(stream, &op), RFN_DEVICE_LOST, {"sticky"}));
       EXPECT_TRUE(Fails(rfn_stream_synchronize(stream), RFN_DEVICE_LOST, {"sticky"}));
       EXPECT_TRUE(Fails(rfn_fill_zero(stream, memory, 4), RFN_DEVICE_LOST, {}));
       rfn_context* second = nullptr;

@@ -93,14 +93,14 @@ struct Tensors {
         grad1({p.batch, p.length, p.width}, d.grad1),
         grad2({p.batch, p.length, p.width}, d.grad2),
         grad_word({p.vocabulary, p.width}, d.grad_word),
-        report(Tensor<int64_t>::zeros({4})) {
+        report() {
     op.positions = p.positions;
     op.axes = static_cast<int32_t>(p.tables.size());
     op.dropout = p.dropout;
     op.seed = kSeed;
     op.step = kStep;
     op.first_position = p.first_position;
-    op.exact_residual = p.exact ? 1 : 0;
+    op.residual = p.exact ? RFN_RESIDUAL_EXACT : RFN_RESIDUAL_FLOAT;
     op.grid_exponent = -16;
     op.ids = ids;
     op.word = word;
@@ -122,7 +122,7 @@ struct Tensors {
   rfn_embedding op = make_op<rfn_embedding>();
   Tensor<int32_t> ids;
   Tensor<float> word, stream1, stream2, grad1, grad2, grad_word;
-  Tensor<int64_t> report;
+  Result<rfn_range_report> report;
   std::vector<Tensor<float>> position, grad_position;
 };
 
@@ -189,7 +189,7 @@ TEST_P(Embedding, ForwardAndBackward_CloseToFloat64AndSameBitsForEverySchedule) 
     EXPECT_TRUE(SameBits(t.stream1.values(), first_e));
     EXPECT_TRUE(SameBits(t.grad_word.values(), first_word));
     for (size_t i = 0; i < p.tables.size(); ++i) EXPECT_TRUE(SameBits(t.grad_position[i].values(), first_position[i]));
-    EXPECT_EQ(t.report.values(), std::vector<int64_t>(4));
+    EXPECT_EQ(t.report.value(), rfn_range_report{});
   });
 }
 
@@ -255,9 +255,9 @@ TEST_F(EmbeddingOp, ValuesOutOfRange_AreReportedOnce) {
   d.word[3 * p.width + 7] = std::nanf("");
   Tensors t(p, d);
   ASSERT_TRUE(Ok(forward(stream, t.op)));
-  EXPECT_EQ(t.report.values(), (std::vector<int64_t>{4, 0, 1, 170 * p.width + 5}));
+  EXPECT_EQ(t.report.value(), (rfn_range_report{4, -1, 1, 170 * p.width + 5}));
   ASSERT_TRUE(Ok(forward(stream, t.op)));  // what is in the report stays
-  EXPECT_EQ(t.report.values(), (std::vector<int64_t>{8, 0, 1, 170 * p.width + 5}));
+  EXPECT_EQ(t.report.value(), (rfn_range_report{8, -1, 1, 170 * p.width + 5}));
 }
 
 // A device can't say it without waiting: there the row becomes NaN and gets no gradient.

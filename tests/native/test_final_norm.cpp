@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "harness.h"
@@ -57,7 +59,7 @@ struct Results {
   std::vector<float> y, grad_a, grad_b, grad_weight, grad_bias;
 };
 
-Results run(const Problem& p, int32_t threads) {
+Results run(const Problem& p, int32_t threads, int64_t first_row = 0) {
   Context context(threads);
   Stream stream(context);
   const Tensor<float> a({p.n, p.e}, p.a), b({p.n, p.e}, p.b), weight({p.w}, p.weight), bias({p.w}, p.bias),
@@ -69,6 +71,7 @@ Results run(const Problem& p, int32_t threads) {
   op.dropout = p.dropout;
   op.seed = kSeed;
   op.step = kStep;
+  op.first_row = first_row;
   op.stream1 = a;
   op.stream2 = b;
   op.weight = weight;
@@ -176,6 +179,44 @@ TEST_P(FinalNorm, EverySchedule_SameBits) {
     EXPECT_TRUE(SameBits(many.grad_weight, one.grad_weight));
     EXPECT_TRUE(SameBits(many.grad_bias, one.grad_bias));
   });
+}
+
+// Rows [first, first + count) of a tensor, and of a problem.
+std::vector<float> stretch_of(const std::vector<float>& values, int64_t first, int64_t count, int64_t width) {
+  return std::vector<float>(values.begin() + first * width, values.begin() + (first + count) * width);
+}
+Problem stretch(const Problem& p, int64_t first, int64_t count) {
+  Problem part = p;
+  part.n = count;
+  part.a = stretch_of(p.a, first, count, p.e);
+  part.b = stretch_of(p.b, first, count, p.e);
+  part.grad_y = stretch_of(p.grad_y, first, count, p.w);
+  return part;
+}
+
+// Dropout counts elements from the first row of the whole tensor, wherever a call begins.
+TEST_P(FinalNorm, StretchesOfRows_DrawWhatOneCallDraws) {
+  Random random(141);
+  for (const int64_t e : {1, 21, 64}) {
+    const Problem p = problem(random, GetParam(), 300, e, 0.5f);
+    const Results whole = run(p, 2);
+    std::vector<float> grad_weight = p.grad_weight, grad_bias = p.grad_bias;
+    for (const auto& [first, count] : std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {1, 128}, {129, 171}}) {
+      SCOPED_TRACE("rows from " + std::to_string(first) + " on, width " + std::to_string(p.w));
+      Problem part = stretch(p, first, count);
+      part.grad_weight = grad_weight;
+      part.grad_bias = grad_bias;
+      const Results results = run(part, 2, first);
+      EXPECT_TRUE(SameBits(results.y, stretch_of(whole.y, first, count, p.w)));
+      EXPECT_TRUE(SameBits(results.grad_a, stretch_of(whole.grad_a, first, count, p.e)));
+      EXPECT_TRUE(SameBits(results.grad_b, stretch_of(whole.grad_b, first, count, p.e)));
+      grad_weight = results.grad_weight;
+      grad_bias = results.grad_bias;
+    }
+    EXPECT_TRUE(Close(grad_weight, doubles(whole.grad_weight), 4e-6));  // 300 terms in another order
+    EXPECT_TRUE(Close(grad_bias, doubles(whole.grad_bias), 4e-6));
+    EXPECT_FALSE(SameBits(run(stretch(p, 129, 171), 2).y, stretch_of(whole.y, 129, 171, p.w)));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, FinalNorm, testing::Values(RFN_COMBINE_CONCATENATE, RFN_COMBINE_MEAN),

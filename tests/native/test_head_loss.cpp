@@ -56,13 +56,13 @@ Expected reference(const Problem& p, const Data& d, const Doubles& x, const Doub
       if (z[j] > largest) largest = z[j], first = j;
     }
     for (int64_t j = 0; j < p.v; ++j) sum += std::exp(z[j] - largest);
-    const double lse = largest + std::log(sum);
+    const double log_sum_exp = largest + std::log(sum);
     r.statistics[2] += first == label;
     for (int64_t j = 0; j < p.v; ++j) {
       const double q =
           (j == label ? 1.0 - p.smoothing : 0.0) + static_cast<double>(p.smoothing) / static_cast<double>(p.v);
-      r.statistics[0] += q * (lse - z[j]);
-      const double dz = scale * (std::exp(z[j] - lse) - q);
+      r.statistics[0] += q * (log_sum_exp - z[j]);
+      const double dz = scale * (std::exp(z[j] - log_sum_exp) - q);
       r.grad_bias[j] += dz;
       for (int64_t i = 0; i < p.k; ++i) {
         r.grad_x[n * p.k + i] += dz * weight[j * p.k + i];
@@ -84,13 +84,17 @@ struct Results {
   std::vector<float> grad_x, grad_weight, grad_bias;
 };
 
+std::vector<double> numbers(const rfn_loss_statistics& s) { return {s.loss, s.rows, s.correct}; }
+
 Results run(const Problem& p, const Data& d, int32_t threads) {
   Context context(threads, p.precision);
   Stream stream(context);
   const Tensor<float> x({p.n, p.k}, d.x), weight({p.v, p.k}, d.weight), bias({p.v}, d.bias), grad_x({p.n, p.k}),
       grad_weight({p.v, p.k}, d.grad_weight), grad_bias({p.v}, d.grad_bias);
   const Tensor<int32_t> labels({p.n}, d.labels);
-  const Tensor<double> statistics({3}), forward_statistics({3});
+  Result<rfn_loss_statistics> statistics, forward_statistics;
+  statistics.poison();
+  forward_statistics.poison();
   auto op = make_op<rfn_head_loss>();
   op.ignore_index = kIgnored;
   op.label_smoothing = p.smoothing;
@@ -109,8 +113,8 @@ Results run(const Problem& p, const Data& d, int32_t threads) {
   if (p.has_bias) op.grad_bias = grad_bias;
   EXPECT_EQ(backward(stream, op), status);
   return {status,
-          statistics.values(),
-          forward_statistics.values(),
+          numbers(statistics.value()),
+          numbers(forward_statistics.value()),
           p.in_place ? x.values() : grad_x.values(),
           grad_weight.values(),
           grad_bias.values()};

@@ -20,14 +20,15 @@ std::pair<float, float> global_norm(const std::vector<std::vector<float>>& gradi
   std::vector<rfn_tensor> views;
   for (const auto& gradient : gradients)
     views.push_back(tensors.emplace_back(std::vector<int64_t>{static_cast<int64_t>(gradient.size())}, gradient));
-  const Tensor<float> result({2});
+  const Result<rfn_norm_result> result;
   auto op = make_op<rfn_global_norm>();
   op.max_norm = max_norm;
   op.count = static_cast<int64_t>(views.size());
   op.gradients = views.data();
   op.result = result;
   EXPECT_TRUE(Ok(forward(stream, op)));
-  return {result.values()[0], result.values()[1]};
+  const auto [norm, scale] = result.value();
+  return {norm, scale};
 }
 
 TEST(GlobalNorm, ManyTensors_CloseToFloat64AndSameBitsForEverySchedule) {
@@ -103,7 +104,8 @@ AdamW adamw(AdamW state, const std::vector<float>& gradient, int64_t step, const
   Stream stream(context);
   const int64_t n = static_cast<int64_t>(gradient.size());
   const Tensor<float> parameter({n}, state.parameter), gradients({n}, gradient), moment1({n}, state.moment1),
-      moment2({n}, state.moment2), clips({2}, clip.empty() ? std::vector<float>(2) : clip);
+      moment2({n}, state.moment2);
+  const Result<rfn_norm_result> clips(clip.empty() ? rfn_norm_result{} : rfn_norm_result{clip[0], clip[1]});
   auto op = make_op<rfn_adamw>();
   op.learning_rate = 0.01f;
   op.beta1 = 0.9f;
@@ -196,8 +198,8 @@ Adafactor adafactor(const Adafactor& state, const std::vector<float>& gradient, 
   Context context(threads);
   Stream stream(context);
   const bool factored = state.sizes.size() >= 2;
-  const Tensor<float> parameter(state.sizes, state.parameter), gradients(state.sizes, gradient),
-      clip({2}, {1, o.scale});
+  const Tensor<float> parameter(state.sizes, state.parameter), gradients(state.sizes, gradient);
+  const Result<rfn_norm_result> clip({1, o.scale});
   std::vector<Tensor<float>> moments;
   auto op = make_op<rfn_adafactor>();
   op.learning_rate = o.rate;

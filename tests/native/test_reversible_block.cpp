@@ -138,7 +138,7 @@ struct Bound {
   Tensor<float> stream1, stream2, grad1, grad2, rotations;
   Tensor<int32_t> buckets;
   Tensor<uint8_t> mask;
-  Tensor<int64_t> report = Tensor<int64_t>::zeros({4});
+  Result<rfn_range_report> report;
   std::vector<Tensor<float>> parameters, gradients;
   rfn_reversible_block op = make_op<rfn_reversible_block>();
 
@@ -383,7 +383,7 @@ class ReversibleBlockTest : public testing::TestWithParam<Case> {
     if (p.c.residual == RFN_RESIDUAL_EXACT) {
       EXPECT_TRUE(SameBits(b.stream1.values(), p.stream1));
       EXPECT_TRUE(SameBits(b.stream2.values(), p.stream2));
-      EXPECT_EQ(b.report.values()[0], 0);
+      EXPECT_EQ(b.report.value().count, 0);
     } else {
       // What stream 2 lost to rounding goes through the attention half before stream 1 is recovered.
       EXPECT_TRUE(Close(b.stream1.values(), p.stream1, limit));
@@ -475,7 +475,7 @@ class ReversibleStackTest : public OpTest {
       ASSERT_TRUE(Ok(forward(stream, bound[l]->op)));
     }
     const std::vector<float> end1 = first.stream1.values(), end2 = first.stream2.values();
-    ASSERT_EQ(first.report.values(), std::vector<int64_t>(4, 0));
+    ASSERT_EQ(first.report.value(), rfn_range_report{});
     EXPECT_FALSE(SameBits(end1, start1));
     std::vector<std::vector<float>> inverted;
     for (int l = depth - 1; l >= 0; --l) {
@@ -522,17 +522,17 @@ TEST_F(ReversibleStackTest, ValuesOutOfRangeAreReported) {
   p.stream1[static_cast<size_t>(at)] = 1000;
   Bound b(p);
   ASSERT_TRUE(Ok(forward(stream, b.op)));
-  const std::vector<int64_t> report = b.report.values();
-  EXPECT_GE(report[0], 1);
-  EXPECT_EQ(report[1], 7);
-  EXPECT_EQ(report[2], 1);
-  EXPECT_LE(report[3], at);
+  const rfn_range_report report = b.report.value();
+  EXPECT_GE(report.count, 1);
+  EXPECT_EQ(report.layer, 6);
+  EXPECT_EQ(report.stream, 1);
+  EXPECT_LE(report.index, at);
 
   p.stream1[static_cast<size_t>(at)] = 0;
   p.stream2[0] = std::numeric_limits<float>::quiet_NaN();
   Bound not_a_number(p);
   ASSERT_TRUE(Ok(forward(stream, not_a_number.op)));
-  EXPECT_GE(not_a_number.report.values()[0], 1);
+  EXPECT_GE(not_a_number.report.value().count, 1);
 }
 
 // ---- what the caller keeps of the forward pass ----
@@ -659,7 +659,7 @@ class KeptTest : public testing::TestWithParam<Case> {
     values.push_back(b.grad1.values());
     values.push_back(b.grad2.values());
     for (const auto& gradient : b.gradients) values.push_back(gradient.values());
-    EXPECT_EQ(b.report.values()[0], 0);
+    EXPECT_EQ(b.report.value().count, 0);
     if (left != nullptr) *left = filled;
     return values;
   }

@@ -33,7 +33,7 @@ internal sealed class AttentionRun : IDisposable
                 ? Empty(context, new TensorShape(batch, heads, options.Rounds, length), DType.Int32)
                 : default,
             Out = Empty(context, shape),
-            Lse = Empty(context, new TensorShape(batch, heads, length)),
+            LogSumExp = Empty(context, new TensorShape(batch, heads, length)),
             GradOut = Normal(context, shape, seed),
             GradQ = Empty(context, shape),
             GradK = options.SharedQk ? default : Empty(context, shape),

@@ -46,7 +46,7 @@ internal static class AttentionCase
         using Tensor? maskTensor = mask is null ? null : context.FromValues<byte>(mask, new TensorShape(rows, length));
         using var found = new Tensor(context, options.BucketsShape(rows, 1, length), DType.Int32);
         using var output = new Tensor(context, shape);
-        using var lse = new Tensor(context, new TensorShape(rows, 1, length));
+        using var logSumExp = new Tensor(context, new TensorShape(rows, 1, length));
         using var gradQ = new Tensor(context, shape);
         using var gradV = new Tensor(context, shape);
         using var workspace = new Workspace(context);
@@ -59,7 +59,7 @@ internal static class AttentionCase
             Rotations = rotations,
             Buckets = found,
             Out = output,
-            Lse = lse,
+            LogSumExp = logSumExp,
             GradOut = gradOut,
             GradQ = gradQ,
             GradV = gradV,

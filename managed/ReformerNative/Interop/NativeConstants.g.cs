@@ -8,8 +8,8 @@ namespace ReformerNative.Interop;
 /// <summary>The integer macros of the header.</summary>
 internal static class NativeConstants
 {
-    internal const int RFN_ABI_MAJOR = 1;
-    internal const int RFN_ABI_MINOR = 2;
+    internal const int RFN_ABI_MAJOR = 2;
+    internal const int RFN_ABI_MINOR = 0;
     internal const int RFN_OK = 0;
     internal const int RFN_INVALID_ARGUMENT = 1;
     internal const int RFN_UNSUPPORTED = 2;
@@ -50,6 +50,8 @@ internal static class NativeConstants
     internal const int RFN_POSITIONS_NONE = 0;
     internal const int RFN_POSITIONS_LEARNED = 1;
     internal const int RFN_POSITIONS_AXIAL = 2;
+    internal const int RFN_RESIDUAL_FLOAT = 0;
+    internal const int RFN_RESIDUAL_EXACT = 1;
     internal const int RFN_ACTIVATION_NONE = 0;
     internal const int RFN_ACTIVATION_RELU = 1;
     internal const int RFN_ACTIVATION_GELU_ERF = 2;
@@ -70,8 +72,6 @@ internal static class NativeConstants
     internal const int RFN_BUCKETS_TRAX = 0;
     internal const int RFN_BUCKETS_HUGGING_FACE = 1;
     internal const int RFN_BUCKETS_LUCIDRAINS = 2;
-    internal const int RFN_RESIDUAL_FLOAT = 0;
-    internal const int RFN_RESIDUAL_EXACT = 1;
     internal const int RFN_COMBINE_CONCATENATE = 0;
     internal const int RFN_COMBINE_MEAN = 1;
 }

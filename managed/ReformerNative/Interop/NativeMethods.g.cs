@@ -10,8 +10,8 @@ namespace ReformerNative.Interop;
 /// <summary>The functions of the header.</summary>
 internal static unsafe partial class NativeMethods
 {
-    /// <summary>(RFN_ABI_MAJOR &lt;&lt; 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major and at least its own
-    /// minor.</summary>
+    /// <summary>(RFN_ABI_MAJOR &lt;&lt; 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major version and at least its
+    /// own minor one.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial uint rfn_abi_version();
 
@@ -43,8 +43,8 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_device_describe(int device_type, int device_index, byte* text, long capacity);
 
-    /// <summary>threads: worker threads of the CPU backend, 0 = all processors the process may use. Ignored for CUDA. *out is NULL on
-    /// failure.</summary>
+    /// <summary>threads: worker threads of the CPU backend, 0 = all processors that the process may use; CUDA ignores it. *out is
+    /// NULL on failure.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_create(int device_type, int device_index, int threads, out ContextHandle @out);
 
@@ -55,12 +55,17 @@ internal static unsafe partial class NativeMethods
     internal static partial int rfn_context_threads(ContextHandle context, int* threads);
 
     /// <summary>For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device
-    /// lacks it.</summary>
+    /// lacks it. Like any call it needs the context for itself; rfn_context_precision may be asked at any time.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_set_precision(ContextHandle context, int precision);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_precision(ContextHandle context, int* precision);
+
+    /// <summary>Whether the context's backend has an op: *supported becomes 1 or 0. `function` is the name of the function that runs
+    /// it, such as "rfn_attention_backward". Calls of an op that a backend lacks are RFN_UNSUPPORTED.</summary>
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_op_supported(ContextHandle context, byte* function, int* supported);
 
     /// <summary>Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included).</summary>
     [LibraryImport(NativeLoader.LibraryName)]
@@ -69,9 +74,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_create(ContextHandle context, out StreamHandle @out);
 
-    /// <summary>Uses an existing device stream (a cudaStream_t, NULL: the default stream) of the device's primary context; destroying
-    /// the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its graph. CPU:
-    /// RFN_UNSUPPORTED.</summary>
+    /// <summary>Uses an existing device stream (a cudaStream_t; NULL: the default stream) of the device's primary context;
+    /// destroying the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its
+    /// graph. CPU: RFN_UNSUPPORTED.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_wrap(ContextHandle context, nint native_stream, out StreamHandle @out);
 
@@ -195,7 +200,7 @@ internal static unsafe partial class NativeMethods
     internal static partial int rfn_reversible_block_backward(StreamHandle stream, in rfn_reversible_block op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_reversible_block_decode_workspace(ContextHandle context, in rfn_reversible_block_decode op, int pass, long* bytes);
+    internal static partial int rfn_reversible_block_decode_workspace(ContextHandle context, in rfn_reversible_block_decode op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_reversible_block_decode_forward(StreamHandle stream, in rfn_reversible_block_decode op, nint workspace, long workspace_bytes);
@@ -222,22 +227,22 @@ internal static unsafe partial class NativeMethods
     internal static partial int rfn_head_loss_backward(StreamHandle stream, in rfn_head_loss op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_global_norm_workspace(ContextHandle context, in rfn_global_norm op, int pass, long* bytes);
+    internal static partial int rfn_global_norm_workspace(ContextHandle context, in rfn_global_norm op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_global_norm_forward(StreamHandle stream, in rfn_global_norm op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_adamw_forward(StreamHandle stream, in rfn_adamw op);
+    internal static partial int rfn_adamw_step(StreamHandle stream, in rfn_adamw op);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_adafactor_workspace(ContextHandle context, in rfn_adafactor op, int pass, long* bytes);
+    internal static partial int rfn_adafactor_workspace(ContextHandle context, in rfn_adafactor op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_adafactor_forward(StreamHandle stream, in rfn_adafactor op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_adafactor_step(StreamHandle stream, in rfn_adafactor op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_sample_workspace(ContextHandle context, in rfn_sample op, int pass, long* bytes);
+    internal static partial int rfn_sample_workspace(ContextHandle context, in rfn_sample op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_sample_forward(StreamHandle stream, in rfn_sample op, nint workspace, long workspace_bytes);

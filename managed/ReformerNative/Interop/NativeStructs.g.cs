@@ -26,6 +26,41 @@ internal unsafe struct rfn_tensor
     internal long bytes;
 }
 
+/// <summary>Values of residual streams that left the range in which exact residuals are exact, or are not finite. The caller
+/// zeroes it before a step; every op of the step adds to `count`, and the first value seen fills the other fields.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct rfn_range_report
+{
+    internal long count;
+    /// <summary>that of the op; -1: the embedding. The last three mean nothing while count is 0</summary>
+    internal long layer;
+    /// <summary>1 or 2</summary>
+    internal long stream;
+    /// <summary>flat, in the stream's tensor</summary>
+    internal long index;
+}
+
+/// <summary>What rfn_head_loss says of its rows; overwritten.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct rfn_loss_statistics
+{
+    /// <summary>sum over rows, in nats</summary>
+    internal double loss;
+    /// <summary>that counted</summary>
+    internal double rows;
+    /// <summary>rows whose largest logit (the first of equals) is the label</summary>
+    internal double correct;
+}
+
+/// <summary>What rfn_global_norm gives, and optimizers take; overwritten.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct rfn_norm_result
+{
+    internal float norm;
+    /// <summary>that gradients are to be multiplied by</summary>
+    internal float scale;
+}
+
 /// <summary>destination[i] = mean + standard_deviation * z_i, z_i standard normal (Box-Muller on Philox words).</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_random_normal
@@ -42,8 +77,9 @@ internal unsafe struct rfn_random_normal
     internal rfn_tensor destination;
 }
 
-/// <summary>e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]); rounded to the residual grid if asked for;
-/// written to both streams. Backward: gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position.</summary>
+/// <summary>e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]), rounded to the grid with EXACT residuals,
+/// is written to both streams.
+/// Backward: the gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_embedding
 {
@@ -57,11 +93,12 @@ internal unsafe struct rfn_embedding
     internal ulong seed;
     internal ulong step;
     internal long first_position;
-    /// <summary>1: round to multiples of 2^grid_exponent (see rfn_reversible_block)</summary>
-    internal int exact_residual;
+    /// <summary>RFN_RESIDUAL_*</summary>
+    internal int residual;
+    /// <summary>EXACT, as in rfn_reversible_block</summary>
     internal int grid_exponent;
-    /// <summary>I32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no
-    /// gradient</summary>
+    /// <summary>I32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and
+    /// gets no gradient</summary>
     internal rfn_tensor ids;
     /// <summary>F32 [V,E]</summary>
     internal rfn_tensor word;
@@ -78,12 +115,12 @@ internal unsafe struct rfn_embedding
     /// <summary>backward: F32 [V,E], added to</summary>
     internal rfn_tensor grad_word;
     internal rfn_tensor_array4 grad_position;
-    /// <summary>optional, see rfn_reversible_block; layer is -1</summary>
-    internal rfn_tensor range_report;
+    /// <summary>optional; forward with EXACT residuals adds to it</summary>
+    internal rfn_range_report* range_report;
 }
 
-/// <summary>y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved,
-/// backward recomputes the statistics; grad_x may not overlap x.</summary>
+/// <summary>y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved:
+/// backward computes the statistics again. grad_x may not overlap x.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_layer_norm
 {
@@ -146,8 +183,9 @@ internal unsafe struct rfn_attention_options
     internal int causal;
     /// <summary>LSH: RFN_WINDOW_*</summary>
     internal int window;
-    /// <summary>1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last
-    /// round), as in the existing implementations; 0: a window ends where its round (or the sequence) ends</summary>
+    /// <summary>1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the
+    /// last round), as in the existing implementations; 0: a window ends where its round (or the
+    /// sequence) ends</summary>
     internal int wrap;
     /// <summary>1: a chunk that falls into the window twice counts twice (parity); 0: once</summary>
     internal int repeat_chunks;
@@ -177,13 +215,23 @@ internal unsafe struct rfn_attention_options
 }
 
 /// <summary>Whole attention over all heads, and its stages.
-/// scores s_ij = scale q_i . k_j - log count;   out_i = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all
-/// rounds' windows lse_i = log sum over rounds and keys of exp(s_ij) Backward needs q, v, out, lse, grad_out and the
-/// rotations or buckets (paper section 2 and appendix A; flash form, nothing of size [T, window] is stored):   ds = P (m
-/// (dO . v) - dO . O + dlse);  dq += ds k;  dk += ds q through the key norm;  dv += P m dO. Stages (LSH): rfn_lsh_hash
-/// q,rotations -&gt; buckets; rfn_lsh_sort buckets,mask -&gt; sorted; rfn_lsh_attend q,v,buckets,sorted -&gt; round_out,
-/// round_lse (each round by itself); rfn_lsh_combine round_out,round_lse -&gt; out, lse; and the backward passes of the
-/// last two.</summary>
+/// 
+/// scores         s_ij = scale q_i . k_j - log count
+/// out_i          = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all rounds' windows
+/// log_sum_exp_i  = log sum over rounds and keys of exp(s_ij)
+/// 
+/// Backward needs q, v, out, log_sum_exp, grad_out and the rotations or buckets (paper section 2 and appendix A; in
+/// flash form, so that nothing of size [T, window] is stored). With P the probabilities and m dropout's multipliers:
+/// 
+/// ds = P (m (grad_out . v) - grad_out . out + grad_log_sum_exp)
+/// grad_q += ds k;   grad_k += ds q, through the key norm;   grad_v += P m grad_out
+/// 
+/// Stages (LSH), and the backward passes of the last two:
+/// 
+/// rfn_lsh_hash      q, rotations -&gt; buckets
+/// rfn_lsh_sort      buckets, mask -&gt; sorted
+/// rfn_lsh_attend    q, v, buckets, sorted -&gt; round_out, round_log_sum_exp: each round by itself
+/// rfn_lsh_combine   round_out, round_log_sum_exp -&gt; out, log_sum_exp</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_attention
 {
@@ -203,21 +251,21 @@ internal unsafe struct rfn_attention
     internal rfn_tensor mask;
     /// <summary>LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head)</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in, optional
-    /// (else hashed again). Padding with pad_bucket has bucket number prod(factors)</summary>
+    /// <summary>LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
+    /// optional (else hashed again). Padding with pad_bucket has bucket number prod(factors)</summary>
     internal rfn_tensor buckets;
-    /// <summary>LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding. What
-    /// is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the results of
-    /// missing and repeated positions unspecified</summary>
+    /// <summary>LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding.
+    /// What is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the
+    /// results of missing and repeated positions unspecified</summary>
     internal rfn_tensor sorted;
     /// <summary>F32 [B,T,H,D]: out of forward, in for backward</summary>
     internal rfn_tensor @out;
     /// <summary>F32 [B,H,T]: out of forward (optional there), in for backward</summary>
-    internal rfn_tensor lse;
+    internal rfn_tensor log_sum_exp;
     /// <summary>stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D])</summary>
     internal rfn_tensor round_out;
     /// <summary>stages: F32 [R,B,H,T]</summary>
-    internal rfn_tensor round_lse;
+    internal rfn_tensor round_log_sum_exp;
     /// <summary>backward: F32 [B,T,H,D]</summary>
     internal rfn_tensor grad_out;
     /// <summary>out, backward</summary>
@@ -229,13 +277,13 @@ internal unsafe struct rfn_attention
     /// <summary>stages, backward: out of combine, in for attend: [R*B,T,H,D]</summary>
     internal rfn_tensor grad_round_out;
     /// <summary>stages, backward: [R,B,H,T]</summary>
-    internal rfn_tensor grad_round_lse;
+    internal rfn_tensor grad_round_log_sum_exp;
     /// <summary>heads processed together: trades workspace for speed, 0 = automatic</summary>
     internal long head_group;
 }
 
-/// <summary>y = dropout(activation(dropout(x W1^T + b1)) W2^T + b2), chunk rows at a time (paper eq. 10); intermediates are
-/// recomputed in backward. Both dropouts have probability `dropout`.</summary>
+/// <summary>y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), `chunk` rows at a time (paper eq. 10). Backward computes
+/// intermediates again. Both dropouts have probability `dropout`.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_feed_forward
 {
@@ -302,24 +350,29 @@ internal unsafe struct rfn_block_parameters
     internal rfn_tensor b2;
 }
 
-/// <summary>Forward, in place:   stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1)) (paper
-/// eq. 9) Backward, in place: takes the block's outputs in stream1, stream2 and the gradients with respect to them;
-/// leaves the block's inputs and the gradients with respect to those; adds to `gradients`.
+/// <summary>Forward, in place (paper eq. 9):
+/// 
+/// stream1 += Attention(LayerNorm(stream2))
+/// stream2 += FeedForward(LayerNorm(stream1))
+/// 
+/// Backward, in place: takes the block's outputs in stream1 and stream2 and the gradients with respect to them; leaves
+/// the block's inputs and the gradients with respect to those; adds to `gradients`. With FLOAT residuals inversion
+/// rounds, so hashes are not computed again: `buckets` keeps those of the forward pass.
 /// 
 /// Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present,
-/// with what it computes anyway. What a backward pass is given of them decides how much it computes again: nothing all
-/// of the block, to subtract it from the streams streams      kept_stream1 and kept_stream2 become the block's inputs:
-/// the products with `output` and `w2` are not repeated activations  besides the streams kept_query, kept_key (unless
-/// shared), kept_value, kept_log_sum_exp, kept_hidden, attention_result and, with LSH, buckets (all, or none of the
-/// kept_ ones): no product, hash or attention is repeated; sorting, norms and activations are They must be those of this
-/// block's forward pass by the same backend with the same options and parameters, unchanged; backward reads them only.
-/// The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals kept streams are the
-/// forward pass's own values, where subtraction gives back rounded ones, so that gradients differ from those of an
-/// inverted block by rounding. The workspace has the same size at every level.
+/// with what it computes anyway. What a backward pass is given of them decides how much it computes again:
 /// 
-/// range_report, I64 [4], zeroed by the caller before the step: exact mode counts in [0] the stream values that left the
-/// exact range (or are not finite); for the first such value seen, [1] is layer + 1 (0: the embedding), [2] stream (1 or
-/// 2), [3] its flat index.</summary>
+/// nothing      all of the block, to subtract it from the streams
+/// streams      kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not
+/// repeated
+/// activations  besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden,
+/// attention_result and, with LSH, buckets (all, or none of the kept_ ones): no product, hash or
+/// attention is repeated; sorting, norms and activations are
+/// 
+/// They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged;
+/// backward reads them only. The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals
+/// kept streams are the forward pass's own values, where subtraction gives back rounded ones, so that gradients differ
+/// from those of an inverted block by rounding. The workspace has the same size at every level.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_reversible_block
 {
@@ -355,18 +408,18 @@ internal unsafe struct rfn_reversible_block
     internal rfn_tensor mask;
     /// <summary>LSH, as in rfn_attention</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH, I32 [B,H,R,T]: FLOAT required (out of forward, in for backward); EXACT optional, out of
-    /// forward, in for backward with kept activations</summary>
+    /// <summary>LSH, I32 [B,H,R,T]. FLOAT: required, out of forward, in for backward. EXACT:
+    /// optional, out of forward, in for backward with kept activations</summary>
     internal rfn_tensor buckets;
-    /// <summary>optional out of forward, F32 [B,T,H*D], heads merged, before the output projection; in
-    /// for backward with kept activations</summary>
+    /// <summary>optional out of forward, F32 [B,T,H*D], heads merged, before the output
+    /// projection; in for backward with kept activations</summary>
     internal rfn_tensor attention_result;
-    /// <summary>I64 [4]; EXACT: required</summary>
-    internal rfn_tensor range_report;
+    /// <summary>EXACT: required</summary>
+    internal rfn_range_report* range_report;
     internal rfn_block_parameters parameters;
     /// <summary>backward</summary>
     internal rfn_block_parameters gradients;
-    /// <summary>F32 [B,T,E]: the streams before the block</summary>
+    /// <summary>F32 [B,T,E], the streams before the block. All kept_ tensors are optional</summary>
     internal rfn_tensor kept_stream1;
     /// <summary>F32 [B,T,E]</summary>
     internal rfn_tensor kept_stream2;
@@ -378,25 +431,39 @@ internal unsafe struct rfn_reversible_block
     internal rfn_tensor kept_value;
     /// <summary>F32 [B,H,T], of attention's logits</summary>
     internal rfn_tensor kept_log_sum_exp;
-    /// <summary>F32 [B*T,F]: the hidden layer before its activation, in the form that this backend's
-    /// backward pass reads</summary>
+    /// <summary>F32 [B*T,F]: the hidden layer before its activation, in the form that this
+    /// backend's backward pass reads</summary>
     internal rfn_tensor kept_hidden;
 }
 
 /// <summary>One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the
-/// streams: stream1 += Attention(LayerNorm(stream2));   stream2 += FeedForward(LayerNorm(stream1)) What it attends to,
-/// of the `position` tokens before it: FULL all; LOCAL those of its chunk and of the chunks_before chunks ahead of it;
-/// LSH in each round the last chunks_before*C ones of its bucket, whatever `window` says; itself by the same rules as in
-/// attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window neither wraps forwards nor repeats a chunk,
-/// that is what rfn_reversible_block computes for the last of position + 1 tokens without mask and dropout, but for the
-/// rounding of sums. Other forms are not causal in their choice of keys: a later token changes what an earlier one sees,
-/// so no cache can repeat them. The time of a call does not depend on position, but for FULL.
+/// streams:
 /// 
-/// The cache of a block: keys and values are the rows of the projections, key before its norm (shared QK: the one
-/// projection). Position p is in row p mod S. LOCAL needs S &gt;= min(position + 1, (chunks_before + 1) * C), FULL and LSH
-/// S &gt; position. Rings: the last W = max(1, chunks_before*C) positions of each bucket of (example, head, round),
-/// position number i of a bucket in place i mod W; counts: how many there were. The call reads them and adds its token.
-/// When it fails, the token's row of keys and values is unspecified and all else is as it was.</summary>
+/// stream1 += Attention(LayerNorm(stream2))
+/// stream2 += FeedForward(LayerNorm(stream1))
+/// 
+/// What it attends to, of the `position` tokens before it:
+/// 
+/// FULL   all
+/// LOCAL  those of its chunk and of the chunks_before chunks ahead of it
+/// LSH    in each round the last chunks_before*C ones of its bucket, whatever `window` says
+/// 
+/// and to itself by the same rules as in attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window neither
+/// wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last of position + 1 tokens
+/// without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a later
+/// token changes what an earlier one sees, so no cache can repeat them. The time of a call does not depend on position,
+/// but for FULL.
+/// 
+/// The cache of a block:
+/// 
+/// keys, values  rows of the projections, keys before their norm (shared QK: the one projection). Position p is in row
+/// p mod S. LOCAL needs S &gt;= min(position + 1, (chunks_before + 1) * C), FULL and LSH S &gt; position
+/// rings         the last W = max(1, chunks_before*C) positions of each bucket of (example, head, round); position
+/// number i of a bucket is in place i mod W
+/// counts        how many positions each bucket has had
+/// 
+/// The call reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all else
+/// is as it was.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_reversible_block_decode
 {
@@ -425,12 +492,12 @@ internal unsafe struct rfn_reversible_block_decode
     internal rfn_tensor values;
     /// <summary>LSH, as in rfn_attention</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH: in/out I32 [B*H,R,buckets,W]; a position that is not before this one is refused on the CPU</summary>
+    /// <summary>LSH: in/out I32 [B*H,R,buckets,W]; one that is not before position is refused on the CPU</summary>
     internal rfn_tensor rings;
     /// <summary>LSH: in/out I32 [B*H,R,buckets], 0 .. position</summary>
     internal rfn_tensor counts;
-    /// <summary>I64 [4]; EXACT: required. A flat index is that in [B,1,E]</summary>
-    internal rfn_tensor range_report;
+    /// <summary>EXACT: required. Its index is that in [B,1,E]</summary>
+    internal rfn_range_report* range_report;
     internal rfn_block_parameters parameters;
 }
 
@@ -450,7 +517,9 @@ internal unsafe struct rfn_bucket_rings
     internal rfn_tensor counts;
 }
 
-/// <summary>y = dropout(LayerNorm(combine(stream1, stream2))). Backward recomputes the statistics.</summary>
+/// <summary>y = dropout(LayerNorm(combine(stream1, stream2))). Backward computes the statistics again. The N rows may be a
+/// stretch of a longer tensor, from its row first_row on: dropout counts elements from that tensor's start, so that
+/// stretches draw what one call over all rows would.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_final_norm
 {
@@ -460,6 +529,7 @@ internal unsafe struct rfn_final_norm
     internal float dropout;
     internal ulong seed;
     internal ulong step;
+    internal long first_row;
     /// <summary>F32 [N,E]</summary>
     internal rfn_tensor stream1;
     /// <summary>F32 [N,E]</summary>
@@ -481,10 +551,12 @@ internal unsafe struct rfn_final_norm
     internal rfn_tensor grad_bias;
 }
 
-/// <summary>logits = x weight^T + bias, target q = (1 - smoothing) onehot(label) + smoothing / V, loss_n = -sum_v q_v log
-/// softmax(logits_n)_v. `chunk` rows of logits exist at a time. forward: statistics only. backward: statistics and, in
-/// the same pass, the gradients of loss_scale * sum_n loss_n / normalizer. statistics, F64 [3], overwritten: sum of
-/// losses (nats), rows counted, rows whose largest logit (first of equals) is the label.</summary>
+/// <summary>logits_n = weight x_n + bias
+/// target     q = (1 - smoothing) onehot(label) + smoothing / V
+/// loss_n     = -sum_v q_v log softmax(logits_n)_v
+/// 
+/// `chunk` rows of logits exist at a time. Forward gives the statistics alone; backward gives them and, in the same
+/// pass, the gradients of loss_scale * sum_n loss_n / normalizer.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_head_loss
 {
@@ -504,11 +576,11 @@ internal unsafe struct rfn_head_loss
     internal rfn_tensor weight;
     /// <summary>F32 [V]; optional</summary>
     internal rfn_tensor bias;
-    /// <summary>I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its
-    /// row's loss and gradient NaN</summary>
+    /// <summary>I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
+    /// its row's loss and gradient NaN</summary>
     internal rfn_tensor labels;
-    /// <summary>out, F64 [3]</summary>
-    internal rfn_tensor statistics;
+    /// <summary>out</summary>
+    internal rfn_loss_statistics* statistics;
     /// <summary>out, backward: F32 [N,K]; may be the same memory as x</summary>
     internal rfn_tensor grad_x;
     /// <summary>added to</summary>
@@ -517,8 +589,8 @@ internal unsafe struct rfn_head_loss
     internal rfn_tensor grad_bias;
 }
 
-/// <summary>norm = sqrt(sum of squares of all gradients), float64 sums in a fixed order; scale = max_norm &gt; 0 and norm &gt; max_norm
-/// ? max_norm / norm : 1. result, F32 [2], overwritten: norm, scale. A norm that is not finite gives scale 0.</summary>
+/// <summary>norm  = sqrt(sum of squares of all gradients), float64 sums in a fixed order
+/// scale = max_norm &gt; 0 and norm &gt; max_norm ? max_norm / norm : 1;   0 when the norm is not finite</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_global_norm
 {
@@ -528,11 +600,13 @@ internal unsafe struct rfn_global_norm
     internal long count;
     /// <summary>host array of count F32 tensors</summary>
     internal rfn_tensor* gradients;
-    internal rfn_tensor result;
+    /// <summary>out</summary>
+    internal rfn_norm_result* result;
 }
 
-/// <summary>g = scale gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + weight_decay
-/// p).</summary>
+/// <summary>g  = scale * gradient
+/// m  = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
+/// p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p)</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_adamw
 {
@@ -550,14 +624,17 @@ internal unsafe struct rfn_adamw
     /// <summary>same shape; zeros before the first step</summary>
     internal rfn_tensor moment1;
     internal rfn_tensor moment2;
-    /// <summary>F32 [2]: result of rfn_global_norm; optional, scale 1 without</summary>
-    internal rfn_tensor clip;
+    /// <summary>of rfn_global_norm; optional, scale 1 without</summary>
+    internal rfn_norm_result* clip;
 }
 
-/// <summary>Shazeer and Stern 2018, no momentum. rho = 1 - step^-decay_exponent; second moments factored over the last two axes
-/// of rank &gt;= 2 tensors (leading axes are merged into rows; row and column hold means). alpha = learning_rate *
-/// (scale_parameter ? max(epsilon2, rms(p)) : 1); the update is divided by max(1, rms(update)/clip_threshold); p -=
-/// alpha update + learning_rate weight_decay p.</summary>
+/// <summary>Shazeer and Stern 2018, without momentum. Second moments of tensors of rank &gt;= 2 are factored over the last two axes;
+/// leading axes are merged into rows, and `row` and `column` hold means.
+/// 
+/// rho    = 1 - step^-decay_exponent, the decay of second moments
+/// alpha  = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
+/// u      = g / sqrt(second moment), divided by max(1, rms(u) / clip_threshold)
+/// p     -= alpha u + learning_rate weight_decay p</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_adafactor
 {
@@ -583,7 +660,8 @@ internal unsafe struct rfn_adafactor
     internal rfn_tensor column;
     /// <summary>rank &lt;= 1: same shape as the parameter</summary>
     internal rfn_tensor moment2;
-    internal rfn_tensor clip;
+    /// <summary>as in rfn_adamw</summary>
+    internal rfn_norm_result* clip;
 }
 
 /// <summary>One id per row from softmax(logits / temperature), restricted to the top_k largest logits and then to the smallest
@@ -601,8 +679,8 @@ internal unsafe struct rfn_sample
     internal ulong step;
     /// <summary>F32 [N,V]</summary>
     internal rfn_tensor logits;
-    /// <summary>out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its
-    /// id is -1</summary>
+    /// <summary>out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA
+    /// its id is -1</summary>
     internal rfn_tensor ids;
 }
 

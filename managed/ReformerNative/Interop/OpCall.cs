@@ -22,6 +22,17 @@ internal static unsafe class OpCall
         return bytes;
     }
 
+    /// <summary>Bytes of scratch that an op of one pass needs; shapes are enough.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    internal static long Size<TNative>(
+        ReformerContext context, in TNative native, delegate*<ContextHandle, in TNative, long*, int> size)
+        where TNative : unmanaged
+    {
+        long bytes = 0;
+        NativeError.ThrowIfFailed(size(context.Handle, in native, &bytes));
+        return bytes;
+    }
+
     /// <summary>
     /// Runs a pass, and grows the workspace before when it needs more. In a steady state it does not, so the need is
     /// asked for only after a refusal, which comes before any work: one call of the library instead of two.
@@ -40,6 +51,29 @@ internal static unsafe class OpCall
         int status = run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes);
         if (status == NativeConstants.RFN_INVALID_ARGUMENT
             && Size(workspace.Context, in native, pass, size) is long needed && needed > workspace.Bytes)
+        {
+            workspace.Reserve(needed);
+            status = run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes);
+        }
+
+        NativeError.ThrowIfFailed(status);
+        KeepAlive(in op);
+    }
+
+    /// <summary>The same for an op of one pass.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    internal static void Run<TOp, TNative>(
+        in TOp op,
+        Workspace workspace,
+        in TNative native,
+        delegate*<ContextHandle, in TNative, long*, int> size,
+        delegate*<StreamHandle, in TNative, nint, long, int> run)
+        where TOp : allows ref struct
+        where TNative : unmanaged
+    {
+        int status = run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes);
+        if (status == NativeConstants.RFN_INVALID_ARGUMENT
+            && Size(workspace.Context, in native, size) is long needed && needed > workspace.Bytes)
         {
             workspace.Reserve(needed);
             status = run(workspace.Context.Stream, in native, workspace.Pointer, workspace.Bytes);

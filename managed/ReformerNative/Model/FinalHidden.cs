@@ -22,16 +22,14 @@ internal sealed class FinalHidden(
     public FinalNorm Rows(long firstRow, TensorView hidden, TensorView gradient, in RunOptions options)
     {
         long rows = hidden.Shape[0];
-
-        // Dropout counts elements from the first row of a call, so each stretch of rows gets a seed of its own.
-        ulong stretch = (ulong)(firstRow / 4096);
         return new()
         {
             Combine = config.FinalCombine,
             Epsilon = (float)config.LayerNormEps,
             Dropout = options.Dropout ? (float)config.HiddenDropoutProb : 0,
-            Seed = options.Seed ^ (stretch * 0x9E3779B97F4A7C15UL),
+            Seed = options.Seed,
             Step = options.Step,
+            FirstRow = firstRow,
             Stream1 = Of(stack.Stream1),
             Stream2 = Of(stack.Stream2),
             Weight = parameters.FinalNormWeight,

@@ -244,7 +244,7 @@ internal sealed class LayerStack
         Dropout = options.Dropout ? (float)_config.HiddenDropoutProb : 0,
         Seed = options.Seed,
         Step = options.Step,
-        ExactResidual = _config.Residual == ResidualMode.Exact,
+        Residual = _config.Residual,
         GridExponent = _config.ResidualGridExponent,
         Ids = _ids,
         Word = _parameters.Word,

@@ -38,7 +38,7 @@ internal sealed class RangeReport
         {
             (long row, long channel) = Math.DivRem(_values[3], _config.HiddenSize);
             throw new ResidualRangeException(
-                (int)_values[1] - 1, (int)_values[2], row / length, first + (row % length), channel, _values[0],
+                (int)_values[1], (int)_values[2], row / length, first + (row % length), channel, _values[0],
                 _config.ResidualGridExponent);
         }
     }

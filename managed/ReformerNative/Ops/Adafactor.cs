@@ -55,16 +55,15 @@ public readonly struct Adafactor
     public TensorView Clip { get; init; }
 
     /// <summary>
-    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// Bytes of workspace that it needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
     /// </summary>
     /// <param name="context">The context that would run it.</param>
-    /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
-    public unsafe long WorkspaceBytes(ReformerContext context, Pass pass)
+    public unsafe long WorkspaceBytes(ReformerContext context)
     {
         ArgumentNullException.ThrowIfNull(context);
         rfn_adafactor native = ToNative(context);
-        return OpCall.Size(context, in native, pass, &NativeMethods.rfn_adafactor_workspace);
+        return OpCall.Size(context, in native, &NativeMethods.rfn_adafactor_workspace);
     }
 
     /// <summary>Updates the parameter and its moments.</summary>
@@ -74,11 +73,11 @@ public readonly struct Adafactor
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_adafactor native = ToNative(workspace.Context);
         OpCall.Run(
-            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_adafactor_workspace,
-            &NativeMethods.rfn_adafactor_forward);
+            in this, workspace, in native, &NativeMethods.rfn_adafactor_workspace,
+            &NativeMethods.rfn_adafactor_step);
     }
 
-    private rfn_adafactor ToNative(ReformerContext context) => new()
+    private unsafe rfn_adafactor ToNative(ReformerContext context) => new()
     {
         struct_size = (uint)Unsafe.SizeOf<rfn_adafactor>(),
         learning_rate = LearningRate,
@@ -94,6 +93,6 @@ public readonly struct Adafactor
         row = Row.ToNative(context),
         column = Column.ToNative(context),
         moment2 = Moment2.ToNative(context),
-        clip = Clip.ToNative(context),
+        clip = Clip.ToResult<rfn_norm_result>(context, DType.Float32),
     };
 }

@@ -49,10 +49,10 @@ public readonly struct AdamW
     {
         ArgumentNullException.ThrowIfNull(context);
         rfn_adamw native = ToNative(context);
-        OpCall.Run(in this, context, in native, &NativeMethods.rfn_adamw_forward);
+        OpCall.Run(in this, context, in native, &NativeMethods.rfn_adamw_step);
     }
 
-    private rfn_adamw ToNative(ReformerContext context) => new()
+    private unsafe rfn_adamw ToNative(ReformerContext context) => new()
     {
         struct_size = (uint)Unsafe.SizeOf<rfn_adamw>(),
         learning_rate = LearningRate,
@@ -65,6 +65,6 @@ public readonly struct AdamW
         gradient = Gradient.ToNative(context),
         moment1 = Moment1.ToNative(context),
         moment2 = Moment2.ToNative(context),
-        clip = Clip.ToNative(context),
+        clip = Clip.ToResult<rfn_norm_result>(context, DType.Float32),
     };
 }

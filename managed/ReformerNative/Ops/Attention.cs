@@ -52,13 +52,13 @@ public readonly struct Attention
     /// <summary>
     /// Float32 [B,H,T], log-sum-exp of the scores: optional output of the forward pass, input of the backward pass.
     /// </summary>
-    public TensorView Lse { get; init; }
+    public TensorView LogSumExp { get; init; }
 
     /// <summary>LSH stages: Float32 [R*B,T,H,D], each round's output.</summary>
     public TensorView RoundOut { get; init; }
 
     /// <summary>LSH stages: Float32 [R,B,H,T], each round's log-sum-exp.</summary>
-    public TensorView RoundLse { get; init; }
+    public TensorView RoundLogSumExp { get; init; }
 
     /// <summary>Backward: Float32 [B,T,H,D].</summary>
     public TensorView GradOut { get; init; }
@@ -76,7 +76,7 @@ public readonly struct Attention
     public TensorView GradRoundOut { get; init; }
 
     /// <summary>LSH stages, backward: Float32 [R,B,H,T].</summary>
-    public TensorView GradRoundLse { get; init; }
+    public TensorView GradRoundLogSumExp { get; init; }
 
     /// <summary>Heads processed together, which trades workspace for speed; 0 for automatic.</summary>
     public long HeadGroup { get; init; }
@@ -93,7 +93,9 @@ public readonly struct Attention
         return OpCall.Size(context, in native, pass, &NativeMethods.rfn_attention_workspace);
     }
 
-    /// <summary>Writes <see cref="Out"/> and, where present, <see cref="Lse"/> and <see cref="Buckets"/>.</summary>
+    /// <summary>
+    /// Writes <see cref="Out"/> and, where present, <see cref="LogSumExp"/> and <see cref="Buckets"/>.
+    /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Forward(Workspace workspace) =>
         Run(workspace, Pass.Forward, &NativeMethods.rfn_attention_forward);
@@ -111,16 +113,16 @@ public readonly struct Attention
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Sort(Workspace workspace) => Run(workspace, Pass.Forward, &NativeMethods.rfn_lsh_sort);
 
-    /// <summary>Stage 3: <see cref="RoundOut"/> and <see cref="RoundLse"/>, each round by itself.</summary>
+    /// <summary>Stage 3: <see cref="RoundOut"/> and <see cref="RoundLogSumExp"/>, each round by itself.</summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Attend(Workspace workspace) => Run(workspace, Pass.Forward, &NativeMethods.rfn_lsh_attend);
 
-    /// <summary>Stage 4: <see cref="Out"/> and <see cref="Lse"/> from the rounds.</summary>
+    /// <summary>Stage 4: <see cref="Out"/> and <see cref="LogSumExp"/> from the rounds.</summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void Combine(Workspace workspace) => Run(workspace, Pass.Forward, &NativeMethods.rfn_lsh_combine);
 
     /// <summary>
-    /// Backward of stage 4: <see cref="GradRoundOut"/> and <see cref="GradRoundLse"/> from <see cref="GradOut"/>.
+    /// Backward of stage 4: <see cref="GradRoundOut"/> and <see cref="GradRoundLogSumExp"/> from <see cref="GradOut"/>.
     /// </summary>
     /// <param name="workspace">Scratch memory of the context to run in; it grows when needed.</param>
     public unsafe void CombineBackward(Workspace workspace) =>
@@ -156,15 +158,15 @@ public readonly struct Attention
         buckets = Buckets.ToNative(context),
         sorted = Sorted.ToNative(context),
         @out = Out.ToNative(context),
-        lse = Lse.ToNative(context),
+        log_sum_exp = LogSumExp.ToNative(context),
         round_out = RoundOut.ToNative(context),
-        round_lse = RoundLse.ToNative(context),
+        round_log_sum_exp = RoundLogSumExp.ToNative(context),
         grad_out = GradOut.ToNative(context),
         grad_q = GradQ.ToNative(context),
         grad_k = GradK.ToNative(context),
         grad_v = GradV.ToNative(context),
         grad_round_out = GradRoundOut.ToNative(context),
-        grad_round_lse = GradRoundLse.ToNative(context),
+        grad_round_log_sum_exp = GradRoundLogSumExp.ToNative(context),
         head_group = HeadGroup,
     };
 }

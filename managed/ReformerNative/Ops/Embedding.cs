@@ -26,10 +26,10 @@ public readonly struct Embedding
     public long FirstPosition { get; init; }
 
     /// <summary>
-    /// Whether e is rounded to multiples of 2^<see cref="GridExponent"/>, as the blocks of a stack with exact residuals
+    /// Exact: e is rounded to multiples of 2^<see cref="GridExponent"/>, as the blocks of a stack with exact residuals
     /// need it.
     /// </summary>
-    public bool ExactResidual { get; init; }
+    public ResidualMode Residual { get; init; }
 
     /// <summary>Exponent of the grid; see <see cref="ReversibleBlock.GridExponent"/>.</summary>
     public int GridExponent { get; init; }
@@ -112,7 +112,7 @@ public readonly struct Embedding
         );
     }
 
-    private rfn_embedding ToNative(ReformerContext context) => new()
+    private unsafe rfn_embedding ToNative(ReformerContext context) => new()
     {
         struct_size = (uint)Unsafe.SizeOf<rfn_embedding>(),
         positions = (int)Positions,
@@ -121,7 +121,7 @@ public readonly struct Embedding
         seed = Seed,
         step = Step,
         first_position = FirstPosition,
-        exact_residual = ExactResidual ? 1 : 0,
+        residual = (int)Residual,
         grid_exponent = GridExponent,
         ids = Ids.ToNative(context),
         word = Word.ToNative(context),
@@ -132,7 +132,7 @@ public readonly struct Embedding
         grad_stream2 = GradStream2.ToNative(context),
         grad_word = GradWord.ToNative(context),
         grad_position = GradPosition.ToNative(context),
-        range_report = RangeReport.ToNative(context),
+        range_report = RangeReport.ToResult<rfn_range_report>(context, DType.Int64),
     };
 }
 

@@ -24,6 +24,12 @@ public readonly struct FinalNorm
     /// <summary>Training step; dropout of a step is the same in both passes.</summary>
     public ulong Step { get; init; }
 
+    /// <summary>
+    /// What the first row is in the whole tensor: dropout counts elements from that tensor's start, so that stretches
+    /// of rows draw what one call over all rows would.
+    /// </summary>
+    public long FirstRow { get; init; }
+
     /// <summary>Float32 [N,E].</summary>
     public required TensorView Stream1 { get; init; }
 
@@ -97,6 +103,7 @@ public readonly struct FinalNorm
         dropout = Dropout,
         seed = Seed,
         step = Step,
+        first_row = FirstRow,
         stream1 = Stream1.ToNative(context),
         stream2 = Stream2.ToNative(context),
         weight = Weight.ToNative(context),

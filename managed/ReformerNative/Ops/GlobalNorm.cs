@@ -34,7 +34,7 @@ public readonly ref struct GlobalNorm
             fixed (rfn_tensor* first = tensors)
             {
                 rfn_global_norm native = ToNative(context, first);
-                return OpCall.Size(context, in native, Pass.Forward, &NativeMethods.rfn_global_norm_workspace);
+                return OpCall.Size(context, in native, &NativeMethods.rfn_global_norm_workspace);
             }
         }
         finally
@@ -55,7 +55,7 @@ public readonly ref struct GlobalNorm
             {
                 rfn_global_norm native = ToNative(workspace.Context, first);
                 OpCall.Run(
-                    in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_global_norm_workspace,
+                    in this, workspace, in native, &NativeMethods.rfn_global_norm_workspace,
                     &NativeMethods.rfn_global_norm_forward);
             }
         }
@@ -83,6 +83,6 @@ public readonly ref struct GlobalNorm
         max_norm = MaxNorm,
         count = Gradients.Length,
         gradients = first,
-        result = Result.ToNative(context),
+        result = Result.ToResult<rfn_norm_result>(context, DType.Float32),
     };
 }

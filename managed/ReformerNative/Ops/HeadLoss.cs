@@ -89,7 +89,7 @@ public readonly struct HeadLoss
             &NativeMethods.rfn_head_loss_backward);
     }
 
-    private rfn_head_loss ToNative(ReformerContext context) => new()
+    private unsafe rfn_head_loss ToNative(ReformerContext context) => new()
     {
         struct_size = (uint)Unsafe.SizeOf<rfn_head_loss>(),
         ignore_index = IgnoreIndex,
@@ -101,7 +101,7 @@ public readonly struct HeadLoss
         weight = Weight.ToNative(context),
         bias = Bias.ToNative(context),
         labels = Labels.ToNative(context),
-        statistics = Statistics.ToNative(context),
+        statistics = Statistics.ToResult<rfn_loss_statistics>(context, DType.Float64),
         grad_x = GradX.ToNative(context),
         grad_weight = GradWeight.ToNative(context),
         grad_bias = GradBias.ToNative(context),

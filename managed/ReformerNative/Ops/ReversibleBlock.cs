@@ -85,8 +85,7 @@ public readonly struct ReversibleBlock
 
     /// <summary>
     /// Int64 [4], zeroed before a step; exact residuals need it. [0] counts stream values that left the exact range; of
-    /// the first one seen, [1] is the layer + 1 (0 for the embedding), [2] the stream (1 or 2), [3] the index of the
-    /// value.
+    /// the first one seen, [1] is the layer (-1: the embedding), [2] the stream (1 or 2), [3] the index of the value.
     /// </summary>
     public TensorView RangeReport { get; init; }
 
@@ -161,7 +160,7 @@ public readonly struct ReversibleBlock
             &NativeMethods.rfn_reversible_block_workspace, &NativeMethods.rfn_reversible_block_backward);
     }
 
-    private rfn_reversible_block ToNative(ReformerContext context)
+    private unsafe rfn_reversible_block ToNative(ReformerContext context)
     {
         if (Parameters is null)
         {
@@ -192,7 +191,7 @@ public readonly struct ReversibleBlock
             rotations = Rotations.ToNative(context),
             buckets = Buckets.ToNative(context),
             attention_result = AttentionResult.ToNative(context),
-            range_report = RangeReport.ToNative(context),
+            range_report = RangeReport.ToResult<rfn_range_report>(context, DType.Int64),
             parameters = Parameters.ToNative(context),
             gradients = Gradients?.ToNative(context) ?? default,
             kept_stream1 = KeptStream1.ToNative(context),

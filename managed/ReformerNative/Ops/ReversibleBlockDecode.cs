@@ -82,7 +82,7 @@ public readonly struct ReversibleBlockDecode
     {
         ArgumentNullException.ThrowIfNull(context);
         rfn_reversible_block_decode native = ToNative(context);
-        return OpCall.Size(context, in native, Pass.Forward, &NativeMethods.rfn_reversible_block_decode_workspace);
+        return OpCall.Size(context, in native, &NativeMethods.rfn_reversible_block_decode_workspace);
     }
 
     /// <summary>Turns the block's inputs in the streams into its outputs, and adds the token to the cache.</summary>
@@ -92,11 +92,11 @@ public readonly struct ReversibleBlockDecode
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_reversible_block_decode native = ToNative(workspace.Context);
         OpCall.Run(
-            in this, workspace, in native, Pass.Forward,
+            in this, workspace, in native,
             &NativeMethods.rfn_reversible_block_decode_workspace, &NativeMethods.rfn_reversible_block_decode_forward);
     }
 
-    private rfn_reversible_block_decode ToNative(ReformerContext context)
+    private unsafe rfn_reversible_block_decode ToNative(ReformerContext context)
     {
         if (Parameters is null)
         {
@@ -121,7 +121,7 @@ public readonly struct ReversibleBlockDecode
             rotations = Rotations.ToNative(context),
             rings = Rings.ToNative(context),
             counts = Counts.ToNative(context),
-            range_report = RangeReport.ToNative(context),
+            range_report = RangeReport.ToResult<rfn_range_report>(context, DType.Int64),
             parameters = Parameters.ToNative(context),
         };
     }

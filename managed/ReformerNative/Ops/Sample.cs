@@ -35,16 +35,15 @@ public readonly struct Sample
     public required TensorView Ids { get; init; }
 
     /// <summary>
-    /// Bytes of workspace that a pass needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
+    /// Bytes of workspace that it needs. Shapes are enough: views may come from <see cref="TensorView.Meta"/>.
     /// </summary>
     /// <param name="context">The context that would run it.</param>
-    /// <param name="pass">The pass.</param>
     /// <returns>Bytes.</returns>
-    public unsafe long WorkspaceBytes(ReformerContext context, Pass pass)
+    public unsafe long WorkspaceBytes(ReformerContext context)
     {
         ArgumentNullException.ThrowIfNull(context);
         rfn_sample native = ToNative(context);
-        return OpCall.Size(context, in native, pass, &NativeMethods.rfn_sample_workspace);
+        return OpCall.Size(context, in native, &NativeMethods.rfn_sample_workspace);
     }
 
     /// <summary>Writes <see cref="Ids"/>.</summary>
@@ -54,7 +53,7 @@ public readonly struct Sample
         ArgumentNullException.ThrowIfNull(workspace);
         rfn_sample native = ToNative(workspace.Context);
         OpCall.Run(
-            in this, workspace, in native, Pass.Forward, &NativeMethods.rfn_sample_workspace,
+            in this, workspace, in native, &NativeMethods.rfn_sample_workspace,
             &NativeMethods.rfn_sample_forward);
     }
 

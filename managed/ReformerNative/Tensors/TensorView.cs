@@ -191,6 +191,19 @@ public readonly struct TensorView
         };
     }
 
+    /// <summary>The same for a struct of results, whose fields are the elements; null without data.</summary>
+    internal unsafe TResult* ToResult<TResult>(ReformerContext context, DType type)
+        where TResult : unmanaged
+    {
+        rfn_tensor native = ToNative(context);
+        if (!IsAbsent && (DType != type || ByteCount != sizeof(TResult)))
+        {
+            throw new ArgumentException($"Expected {type} [{sizeof(TResult) / type.Size()}], got {Describe()}.");
+        }
+
+        return (TResult*)native.data;
+    }
+
     internal bool IsHostAccessible => Owner.IsHostAccessible;
 
     internal ReformerContext Context => Owner.Context;

@@ -21,7 +21,7 @@ internal sealed class AdafactorRule(TrainingOptions options) : UpdateRule(option
 
     public override long WorkspaceBytes(
         ReformerContext context, TensorView parameter, ReadOnlySpan<TensorView> slots) =>
-        Op(parameter, parameter, slots, clip: default, learningRate: 0, step: 1).WorkspaceBytes(context, Pass.Forward);
+        Op(parameter, parameter, slots, clip: default, learningRate: 0, step: 1).WorkspaceBytes(context);
 
     public override void Update(
         Workspace workspace, TensorView parameter, TensorView gradient, ReadOnlySpan<TensorView> slots, TensorView clip,

@@ -175,10 +175,10 @@ public sealed class AttentionTests
         var whole = Attention.Forward(options, input, s_randomness);
         var combined = Attention.Combine(input.Shape, options.Rounds, each);
         Assert.That(combined.Out, Is.EqualTo(whole.Out).Within(1e-13));
-        Assert.That(combined.Lse, Is.EqualTo(whole.Lse).Within(1e-13));
+        Assert.That(combined.LogSumExp, Is.EqualTo(whole.LogSumExp).Within(1e-13));
 
         var gradEach = Attention.CombineBackward(input.Shape, options.Rounds, each, upstream);
-        var staged = Attention.AttendBackward(options, input, s_randomness, gradEach.Out, gradEach.Lse);
+        var staged = Attention.AttendBackward(options, input, s_randomness, gradEach.Out, gradEach.LogSumExp);
         var gradients = Attention.Backward(options, input, s_randomness, upstream);
         Assert.That(staged.Q, Is.EqualTo(gradients.Q).Within(1e-13));
         Assert.That(staged.V, Is.EqualTo(gradients.V).Within(1e-13));
@@ -194,7 +194,7 @@ public sealed class AttentionTests
         var gradients = Attention.CombineBackward(shape, 4, each, upstream);
         new FiniteDifferences(random).Check(
             () => Dot(Attention.Combine(shape, 4, each).Out, upstream), ("out", each.Out, gradients.Out),
-            ("lse", each.Lse, gradients.Lse));
+            ("log_sum_exp", each.LogSumExp, gradients.LogSumExp));
     }
 
     [Test]
@@ -219,7 +219,7 @@ public sealed class AttentionTests
             {
                 var at = input.Shape.Offset(b, 0, h);
                 Assert.That(result.Out[at..(at + 3)], Is.EqualTo(input.V[at..(at + 3)]));
-                Assert.That(result.Lse[(b * 2 + h) * 9], Is.EqualTo(double.NegativeInfinity));
+                Assert.That(result.LogSumExp[(b * 2 + h) * 9], Is.EqualTo(double.NegativeInfinity));
             }
         }
     }
@@ -239,7 +239,7 @@ public sealed class AttentionTests
             double[] upstream = [.. new double[15], 1, 2, 3];
             var gradients = Attention.Backward(options, input, s_randomness, upstream);
             Assert.That(result.Out[15..], Is.All.Zero);
-            Assert.That(result.Lse[5], Is.EqualTo(double.NegativeInfinity));
+            Assert.That(result.LogSumExp[5], Is.EqualTo(double.NegativeInfinity));
             Assert.That(gradients.Q.Concat(gradients.V).Concat(gradients.K ?? []), Is.All.Zero);
         }
     }
@@ -276,8 +276,9 @@ public sealed class AttentionTests
         var result = Attention.Forward(lsh, input, s_randomness);
         Assert.That(result.Out, Is.EqualTo(dense.Out).Within(1e-13));
 
-        // lse counts each pair once per round, unless the count is divided out.
-        Assert.That(result.Lse, Is.EqualTo(dense.Lse.Select(l => l + (logCount ? 0 : Math.Log(rounds)))).Within(1e-13));
+        // The log-sum-exp counts each pair once per round, unless the count is divided out.
+        var counted = dense.LogSumExp.Select(l => l + (logCount ? 0 : Math.Log(rounds)));
+        Assert.That(result.LogSumExp, Is.EqualTo(counted).Within(1e-13));
     }
 
     /// <summary>

@@ -86,12 +86,12 @@ public sealed record AttentionInput(
     AttentionShape Shape, double[] Q, double[]? K, double[] V, bool[]? Mask, int[]? Buckets);
 
 /// <summary>
-/// Out [B,T,H,D] and Lse [B,H,T], the log of the summed exponentials of all scores of a query (-inf without any).
+/// Out [B,T,H,D] and LogSumExp [B,H,T], the log of the summed exponentials of all scores of a query (-inf without any).
 /// </summary>
-public sealed record AttentionResult(double[] Out, double[] Lse);
+public sealed record AttentionResult(double[] Out, double[] LogSumExp);
 
-/// <summary>The same for each round by itself: Out [R,B,T,H,D], Lse [R,B,H,T].</summary>
-public sealed record RoundsResult(double[] Out, double[] Lse);
+/// <summary>The same for each round by itself: Out [R,B,T,H,D], LogSumExp [R,B,H,T].</summary>
+public sealed record RoundsResult(double[] Out, double[] LogSumExp);
 
 /// <summary>Gradients; K is null with shared QK.</summary>
 public sealed record AttentionGradients(double[] Q, double[]? K, double[] V);
@@ -150,7 +150,7 @@ public sealed class Attention
         var result = new AttentionResult(new double[shape.Size], new double[shape.Batch * shape.Heads * shape.Tokens]);
         self.ForEachQuery(
             (b, h, i, meetings) =>
-                result.Lse[(b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(
+                result.LogSumExp[(b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(
                     b, h, i, meetings, result.Out.AsSpan(shape.Offset(b, i, h)))
         );
         return result;
@@ -181,15 +181,16 @@ public sealed class Attention
     {
         var self = new Attention(options, input, randomness);
         var shape = input.Shape;
-        var lseSize = shape.Batch * shape.Heads * shape.Tokens;
-        var result = new RoundsResult(new double[options.Rounds * shape.Size], new double[options.Rounds * lseSize]);
+        var logSumExpSize = shape.Batch * shape.Heads * shape.Tokens;
+        var result = new RoundsResult(
+            new double[options.Rounds * shape.Size], new double[options.Rounds * logSumExpSize]);
         self.ForEachQuery(
             (b, h, i, meetings) =>
             {
                 for (var r = 0; r < options.Rounds; r++)
                 {
                     var own = meetings.Where(m => m.Round == r).ToList();
-                    result.Lse[r * lseSize + (b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(
+                    result.LogSumExp[r * logSumExpSize + (b * shape.Heads + h) * shape.Tokens + i] = self.ForwardQuery(
                         b, h, i, own, result.Out.AsSpan(r * shape.Size + shape.Offset(b, i, h)));
                 }
             }
@@ -200,11 +201,11 @@ public sealed class Attention
     /// <summary>Backward pass of <see cref="Attend"/>, given the gradients of both of its results.</summary>
     public static AttentionGradients AttendBackward(
         AttentionOptions options, AttentionInput input, Randomness randomness, double[] gradRoundOut,
-        double[] gradRoundLse)
+        double[] gradRoundLogSumExp)
     {
         var self = new Attention(options, input, randomness);
         var shape = input.Shape;
-        var lseSize = shape.Batch * shape.Heads * shape.Tokens;
+        var logSumExpSize = shape.Batch * shape.Heads * shape.Tokens;
         double[] dQ = new double[shape.Size],
             dK = new double[shape.Size],
             dV = new double[shape.Size];
@@ -216,7 +217,7 @@ public sealed class Attention
                     var own = meetings.Where(m => m.Round == r).ToList();
                     self.BackwardQuery(
                         b, h, i, own, gradRoundOut.AsSpan(r * shape.Size + shape.Offset(b, i, h), shape.HeadSize),
-                        gradRoundLse[r * lseSize + (b * shape.Heads + h) * shape.Tokens + i], dQ, dK, dV);
+                        gradRoundLogSumExp[r * logSumExpSize + (b * shape.Heads + h) * shape.Tokens + i], dQ, dK, dV);
                 }
             }
         );
@@ -224,22 +225,23 @@ public sealed class Attention
     }
 
     /// <summary>
-    /// Weights each round by exp(lse_r - lse). If no round has a key, every round holds the same output, and round 0's
-    /// is taken.
+    /// Weights each round by exp(log_sum_exp_r - log_sum_exp). If no round has a key, every round holds the same
+    /// output, and round 0's is taken.
     /// </summary>
     public static AttentionResult Combine(AttentionShape shape, int rounds, RoundsResult each)
     {
-        var lseSize = shape.Batch * shape.Heads * shape.Tokens;
-        var result = new AttentionResult(new double[shape.Size], new double[lseSize]);
+        var logSumExpSize = shape.Batch * shape.Heads * shape.Tokens;
+        var result = new AttentionResult(new double[shape.Size], new double[logSumExpSize]);
         ForEachRow(
             shape,
-            (lseIndex, offset) =>
+            (logSumExpIndex, offset) =>
             {
-                var lse = LogSumExp(Enumerable.Range(0, rounds).Select(r => each.Lse[r * lseSize + lseIndex]));
-                result.Lse[lseIndex] = lse;
+                var logSumExp = LogSumExp(
+                    Enumerable.Range(0, rounds).Select(r => each.LogSumExp[r * logSumExpSize + logSumExpIndex]));
+                result.LogSumExp[logSumExpIndex] = logSumExp;
                 for (var r = 0; r < rounds; r++)
                 {
-                    var weight = RoundWeight(each.Lse[r * lseSize + lseIndex], lse, r);
+                    var weight = RoundWeight(each.LogSumExp[r * logSumExpSize + logSumExpIndex], logSumExp, r);
                     for (var d = 0; d < shape.HeadSize; d++)
                     {
                         result.Out[offset + d] += weight * each.Out[r * shape.Size + offset + d];
@@ -253,16 +255,17 @@ public sealed class Attention
     /// <summary>Gradients of <see cref="Combine"/> with respect to each round's output and log-sum-exp.</summary>
     public static RoundsResult CombineBackward(AttentionShape shape, int rounds, RoundsResult each, double[] gradOut)
     {
-        var lseSize = shape.Batch * shape.Heads * shape.Tokens;
-        var result = new RoundsResult(new double[rounds * shape.Size], new double[rounds * lseSize]);
+        var logSumExpSize = shape.Batch * shape.Heads * shape.Tokens;
+        var result = new RoundsResult(new double[rounds * shape.Size], new double[rounds * logSumExpSize]);
         ForEachRow(
             shape,
-            (lseIndex, offset) =>
+            (logSumExpIndex, offset) =>
             {
-                var lse = LogSumExp(Enumerable.Range(0, rounds).Select(r => each.Lse[r * lseSize + lseIndex]));
+                var logSumExp = LogSumExp(
+                    Enumerable.Range(0, rounds).Select(r => each.LogSumExp[r * logSumExpSize + logSumExpIndex]));
                 var weights = Enumerable
                     .Range(0, rounds)
-                    .Select(r => RoundWeight(each.Lse[r * lseSize + lseIndex], lse, r))
+                    .Select(r => RoundWeight(each.LogSumExp[r * logSumExpSize + logSumExpIndex], logSumExp, r))
                     .ToArray();
                 var gradWeights = new double[rounds]; // dL/dw_r = dO . o_r
                 for (var r = 0; r < rounds; r++)
@@ -274,7 +277,7 @@ public sealed class Attention
                     }
                 }
 
-                if (double.IsNegativeInfinity(lse))
+                if (double.IsNegativeInfinity(logSumExp))
                 {
                     return;
                 }
@@ -282,7 +285,7 @@ public sealed class Attention
                 var mean = weights.Zip(gradWeights, (w, g) => w * g).Sum();
                 for (var r = 0; r < rounds; r++)
                 {
-                    result.Lse[r * lseSize + lseIndex] = weights[r] * (gradWeights[r] - mean);
+                    result.LogSumExp[r * logSumExpSize + logSumExpIndex] = weights[r] * (gradWeights[r] - mean);
                 }
             }
         );
@@ -297,8 +300,8 @@ public sealed class Attention
         return double.IsNegativeInfinity(largest) ? largest : largest + Math.Log(all.Sum(x => Math.Exp(x - largest)));
     }
 
-    private static double RoundWeight(double roundLse, double lse, int round) =>
-        double.IsNegativeInfinity(lse) ? (round == 0 ? 1 : 0) : Math.Exp(roundLse - lse);
+    private static double RoundWeight(double roundLogSumExp, double logSumExp, int round) =>
+        double.IsNegativeInfinity(logSumExp) ? (round == 0 ? 1 : 0) : Math.Exp(roundLogSumExp - logSumExp);
 
     private static void ForEachRow(AttentionShape shape, Action<int, int> action)
     {
@@ -495,24 +498,24 @@ public sealed class Attention
         }
 
         var scores = Scores(b, h, i, meetings);
-        var lse = LogSumExp(scores);
+        var logSumExp = LogSumExp(scores);
         for (var m = 0; m < scores.Length; m++)
         {
-            var weight = Math.Exp(scores[m] - lse) * Multiplier(meetings[m]);
+            var weight = Math.Exp(scores[m] - logSumExp) * Multiplier(meetings[m]);
             for (var d = 0; d < shape.HeadSize; d++)
             {
                 output[d] += weight * _input.V[shape.Offset(b, meetings[m].Key, h) + d];
             }
         }
 
-        return lse;
+        return logSumExp;
     }
 
     /// <summary>
     /// Adds the gradients that flow through one query's softmax; dK is with respect to the normalised keys.
     /// </summary>
     private void BackwardQuery(
-        int b, int h, int i, List<Meeting> meetings, ReadOnlySpan<double> gradOut, double gradLse, double[] dQ,
+        int b, int h, int i, List<Meeting> meetings, ReadOnlySpan<double> gradOut, double gradLogSumExp, double[] dQ,
         double[] dK, double[] dV)
     {
         var shape = _input.Shape;
@@ -528,14 +531,14 @@ public sealed class Attention
         }
 
         var scores = Scores(b, h, i, meetings);
-        var lse = LogSumExp(scores);
+        var logSumExp = LogSumExp(scores);
         var weights = new double[scores.Length];
         var gradWeights = new double[scores.Length];
         for (var m = 0; m < scores.Length; m++)
         {
             var key = shape.Offset(b, meetings[m].Key, h);
             var multiplier = Multiplier(meetings[m]);
-            weights[m] = Math.Exp(scores[m] - lse);
+            weights[m] = Math.Exp(scores[m] - logSumExp);
             gradWeights[m] = multiplier * Dot(gradOut, _input.V.AsSpan(key, shape.HeadSize));
             for (var d = 0; d < shape.HeadSize; d++)
             {
@@ -547,7 +550,7 @@ public sealed class Attention
         for (var m = 0; m < scores.Length; m++)
         {
             var key = shape.Offset(b, meetings[m].Key, h);
-            var gradScore = _scale * weights[m] * (gradWeights[m] - mean + gradLse);
+            var gradScore = _scale * weights[m] * (gradWeights[m] - mean + gradLogSumExp);
             for (var d = 0; d < shape.HeadSize; d++)
             {
                 dQ[query + d] += gradScore * _keys[key + d];

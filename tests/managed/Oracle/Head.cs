@@ -84,12 +84,12 @@ public static class HeadLoss
             }
 
             var row = logits.AsSpan(n * vocabulary, vocabulary).ToArray();
-            var lse = Attention.LogSumExp(row);
+            var logSumExp = Attention.LogSumExp(row);
             for (var v = 0; v < vocabulary; v++)
             {
                 var target = (v == labels[n] ? 1 - smoothing : 0) + smoothing / vocabulary;
-                statistics[0] -= target * (row[v] - lse);
-                gradLogits[n * vocabulary + v] = lossScale / divisor * (Math.Exp(row[v] - lse) - target);
+                statistics[0] -= target * (row[v] - logSumExp);
+                gradLogits[n * vocabulary + v] = lossScale / divisor * (Math.Exp(row[v] - logSumExp) - target);
             }
 
             statistics[2] += Array.IndexOf(row, row.Max()) == labels[n] ? 1 : 0;

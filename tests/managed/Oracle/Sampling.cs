@@ -19,7 +19,7 @@ public static class Sampling
         }
 
         var kept = topK == 0 ? order : [.. order.Take(topK)];
-        var lse = Attention.LogSumExp(kept.Select(i => logits[i] / temperature));
+        var logSumExp = Attention.LogSumExp(kept.Select(i => logits[i] / temperature));
         var sum = 0.0;
         foreach (var i in kept)
         {
@@ -28,7 +28,7 @@ public static class Sampling
                 break;
             }
 
-            probabilities[i] = Math.Exp(logits[i] / temperature - lse);
+            probabilities[i] = Math.Exp(logits[i] / temperature - logSumExp);
             sum += probabilities[i];
         }
 

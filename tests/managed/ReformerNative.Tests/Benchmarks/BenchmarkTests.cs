@@ -31,7 +31,7 @@ public sealed class BenchmarkTests
             problem.Native(backward: true);
             problem.Managed(backward: true);
             AssertClose("out", problem.ManagedOut, problem.Out, NativeRun.ForwardLimit);
-            AssertClose("lse", problem.ManagedLse, problem.Lse, NativeRun.ForwardLimit);
+            AssertClose("log_sum_exp", problem.ManagedLogSumExp, problem.LogSumExp, NativeRun.ForwardLimit);
             AssertClose("grad q", problem.ManagedGradQ, problem.GradQ, NativeRun.GradientLimit);
             AssertClose("grad v", problem.ManagedGradV, problem.GradV, NativeRun.GradientLimit);
             if (problem.GradK is { } gradK)

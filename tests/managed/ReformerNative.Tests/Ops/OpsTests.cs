@@ -179,7 +179,7 @@ public sealed class OpsTests
     {
         var shape = new TensorShape(1, 3, 1, 1);
         Tensor output = Nan(shape);
-        Tensor lse = Nan(new TensorShape(1, 1, 3));
+        Tensor logSumExp = Nan(new TensorShape(1, 1, 3));
         new Attention
         {
             Options = AttentionOptions.Full(causal: true),
@@ -187,10 +187,10 @@ public sealed class OpsTests
             K = Values([0, 0, 0], shape),
             V = Values([3, 6, 9], shape),
             Out = output,
-            Lse = lse,
+            LogSumExp = logSumExp,
         }.Forward(workspace);
         Assert.That(output.ToArray<float>(), Is.EqualTo(new float[] { 3, 4.5f, 6 }).Within(1e-6));
-        Assert.That(lse.ToArray<float>(), Is.EqualTo(new[] { 0, MathF.Log(2), MathF.Log(3) }).Within(1e-6));
+        Assert.That(logSumExp.ToArray<float>(), Is.EqualTo(new[] { 0, MathF.Log(2), MathF.Log(3) }).Within(1e-6));
     }
 
     [TestCase("trax")]
@@ -209,7 +209,7 @@ public sealed class OpsTests
         Tensor v = Random(shape, 2);
         Tensor rotations = Random(options.RotationsShape(preset.Rotations, batch, heads, size), 3);
         Tensor wholeOut = Nan(shape);
-        Tensor wholeLse = Nan(new TensorShape(batch, heads, length));
+        Tensor wholeLogSumExp = Nan(new TensorShape(batch, heads, length));
         Tensor wholeBuckets = Keep(new Tensor(context, options.BucketsShape(batch, heads, length), DType.Int32));
         var whole = new Attention
         {
@@ -219,21 +219,21 @@ public sealed class OpsTests
             Rotations = rotations,
             Buckets = wholeBuckets,
             Out = wholeOut,
-            Lse = wholeLse,
+            LogSumExp = wholeLogSumExp,
         };
         whole.Forward(workspace);
 
         Tensor stageOut = Nan(shape);
-        Tensor stageLse = Nan(new TensorShape(batch, heads, length));
+        Tensor stageLogSumExp = Nan(new TensorShape(batch, heads, length));
         Tensor stageBuckets = Keep(new Tensor(context, options.BucketsShape(batch, heads, length), DType.Int32));
         Attention stages = whole with
         {
             Buckets = stageBuckets,
             Out = stageOut,
-            Lse = stageLse,
+            LogSumExp = stageLogSumExp,
             Sorted = Keep(new Tensor(context, new TensorShape(batch, heads, 2, 16), DType.Int32)),
             RoundOut = Nan(new TensorShape(2 * batch, length, heads, size)),
-            RoundLse = Nan(new TensorShape(2, batch, heads, length)),
+            RoundLogSumExp = Nan(new TensorShape(2, batch, heads, length)),
         };
         stages.Hash(workspace);
         stages.Sort(workspace);
@@ -241,7 +241,7 @@ public sealed class OpsTests
         stages.Combine(workspace);
         Assert.That(stageBuckets.ToArray<int>(), Is.EqualTo(wholeBuckets.ToArray<int>()));
         Assert.That(stageOut.ToArray<float>(), Is.EqualTo(wholeOut.ToArray<float>()).Within(2e-6));
-        Assert.That(stageLse.ToArray<float>(), Is.EqualTo(wholeLse.ToArray<float>()).Within(2e-6));
+        Assert.That(stageLogSumExp.ToArray<float>(), Is.EqualTo(wholeLogSumExp.ToArray<float>()).Within(2e-6));
     }
 
     [Test]

@@ -71,7 +71,7 @@ internal sealed record AttentionCase
             Rotations = run.Input(rotations, RotationSets, HeadSize, Options.Rounds, Options.Factors.Sum() / 2),
             Buckets = IsLsh ? run.OutputIntegers(Batch, Heads, Options.Rounds, Tokens) : default,
             Out = run.Output(shape),
-            Lse = run.Output(perQuery),
+            LogSumExp = run.Output(perQuery),
             GradOut = run.Input(gradOut, shape),
             GradQ = run.Output(shape),
             GradK = Options.SharedQk ? default : run.Output(shape),
@@ -83,7 +83,7 @@ internal sealed record AttentionCase
         var input = new AttentionInput(Shape, q, k, v, Mask, buckets);
         var expected = Attention.Forward(Options, input, randomness);
         NativeRun.Expect("attention.out", whole.Out, expected.Out, NativeRun.ForwardLimit);
-        NativeRun.Expect("attention.lse", whole.Lse, expected.Lse, NativeRun.ForwardLimit);
+        NativeRun.Expect("attention.log_sum_exp", whole.LogSumExp, expected.LogSumExp, NativeRun.ForwardLimit);
 
         whole.Backward(run.Workspace);
         var gradients = Attention.Backward(Options, input, randomness, gradOut);
@@ -169,13 +169,13 @@ internal sealed record AttentionCase
             Buckets = run.OutputIntegers(Batch, Heads, Options.Rounds, Tokens),
             Sorted = run.OutputIntegers(Batch, Heads, Options.Rounds, Options.Padded(Tokens)),
             RoundOut = run.Output(Options.Rounds * Batch, Tokens, Heads, HeadSize),
-            RoundLse = run.Output(Options.Rounds, Batch, Heads, Tokens),
+            RoundLogSumExp = run.Output(Options.Rounds, Batch, Heads, Tokens),
             Out = run.Output(shape),
-            Lse = run.Output(Batch, Heads, Tokens),
+            LogSumExp = run.Output(Batch, Heads, Tokens),
             GradQ = run.Output(shape),
             GradV = run.Output(shape),
             GradRoundOut = run.Output(Options.Rounds * Batch, Tokens, Heads, HeadSize),
-            GradRoundLse = run.Output(Options.Rounds, Batch, Heads, Tokens),
+            GradRoundLogSumExp = run.Output(Options.Rounds, Batch, Heads, Tokens),
         };
         stages.Hash(run.Workspace);
         NativeRun.ExpectSameBits("hash", stages.Buckets, input.Buckets!);
@@ -185,12 +185,12 @@ internal sealed record AttentionCase
         stages.Attend(run.Workspace);
         var each = Attention.Attend(Options, input, randomness);
         NativeRun.Expect("attend.round_out", stages.RoundOut, each.Out, NativeRun.ForwardLimit);
-        NativeRun.Expect("attend.round_lse", stages.RoundLse, each.Lse, NativeRun.ForwardLimit);
+        NativeRun.Expect("attend.round_log_sum_exp", stages.RoundLogSumExp, each.LogSumExp, NativeRun.ForwardLimit);
 
         stages.Combine(run.Workspace);
         var combined = Attention.Combine(Shape, Options.Rounds, each);
         NativeRun.Expect("combine.out", stages.Out, combined.Out, NativeRun.ForwardLimit);
-        NativeRun.Expect("combine.lse", stages.Lse, combined.Lse, NativeRun.ForwardLimit);
+        NativeRun.Expect("combine.log_sum_exp", stages.LogSumExp, combined.LogSumExp, NativeRun.ForwardLimit);
 
         stages.CombineBackward(run.Workspace);
         var gradEach = Attention.CombineBackward(Shape, Options.Rounds, each, gradOut);
@@ -198,7 +198,9 @@ internal sealed record AttentionCase
 
         // One round with keys has the whole weight: a difference of two equal products dO.o.
         double floor = Math.ScaleB(LargestNorm(gradOut, HeadSize) * LargestNorm(each.Out, HeadSize), -23);
-        NativeRun.Expect("combine.grad_round_lse", stages.GradRoundLse, gradEach.Lse, NativeRun.GradientLimit, floor);
+        NativeRun.Expect(
+            "combine.grad_round_log_sum_exp", stages.GradRoundLogSumExp, gradEach.LogSumExp, NativeRun.GradientLimit,
+            floor);
 
         stages.AttendBackward(run.Workspace);
         CheckGradients("attend", stages, input, gradOut, gradients);

@@ -99,7 +99,7 @@ public sealed class AttentionInvariantTests
         var shape = new AttentionShape(1, Tokens, Heads, HeadSize);
         int[]? buckets = kind == AttentionKind.Lsh ? Lsh.Hash(options, shape, q, null, rotations) : null;
         var expected = Attention.Forward(options, new(shape, q, null, v, null, buckets), new(3, 0, 0));
-        double largest = expected.Lse.Where(double.IsFinite).Max();
+        double largest = expected.LogSumExp.Where(double.IsFinite).Max();
         Assert.That(largest, Is.GreaterThan(200));
         double limit = (NativeRun.ForwardLimit + Math.ScaleB(largest, -23)) * expected.Out.Max(Math.Abs);
         Assert.That(
@@ -148,7 +148,7 @@ public sealed class AttentionInvariantTests
             Mask = run.Input(mask, 1, Tokens),
             Rotations = isLsh ? run.Input(rotations, 1, HeadSize, options.Rounds, 2) : default,
             Out = run.Output(shape),
-            Lse = run.Output(1, Heads, Tokens),
+            LogSumExp = run.Output(1, Heads, Tokens),
         };
         native.Forward(run.Workspace);
         run.CheckMemory();

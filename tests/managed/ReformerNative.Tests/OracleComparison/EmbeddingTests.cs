@@ -52,7 +52,7 @@ public sealed class EmbeddingTests
             Seed = randomness.Seed,
             Step = randomness.Step,
             FirstPosition = first,
-            ExactResidual = grid is not null,
+            Residual = grid is not null ? Native.ResidualMode.Exact : Native.ResidualMode.Float,
             GridExponent = grid ?? 0,
             Ids = run.Input(ids, Batch, tokens),
             Word = run.Input(tables.Word, Vocabulary, Width),
