@@ -1,7 +1,8 @@
 using ReformerNative.BindingGenerator;
 
 // bindings [--check] [REPOSITORY_ROOT]
-// Writes managed/ReformerNative/Interop/*.g.cs from native/include/reformer_native.h, or with --check only compares.
+// Writes the *.g.cs of managed/ReformerNative/Interop and Ops and native/core/describe_table.inc from
+// native/include/reformer_native.h, or with --check only compares.
 // Exit codes: 0 written or equal, 1 different or failed, 2 wrong usage.
 bool check = args.Contains("--check");
 string[] rest = [.. args.Where(a => a != "--check")];
@@ -13,7 +14,6 @@ if (rest.Length > 1 || rest.Any(a => a.StartsWith('-')))
 
 string root = Path.GetFullPath(rest.FirstOrDefault() ?? ".");
 string header = Path.Combine(root, "native", "include", "reformer_native.h");
-string folder = Path.Combine(root, "managed", "ReformerNative", "Interop");
 if (!File.Exists(header))
 {
     Console.Error.WriteLine($"Expected the header at {header}, but there is no such file. Name the repository's root.");
@@ -22,13 +22,14 @@ if (!File.Exists(header))
 
 try
 {
-    IReadOnlyDictionary<string, string> files = new CSharpWriter(ClangFrontEnd.Parse(header)).Write();
+    IReadOnlyDictionary<string, string> files = Bindings.Write(ClangFrontEnd.Parse(header));
     int different = 0;
     foreach ((string name, string text) in files)
     {
-        string path = Path.Combine(folder, name);
+        string path = Path.Combine(root, name);
         if (!check)
         {
+            Directory.CreateDirectory(Path.GetDirectoryName(path)!);
             File.WriteAllText(path, text);
             Console.WriteLine($"wrote {path}");
             continue;
@@ -42,12 +43,24 @@ try
         }
     }
 
+    foreach (string orphan in Bindings.Orphans(root, files))
+    {
+        if (!check)
+        {
+            File.Delete(Path.Combine(root, orphan));
+            Console.WriteLine($"deleted {orphan}");
+            continue;
+        }
+
+        different++;
+        Console.Error.WriteLine($"{orphan}: nothing in the header stands behind it");
+    }
+
     if (different > 0)
     {
         Console.Error.WriteLine(
             $"{different} of {files.Count} files differ from the header. Run ReformerNative.BindingGenerator without "
-                + "--check."
-        );
+            + "--check.");
     }
 
     return different > 0 ? 1 : 0;

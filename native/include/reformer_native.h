@@ -15,6 +15,8 @@
  *  - Structs that are passed in start with struct_size = sizeof(that struct). A struct of an op may grow at its end in
  *    a minor version: the size that it had before is taken too, and what has been added since is then absent. Structs
  *    inside other structs do not grow.
+ *  - The comment of a field is its documentation in other languages too. `required:` marks numbers for which 0 is no
+ *    choice.
  *  - An op is one struct (options, inputs, outputs) with up to three functions. NAME_workspace says how many bytes of
  *    scratch memory a pass needs; it reads shapes alone, and data may be NULL. NAME_forward and NAME_backward run it.
  *    An op of one pass has no `pass` argument; the optimizers' only pass is called NAME_step. An absent optional
@@ -220,9 +222,9 @@ typedef struct rfn_random_normal {
   int32_t layer;
   uint64_t seed;
   uint64_t step;
-  int32_t site;
-  float mean;
-  float standard_deviation;
+  int32_t site;             /* required: RFN_SITE_* */
+  float mean;               /* of the values */
+  float standard_deviation; /* required: of the values */
   int32_t reserved;
   rfn_tensor destination; /* F32, any shape */
 } rfn_random_normal;
@@ -251,19 +253,19 @@ typedef struct rfn_embedding {
   float dropout;     /* 0 <= p < 1, words and positions separately */
   uint64_t seed;
   uint64_t step;
-  int64_t first_position;
+  int64_t first_position;  /* of the first token */
   int32_t residual;        /* RFN_RESIDUAL_* */
   int32_t grid_exponent;   /* EXACT, as in rfn_reversible_block */
   rfn_tensor ids;          /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and
                               gets no gradient */
   rfn_tensor word;         /* F32 [V,E] */
   rfn_tensor position[4];  /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
-  rfn_tensor stream1;      /* out F32 [B,T,E] */
-  rfn_tensor stream2;      /* out F32 [B,T,E]; optional */
+  rfn_tensor stream1;      /* out of forward: F32 [B,T,E] */
+  rfn_tensor stream2;      /* out of forward: F32 [B,T,E]; optional */
   rfn_tensor grad_stream1; /* backward: F32 [B,T,E] */
   rfn_tensor grad_stream2; /* backward: F32 [B,T,E]; optional */
   rfn_tensor grad_word;    /* backward: F32 [V,E], added to */
-  rfn_tensor grad_position[4];
+  rfn_tensor grad_position[4];    /* backward: F32, the shapes of position, added to */
   rfn_range_report* range_report; /* optional; forward with EXACT residuals adds to it */
 } rfn_embedding;
 RFN_API rfn_status rfn_embedding_workspace(const rfn_context* context, const rfn_embedding* op, int32_t pass,
@@ -279,7 +281,7 @@ RFN_API rfn_status rfn_embedding_backward(rfn_stream* stream, const rfn_embeddin
  * backward computes the statistics again. grad_x may not overlap x. */
 typedef struct rfn_layer_norm {
   uint32_t struct_size;
-  float epsilon;
+  float epsilon;          /* required: > 0, added to the variance */
   rfn_tensor x;           /* F32 [N,E] */
   rfn_tensor weight;      /* F32 [E] */
   rfn_tensor bias;        /* F32 [E] */
@@ -308,7 +310,7 @@ RFN_API rfn_status rfn_layer_norm_backward(rfn_stream* stream, const rfn_layer_n
 /* y = activation(x weight^T + bias). Backward recomputes the pre-activation. */
 typedef struct rfn_linear {
   uint32_t struct_size;
-  int32_t activation;
+  int32_t activation;     /* RFN_ACTIVATION_* */
   rfn_tensor x;           /* F32 [N,K] */
   rfn_tensor weight;      /* F32 [M,K] */
   rfn_tensor bias;        /* F32 [M]; optional */
@@ -394,11 +396,11 @@ typedef struct rfn_attention {
   int32_t layer;
   uint64_t seed; /* dropout */
   uint64_t step;
-  rfn_attention_options options;
-  rfn_tensor q;           /* F32 [B,T,H,D]; shared QK: the one projection */
-  rfn_tensor k;           /* F32 [B,T,H,D]; absent when shared */
-  rfn_tensor v;           /* F32 [B,T,H,D] */
-  rfn_tensor mask;        /* U8 [B,T], 1 real, 0 padding; optional */
+  rfn_attention_options options; /* what attends to what */
+  rfn_tensor q;                  /* F32 [B,T,H,D]; shared QK: the one projection */
+  rfn_tensor k;                  /* F32 [B,T,H,D]; absent when shared */
+  rfn_tensor v;                  /* F32 [B,T,H,D] */
+  rfn_tensor mask;               /* U8 [B,T], 1 real, 0 padding; optional */
   rfn_tensor rotations;   /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
   rfn_tensor buckets;     /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
                              optional (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
@@ -423,16 +425,20 @@ RFN_API rfn_status rfn_attention_forward(rfn_stream* stream, const rfn_attention
                                          int64_t workspace_bytes);
 RFN_API rfn_status rfn_attention_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
                                           int64_t workspace_bytes);
-/* The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward:
- * RFN_PASS_BACKWARD). */
+/* Stage 1: buckets. All stages take the workspace of the whole op's pass: *_backward that of RFN_PASS_BACKWARD. */
 RFN_API rfn_status rfn_lsh_hash(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes);
+/* Stage 2: sorted. */
 RFN_API rfn_status rfn_lsh_sort(rfn_stream* stream, const rfn_attention* op, void* workspace, int64_t workspace_bytes);
+/* Stage 3: round_out and round_log_sum_exp. */
 RFN_API rfn_status rfn_lsh_attend(rfn_stream* stream, const rfn_attention* op, void* workspace,
                                   int64_t workspace_bytes);
+/* Stage 4: out and log_sum_exp. */
 RFN_API rfn_status rfn_lsh_combine(rfn_stream* stream, const rfn_attention* op, void* workspace,
                                    int64_t workspace_bytes);
+/* Backward of stage 4: grad_round_out and grad_round_log_sum_exp. */
 RFN_API rfn_status rfn_lsh_combine_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
                                             int64_t workspace_bytes);
+/* Backward of stage 3: grad_q and grad_v. */
 RFN_API rfn_status rfn_lsh_attend_backward(rfn_stream* stream, const rfn_attention* op, void* workspace,
                                            int64_t workspace_bytes);
 
@@ -454,24 +460,24 @@ RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64
  * intermediates again. Both dropouts have probability `dropout`. */
 typedef struct rfn_feed_forward {
   uint32_t struct_size;
-  int32_t activation;
-  float dropout;
+  int32_t activation; /* RFN_ACTIVATION_* */
+  float dropout;      /* of both, 0 <= p < 1 */
   int32_t layer;
   uint64_t seed;
   uint64_t step;
-  int64_t chunk; /* rows at a time, 0 = automatic; changes no result beyond rounding */
-  rfn_tensor x;  /* F32 [N,E] */
-  rfn_tensor w1; /* F32 [F,E] */
-  rfn_tensor b1; /* F32 [F] */
-  rfn_tensor w2; /* F32 [E,F] */
-  rfn_tensor b2; /* F32 [E] */
-  rfn_tensor y;  /* out, forward: F32 [N,E] */
-  rfn_tensor grad_y;
-  rfn_tensor grad_x; /* out, backward */
-  rfn_tensor grad_w1;
-  rfn_tensor grad_b1;
-  rfn_tensor grad_w2;
-  rfn_tensor grad_b2;
+  int64_t chunk;      /* rows at a time, 0 = automatic; changes no result beyond rounding */
+  rfn_tensor x;       /* F32 [N,E] */
+  rfn_tensor w1;      /* F32 [F,E] */
+  rfn_tensor b1;      /* F32 [F] */
+  rfn_tensor w2;      /* F32 [E,F] */
+  rfn_tensor b2;      /* F32 [E] */
+  rfn_tensor y;       /* out, forward: F32 [N,E] */
+  rfn_tensor grad_y;  /* backward: F32 [N,E] */
+  rfn_tensor grad_x;  /* out, backward: F32 [N,E] */
+  rfn_tensor grad_w1; /* backward: F32 [F,E], added to */
+  rfn_tensor grad_b1; /* backward: F32 [F], added to */
+  rfn_tensor grad_w2; /* backward: F32 [E,F], added to */
+  rfn_tensor grad_b2; /* backward: F32 [E], added to */
 } rfn_feed_forward;
 RFN_API rfn_status rfn_feed_forward_workspace(const rfn_context* context, const rfn_feed_forward* op, int32_t pass,
                                               int64_t* bytes);
@@ -501,7 +507,9 @@ typedef struct rfn_block_parameters {
   rfn_tensor b2;                       /* F32 [E] */
 } rfn_block_parameters;
 
-/* Forward, in place (paper eq. 9):
+/* A reversible block: attention and feed-forward as half-residuals, so that no activation is stored.
+ *
+ * Forward, in place (paper eq. 9):
  *
  *   stream1 += Attention(LayerNorm(stream2))
  *   stream2 += FeedForward(LayerNorm(stream1))
@@ -529,38 +537,38 @@ typedef struct rfn_reversible_block {
   int32_t layer; /* index in the stack: random numbers and reports use it */
   uint64_t seed;
   uint64_t step;
-  rfn_attention_options attention;
-  int32_t heads;
-  int32_t activation;
-  float layer_norm_epsilon;
-  float attention_output_dropout;
-  float feed_forward_dropout;
-  int32_t residual;      /* RFN_RESIDUAL_* */
-  int32_t grid_exponent; /* EXACT: -24 .. -4, usually -16: values are multiples of 2^-16, range +-256 */
+  rfn_attention_options attention; /* what attends to what */
+  int32_t heads;                   /* required: H */
+  int32_t activation;              /* RFN_ACTIVATION_* */
+  float layer_norm_epsilon;        /* required: > 0, added to variances */
+  float attention_output_dropout;  /* 0 <= p < 1 */
+  float feed_forward_dropout;      /* of both places, 0 <= p < 1 */
+  int32_t residual;                /* RFN_RESIDUAL_* */
+  int32_t grid_exponent;           /* EXACT: -24 .. -4, usually -16: values are multiples of 2^-16, range +-256 */
   int32_t reserved;
-  int64_t feed_forward_chunk;     /* rows at a time, 0 = automatic */
-  int64_t head_group;             /* heads at a time, 0 = automatic */
-  rfn_tensor stream1;             /* in/out F32 [B,T,E] */
-  rfn_tensor stream2;             /* in/out F32 [B,T,E] */
-  rfn_tensor grad_stream1;        /* backward: in/out F32 [B,T,E] */
-  rfn_tensor grad_stream2;        /* backward: in/out F32 [B,T,E] */
-  rfn_tensor mask;                /* U8 [B,T]; optional */
-  rfn_tensor rotations;           /* LSH, as in rfn_attention */
-  rfn_tensor buckets;             /* LSH, I32 [B,H,R,T]. FLOAT: required, out of forward, in for backward. EXACT:
-                                     optional, out of forward, in for backward with kept activations */
-  rfn_tensor attention_result;    /* optional out of forward, F32 [B,T,H*D], heads merged, before the output
-                                     projection; in for backward with kept activations */
-  rfn_range_report* range_report; /* EXACT: required */
-  rfn_block_parameters parameters;
-  rfn_block_parameters gradients; /* backward */
-  rfn_tensor kept_stream1;        /* F32 [B,T,E], the streams before the block. All kept_ tensors are optional */
-  rfn_tensor kept_stream2;        /* F32 [B,T,E] */
-  rfn_tensor kept_query;          /* F32 [B,T,H*D], heads side by side */
-  rfn_tensor kept_key;            /* F32 [B,T,H*D]; absent when shared */
-  rfn_tensor kept_value;          /* F32 [B,T,H*D] */
-  rfn_tensor kept_log_sum_exp;    /* F32 [B,H,T], of attention's logits */
-  rfn_tensor kept_hidden;         /* F32 [B*T,F]: the hidden layer before its activation, in the form that this
-                                     backend's backward pass reads */
+  int64_t feed_forward_chunk;      /* rows at a time, 0 = automatic */
+  int64_t head_group;              /* heads at a time, 0 = automatic */
+  rfn_tensor stream1;              /* in/out F32 [B,T,E] */
+  rfn_tensor stream2;              /* in/out F32 [B,T,E] */
+  rfn_tensor grad_stream1;         /* backward: in/out F32 [B,T,E] */
+  rfn_tensor grad_stream2;         /* backward: in/out F32 [B,T,E] */
+  rfn_tensor mask;                 /* U8 [B,T]; optional */
+  rfn_tensor rotations;            /* LSH, as in rfn_attention */
+  rfn_tensor buckets;              /* LSH, I32 [B,H,R,T]. FLOAT: required, out of forward, in for backward. EXACT:
+                                      optional, out of forward, in for backward with kept activations */
+  rfn_tensor attention_result;     /* optional out of forward, F32 [B,T,H*D], heads merged, before the output
+                                      projection; in for backward with kept activations */
+  rfn_range_report* range_report;  /* EXACT: required */
+  rfn_block_parameters parameters; /* of both sub-layers */
+  rfn_block_parameters gradients;  /* backward: of the parameters, added to */
+  rfn_tensor kept_stream1;         /* optional: F32 [B,T,E], the stream before the block */
+  rfn_tensor kept_stream2;         /* optional: F32 [B,T,E] */
+  rfn_tensor kept_query;           /* optional: F32 [B,T,H*D], heads side by side */
+  rfn_tensor kept_key;             /* optional: F32 [B,T,H*D]; absent when shared */
+  rfn_tensor kept_value;           /* optional: F32 [B,T,H*D] */
+  rfn_tensor kept_log_sum_exp;     /* optional: F32 [B,H,T], of attention's logits */
+  rfn_tensor kept_hidden; /* optional: F32 [B*T,F], the hidden layer before its activation, in the form that this
+                             backend's backward pass reads */
 } rfn_reversible_block;
 RFN_API rfn_status rfn_reversible_block_workspace(const rfn_context* context, const rfn_reversible_block* op,
                                                   int32_t pass, int64_t* bytes);
@@ -603,11 +611,11 @@ typedef struct rfn_reversible_block_decode {
   uint32_t struct_size;
   int32_t layer;                   /* reports name it */
   rfn_attention_options attention; /* causal 1, dropout and padded_length 0 */
-  int32_t heads;
-  int32_t activation;
-  float layer_norm_epsilon;
-  int32_t residual;      /* RFN_RESIDUAL_* */
-  int32_t grid_exponent; /* EXACT, as in rfn_reversible_block */
+  int32_t heads;                   /* required: H */
+  int32_t activation;              /* RFN_ACTIVATION_* */
+  float layer_norm_epsilon;        /* required: > 0, added to variances */
+  int32_t residual;                /* RFN_RESIDUAL_* */
+  int32_t grid_exponent;           /* EXACT, as in rfn_reversible_block */
   int32_t reserved;
   int64_t position;     /* of the token: tokens before it */
   rfn_tensor stream1;   /* in/out F32 [B,1,E] */
@@ -617,8 +625,8 @@ typedef struct rfn_reversible_block_decode {
   rfn_tensor rotations; /* LSH, as in rfn_attention */
   rfn_tensor rings;     /* LSH: in/out I32 [B*H,R,buckets,W]; one that is not before position is refused on the CPU */
   rfn_tensor counts;    /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
-  rfn_range_report* range_report; /* EXACT: required. Its index is that in [B,1,E] */
-  rfn_block_parameters parameters;
+  rfn_range_report* range_report;  /* EXACT: required. Its index is that in [B,1,E] */
+  rfn_block_parameters parameters; /* of both sub-layers */
 } rfn_reversible_block_decode;
 RFN_API rfn_status rfn_reversible_block_decode_workspace(const rfn_context* context,
                                                          const rfn_reversible_block_decode* op, int64_t* bytes);
@@ -630,7 +638,7 @@ RFN_API rfn_status rfn_reversible_block_decode_forward(rfn_stream* stream, const
 typedef struct rfn_bucket_rings {
   uint32_t struct_size;
   int32_t reserved;
-  int64_t first;
+  int64_t first;      /* position of the first token */
   rfn_tensor buckets; /* I32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU */
   rfn_tensor rings;   /* in/out I32 [B*H,R,buckets,W] */
   rfn_tensor counts;  /* in/out I32 [B*H,R,buckets], 0 .. first */
@@ -647,22 +655,22 @@ RFN_API rfn_status rfn_bucket_rings_forward(rfn_stream* stream, const rfn_bucket
  * stretches draw what one call over all rows would. */
 typedef struct rfn_final_norm {
   uint32_t struct_size;
-  int32_t combine;
-  float epsilon;
-  float dropout;
+  int32_t combine; /* RFN_COMBINE_* */
+  float epsilon;   /* required: > 0, added to the variance */
+  float dropout;   /* 0 <= p < 1 */
   uint64_t seed;
   uint64_t step;
-  int64_t first_row;
-  rfn_tensor stream1; /* F32 [N,E] */
-  rfn_tensor stream2; /* F32 [N,E] */
-  rfn_tensor weight;  /* F32 [2E] or [E] */
-  rfn_tensor bias;
+  int64_t first_row;       /* of the whole tensor's, that these N rows begin with */
+  rfn_tensor stream1;      /* F32 [N,E] */
+  rfn_tensor stream2;      /* F32 [N,E] */
+  rfn_tensor weight;       /* F32 [2E] or [E] */
+  rfn_tensor bias;         /* the shape of weight */
   rfn_tensor y;            /* out, forward: F32 [N,2E] or [N,E] */
-  rfn_tensor grad_y;       /* backward */
+  rfn_tensor grad_y;       /* backward: the shape of y */
   rfn_tensor grad_stream1; /* out, backward: F32 [N,E] */
   rfn_tensor grad_stream2; /* out, backward: F32 [N,E] */
-  rfn_tensor grad_weight;  /* added to */
-  rfn_tensor grad_bias;    /* added to */
+  rfn_tensor grad_weight;  /* backward: the shape of weight, added to */
+  rfn_tensor grad_bias;    /* backward: the shape of weight, added to */
 } rfn_final_norm;
 RFN_API rfn_status rfn_final_norm_workspace(const rfn_context* context, const rfn_final_norm* op, int32_t pass,
                                             int64_t* bytes);
@@ -673,28 +681,30 @@ RFN_API rfn_status rfn_final_norm_backward(rfn_stream* stream, const rfn_final_n
 
 /* ---- output head and cross entropy ----------------------------------------------------------- */
 
-/* logits_n = weight x_n + bias
- * target     q = (1 - smoothing) onehot(label) + smoothing / V
- * loss_n     = -sum_v q_v log softmax(logits_n)_v
+/* Output head and cross entropy in one.
+ *
+ *   logits_n   = weight x_n + bias
+ *   target     q = (1 - smoothing) onehot(label) + smoothing / V
+ *   loss_n     = -sum_v q_v log softmax(logits_n)_v
  *
  * `chunk` rows of logits exist at a time. Forward gives the statistics alone; backward gives them and, in the same
  * pass, the gradients of loss_scale * sum_n loss_n / normalizer. */
 typedef struct rfn_head_loss {
   uint32_t struct_size;
-  int32_t ignore_index;  /* rows with this label do not count */
+  int32_t ignore_index;  /* required: rows with this label do not count */
   float label_smoothing; /* 0 .. 1 */
-  float loss_scale;
-  double normalizer; /* 0 = rows counted by this call */
-  int64_t chunk;     /* rows at a time, 0 = automatic */
-  rfn_tensor x;      /* F32 [N,K] */
-  rfn_tensor weight; /* F32 [V,K] */
-  rfn_tensor bias;   /* F32 [V]; optional */
-  rfn_tensor labels; /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
-                        its row's loss and gradient NaN */
+  float loss_scale;      /* required: factor of the gradients */
+  double normalizer;     /* 0 = rows counted by this call */
+  int64_t chunk;         /* rows at a time, 0 = automatic */
+  rfn_tensor x;          /* F32 [N,K] */
+  rfn_tensor weight;     /* F32 [V,K] */
+  rfn_tensor bias;       /* F32 [V]; optional */
+  rfn_tensor labels;     /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
+                            its row's loss and gradient NaN */
   rfn_loss_statistics* statistics; /* out */
   rfn_tensor grad_x;               /* out, backward: F32 [N,K]; may be the same memory as x */
-  rfn_tensor grad_weight;          /* added to */
-  rfn_tensor grad_bias;            /* added to; optional */
+  rfn_tensor grad_weight;          /* backward: F32 [V,K], added to */
+  rfn_tensor grad_bias;            /* backward: F32 [V], added to; optional */
 } rfn_head_loss;
 RFN_API rfn_status rfn_head_loss_workspace(const rfn_context* context, const rfn_head_loss* op, int32_t pass,
                                            int64_t* bytes);
@@ -718,27 +728,29 @@ RFN_API rfn_status rfn_global_norm_workspace(const rfn_context* context, const r
 RFN_API rfn_status rfn_global_norm_forward(rfn_stream* stream, const rfn_global_norm* op, void* workspace,
                                            int64_t workspace_bytes);
 
-/*   g  = scale * gradient
+/* One AdamW step of one parameter.
+ *
+ *   g  = scale * gradient
  *   m  = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
  *   p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p) */
 typedef struct rfn_adamw {
   uint32_t struct_size;
-  float learning_rate;
-  float beta1;
-  float beta2;
-  float epsilon;
-  float weight_decay;
-  int64_t step;         /* 1 for the first update */
-  rfn_tensor parameter; /* F32, updated in place */
-  rfn_tensor gradient;
-  rfn_tensor moment1; /* same shape; zeros before the first step */
-  rfn_tensor moment2;
+  float learning_rate;         /* required: factor of the update */
+  float beta1;                 /* required: decay of the first moment */
+  float beta2;                 /* required: decay of the second moment */
+  float epsilon;               /* required: added to the root of the second moment */
+  float weight_decay;          /* of the parameter, decoupled from the gradient */
+  int64_t step;                /* required: 1 for the first update */
+  rfn_tensor parameter;        /* F32, updated in place */
+  rfn_tensor gradient;         /* the same shape */
+  rfn_tensor moment1;          /* the same shape; zeros before the first step */
+  rfn_tensor moment2;          /* the same shape; zeros before the first step */
   const rfn_norm_result* clip; /* of rfn_global_norm; optional, scale 1 without */
 } rfn_adamw;
 RFN_API rfn_status rfn_adamw_step(rfn_stream* stream, const rfn_adamw* op);
 
-/* Shazeer and Stern 2018, without momentum. Second moments of tensors of rank >= 2 are factored over the last two axes;
- * leading axes are merged into rows, and `row` and `column` hold means.
+/* One Adafactor step of one parameter (Shazeer and Stern 2018, without momentum). Second moments of tensors of rank >=
+ * 2 are factored over the last two axes; leading axes are merged into rows, and `row` and `column` hold means.
  *
  *   rho    = 1 - step^-decay_exponent, the decay of second moments
  *   alpha  = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
@@ -746,20 +758,20 @@ RFN_API rfn_status rfn_adamw_step(rfn_stream* stream, const rfn_adamw* op);
  *   p     -= alpha u + learning_rate weight_decay p */
 typedef struct rfn_adafactor {
   uint32_t struct_size;
-  float learning_rate;
-  float decay_exponent; /* 0.8 */
-  float clip_threshold; /* 1 */
-  float epsilon1;       /* 1e-30, added to squared gradients */
-  float epsilon2;       /* 1e-3 */
-  float weight_decay;
-  int32_t scale_parameter;
-  int64_t step; /* 1 for the first update */
-  rfn_tensor parameter;
-  rfn_tensor gradient;
+  float learning_rate;         /* required: factor of the update */
+  float decay_exponent;        /* required: 0.8 */
+  float clip_threshold;        /* required: 1 */
+  float epsilon1;              /* required: 1e-30, added to squared gradients */
+  float epsilon2;              /* required: 1e-3, lower bound of the parameter's scale */
+  float weight_decay;          /* of the parameter, decoupled from the gradient */
+  int32_t scale_parameter;     /* 1: the step is multiplied by the parameter's root mean square */
+  int64_t step;                /* required: 1 for the first update */
+  rfn_tensor parameter;        /* F32, updated in place */
+  rfn_tensor gradient;         /* the same shape */
   rfn_tensor row;              /* rank >= 2: F32 [rows]; zeros before the first step */
-  rfn_tensor column;           /* rank >= 2: F32 [columns] */
-  rfn_tensor moment2;          /* rank <= 1: same shape as the parameter */
-  const rfn_norm_result* clip; /* as in rfn_adamw */
+  rfn_tensor column;           /* rank >= 2: F32 [columns]; zeros before the first step */
+  rfn_tensor moment2;          /* rank <= 1: the shape of the parameter; zeros before the first step */
+  const rfn_norm_result* clip; /* of rfn_global_norm; optional, scale 1 without */
 } rfn_adafactor;
 RFN_API rfn_status rfn_adafactor_workspace(const rfn_context* context, const rfn_adafactor* op, int64_t* bytes);
 RFN_API rfn_status rfn_adafactor_step(rfn_stream* stream, const rfn_adafactor* op, void* workspace,
@@ -771,9 +783,9 @@ RFN_API rfn_status rfn_adafactor_step(rfn_stream* stream, const rfn_adafactor* o
  * set of most probable ids whose probabilities sum to at least top_p. temperature 0: the first largest logit. */
 typedef struct rfn_sample {
   uint32_t struct_size;
-  float temperature;
-  float top_p;   /* 0 < p <= 1; 1 = off */
-  int32_t top_k; /* 0 = off */
+  float temperature; /* required: 0 takes the first largest logit */
+  float top_p;       /* required: 0 < p <= 1; 1 = off */
+  int32_t top_k;     /* 0 = off */
   uint64_t seed;
   uint64_t step;
   rfn_tensor logits; /* F32 [N,V] */

@@ -81,26 +81,23 @@ internal sealed class EventHandle : ContextChildHandle
 /// <summary>Owns memory from <c>rfn_buffer_allocate</c>.</summary>
 internal sealed class BufferHandle : ContextChildHandle
 {
-    private int memory;
-    private long bytes;
+    private readonly int memory;
+    private readonly long bytes;
 
-    /// <summary>Allocates <paramref name="bytes"/> bytes of RFN_MEMORY_* <paramref name="memory"/>.</summary>
-    internal static unsafe BufferHandle Allocate(ContextHandle context, int memory, long bytes)
+    /// <summary>Takes what a call of rfn_buffer_allocate gave.</summary>
+    internal BufferHandle(ContextHandle context, int memory, long bytes, nint pointer)
     {
-        var buffer = new BufferHandle { memory = memory, bytes = bytes };
-        nint pointer = 0;
-        NativeError.ThrowIfFailed(NativeMethods.rfn_buffer_allocate(context, memory, bytes, &pointer));
+        this.memory = memory;
+        this.bytes = bytes;
         if (pointer != 0)
         {
-            buffer.Attach(context);
-            buffer.SetHandle(pointer);
+            Attach(context);
+            SetHandle(pointer);
             if (bytes > 0)
             {
                 GC.AddMemoryPressure(bytes); // else a collector that sees small objects lets gigabytes pile up
             }
         }
-
-        return buffer;
     }
 
     protected override bool Release(nint contextPointer)

@@ -10,12 +10,16 @@ namespace ReformerNative.Interop;
 /// <summary>The functions of the header.</summary>
 internal static unsafe partial class NativeMethods
 {
-    /// <summary>(RFN_ABI_MAJOR &lt;&lt; 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major version and at least its
-    /// own minor one.</summary>
+    /// <summary>
+    /// (RFN_ABI_MAJOR &lt;&lt; 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major version and at
+    /// least its own minor one.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial uint rfn_abi_version();
 
-    /// <summary>Every public struct as "name:size:field@offset,field@offset,...", one per line, in header order.</summary>
+    /// <summary>
+    /// Every public struct as "name:size:field@offset,field@offset,...", one per line, in header order.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial byte* rfn_abi_describe();
 
@@ -23,11 +27,16 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial byte* rfn_version();
 
-    /// <summary>One JSON object: version, compiler, simd (target in use), simd_available, blas (name, version, kernel), backends.</summary>
+    /// <summary>
+    /// One JSON object: version, compiler, simd (target in use), simd_available, blas (name, version, kernel),
+    /// backends.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial byte* rfn_build_info();
 
-    /// <summary>Message of this thread's last failed call; "" when none failed. Valid until the thread's next failing call.</summary>
+    /// <summary>
+    /// Message of this thread's last failed call; "" when none failed. Valid until the thread's next failing call.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial byte* rfn_last_error();
 
@@ -35,7 +44,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial long rfn_live_objects();
 
-    /// <summary>Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why for CUDA.</summary>
+    /// <summary>
+    /// Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why for CUDA.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_device_count(int device_type, int* count);
 
@@ -43,10 +54,13 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_device_describe(int device_type, int device_index, byte* text, long capacity);
 
-    /// <summary>threads: worker threads of the CPU backend, 0 = all processors that the process may use; CUDA ignores it. *out is
-    /// NULL on failure.</summary>
+    /// <summary>
+    /// threads: worker threads of the CPU backend, 0 = all processors that the process may use; CUDA ignores it. *out
+    /// is NULL on failure.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_context_create(int device_type, int device_index, int threads, out ContextHandle @out);
+    internal static partial int rfn_context_create(
+        int device_type, int device_index, int threads, out ContextHandle @out);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial void rfn_context_destroy(nint context);
@@ -54,29 +68,38 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_threads(ContextHandle context, int* threads);
 
-    /// <summary>For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the device
-    /// lacks it. Like any call it needs the context for itself; rfn_context_precision may be asked at any time.</summary>
+    /// <summary>
+    /// For all later calls: backward passes need the precision of their forward passes. RFN_UNSUPPORTED where the
+    /// device lacks it. Like any call it needs the context for itself; rfn_context_precision may be asked at any time.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_set_precision(ContextHandle context, int precision);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_context_precision(ContextHandle context, int* precision);
 
-    /// <summary>Whether the context's backend has an op: *supported becomes 1 or 0. `function` is the name of the function that runs
-    /// it, such as "rfn_attention_backward". Calls of an op that a backend lacks are RFN_UNSUPPORTED.</summary>
+    /// <summary>
+    /// Whether the context's backend has an op: *supported becomes 1 or 0. `function` is the name of the function that
+    /// runs it, such as "rfn_attention_backward". Calls of an op that a backend lacks are RFN_UNSUPPORTED.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_op_supported(ContextHandle context, byte* function, int* supported);
 
-    /// <summary>Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits included).</summary>
+    /// <summary>
+    /// Bytes free and in all: of the device, or for the CPU what the process may still allocate (cgroup limits
+    /// included).
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_memory_info(ContextHandle context, long* free_bytes, long* total_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_create(ContextHandle context, out StreamHandle @out);
 
-    /// <summary>Uses an existing device stream (a cudaStream_t; NULL: the default stream) of the device's primary context;
-    /// destroying the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into its
-    /// graph. CPU: RFN_UNSUPPORTED.</summary>
+    /// <summary>
+    /// Uses an existing device stream (a cudaStream_t; NULL: the default stream) of the device's primary context;
+    /// destroying the rfn_stream leaves it alone. A stream that is being captured records the ops of this library into
+    /// its graph. CPU: RFN_UNSUPPORTED.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_stream_wrap(ContextHandle context, nint native_stream, out StreamHandle @out);
 
@@ -96,7 +119,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_event_record(EventHandle @event, StreamHandle stream);
 
-    /// <summary>Later work of stream waits for event, which may be of another context and device, of the same type.</summary>
+    /// <summary>
+    /// Later work of stream waits for event, which may be of another context and device, of the same type.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_event_wait(EventHandle @event, StreamHandle stream);
 
@@ -121,116 +146,157 @@ internal static unsafe partial class NativeMethods
     internal static partial int rfn_random_normal_forward(StreamHandle stream, in rfn_random_normal op);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_embedding_workspace(ContextHandle context, in rfn_embedding op, int pass, long* bytes);
+    internal static partial int rfn_embedding_workspace(
+        ContextHandle context, in rfn_embedding op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_embedding_forward(StreamHandle stream, in rfn_embedding op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_embedding_forward(
+        StreamHandle stream, in rfn_embedding op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_embedding_backward(StreamHandle stream, in rfn_embedding op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_embedding_backward(
+        StreamHandle stream, in rfn_embedding op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_layer_norm_workspace(ContextHandle context, in rfn_layer_norm op, int pass, long* bytes);
+    internal static partial int rfn_layer_norm_workspace(
+        ContextHandle context, in rfn_layer_norm op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_layer_norm_forward(StreamHandle stream, in rfn_layer_norm op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_layer_norm_forward(
+        StreamHandle stream, in rfn_layer_norm op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_layer_norm_backward(StreamHandle stream, in rfn_layer_norm op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_layer_norm_backward(
+        StreamHandle stream, in rfn_layer_norm op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_linear_workspace(ContextHandle context, in rfn_linear op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_linear_forward(StreamHandle stream, in rfn_linear op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_linear_forward(
+        StreamHandle stream, in rfn_linear op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_linear_backward(StreamHandle stream, in rfn_linear op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_linear_backward(
+        StreamHandle stream, in rfn_linear op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_attention_workspace(ContextHandle context, in rfn_attention op, int pass, long* bytes);
+    internal static partial int rfn_attention_workspace(
+        ContextHandle context, in rfn_attention op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_attention_forward(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_attention_forward(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_attention_backward(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_attention_backward(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
-    /// <summary>The stages take the same workspace as the whole op's pass (forward stages: RFN_PASS_FORWARD; *_backward:
-    /// RFN_PASS_BACKWARD).</summary>
+    /// <summary>
+    /// Stage 1: buckets. All stages take the workspace of the whole op's pass: *_backward that of RFN_PASS_BACKWARD.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_hash(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_hash(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
+    /// <summary>Stage 2: sorted.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_sort(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_sort(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
+    /// <summary>Stage 3: round_out and round_log_sum_exp.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_attend(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_attend(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
+    /// <summary>Stage 4: out and log_sum_exp.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_combine(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_combine(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
+    /// <summary>Backward of stage 4: grad_round_out and grad_round_log_sum_exp.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_combine_backward(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_combine_backward(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
+    /// <summary>Backward of stage 3: grad_q and grad_v.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_attend_backward(StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_attend_backward(
+        StreamHandle stream, in rfn_attention op, nint workspace, long workspace_bytes);
 
-    /// <summary>The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by
-    /// HUGGING_FACE alone.</summary>
+    /// <summary>
+    /// The automatic bucket counts of the existing implementations. factors has room for 8. max_positions is used by
+    /// HUGGING_FACE alone.
+    /// </summary>
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_lsh_automatic_buckets(int rule, long length, long chunk_length, long max_positions, int* factors, int* factor_count);
-
-    [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_feed_forward_workspace(ContextHandle context, in rfn_feed_forward op, int pass, long* bytes);
-
-    [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_feed_forward_forward(StreamHandle stream, in rfn_feed_forward op, nint workspace, long workspace_bytes);
-
-    [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_feed_forward_backward(StreamHandle stream, in rfn_feed_forward op, nint workspace, long workspace_bytes);
-
-    [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_reversible_block_workspace(ContextHandle context, in rfn_reversible_block op, int pass, long* bytes);
-
-    [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_reversible_block_forward(StreamHandle stream, in rfn_reversible_block op, nint workspace, long workspace_bytes);
-
-    [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_reversible_block_backward(StreamHandle stream, in rfn_reversible_block op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_lsh_automatic_buckets(
+        int rule, long length, long chunk_length, long max_positions, int* factors, int* factor_count);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_reversible_block_decode_workspace(ContextHandle context, in rfn_reversible_block_decode op, long* bytes);
+    internal static partial int rfn_feed_forward_workspace(
+        ContextHandle context, in rfn_feed_forward op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_reversible_block_decode_forward(StreamHandle stream, in rfn_reversible_block_decode op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_feed_forward_forward(
+        StreamHandle stream, in rfn_feed_forward op, nint workspace, long workspace_bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_feed_forward_backward(
+        StreamHandle stream, in rfn_feed_forward op, nint workspace, long workspace_bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_workspace(
+        ContextHandle context, in rfn_reversible_block op, int pass, long* bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_forward(
+        StreamHandle stream, in rfn_reversible_block op, nint workspace, long workspace_bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_backward(
+        StreamHandle stream, in rfn_reversible_block op, nint workspace, long workspace_bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_decode_workspace(
+        ContextHandle context, in rfn_reversible_block_decode op, long* bytes);
+
+    [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_reversible_block_decode_forward(
+        StreamHandle stream, in rfn_reversible_block_decode op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_bucket_rings_forward(StreamHandle stream, in rfn_bucket_rings op);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_final_norm_workspace(ContextHandle context, in rfn_final_norm op, int pass, long* bytes);
+    internal static partial int rfn_final_norm_workspace(
+        ContextHandle context, in rfn_final_norm op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_final_norm_forward(StreamHandle stream, in rfn_final_norm op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_final_norm_forward(
+        StreamHandle stream, in rfn_final_norm op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_final_norm_backward(StreamHandle stream, in rfn_final_norm op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_final_norm_backward(
+        StreamHandle stream, in rfn_final_norm op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_head_loss_workspace(ContextHandle context, in rfn_head_loss op, int pass, long* bytes);
+    internal static partial int rfn_head_loss_workspace(
+        ContextHandle context, in rfn_head_loss op, int pass, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_head_loss_forward(StreamHandle stream, in rfn_head_loss op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_head_loss_forward(
+        StreamHandle stream, in rfn_head_loss op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_head_loss_backward(StreamHandle stream, in rfn_head_loss op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_head_loss_backward(
+        StreamHandle stream, in rfn_head_loss op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_global_norm_workspace(ContextHandle context, in rfn_global_norm op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_global_norm_forward(StreamHandle stream, in rfn_global_norm op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_global_norm_forward(
+        StreamHandle stream, in rfn_global_norm op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_adamw_step(StreamHandle stream, in rfn_adamw op);
@@ -239,11 +305,13 @@ internal static unsafe partial class NativeMethods
     internal static partial int rfn_adafactor_workspace(ContextHandle context, in rfn_adafactor op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_adafactor_step(StreamHandle stream, in rfn_adafactor op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_adafactor_step(
+        StreamHandle stream, in rfn_adafactor op, nint workspace, long workspace_bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_sample_workspace(ContextHandle context, in rfn_sample op, long* bytes);
 
     [LibraryImport(NativeLoader.LibraryName)]
-    internal static partial int rfn_sample_forward(StreamHandle stream, in rfn_sample op, nint workspace, long workspace_bytes);
+    internal static partial int rfn_sample_forward(
+        StreamHandle stream, in rfn_sample op, nint workspace, long workspace_bytes);
 }

@@ -26,8 +26,10 @@ internal unsafe struct rfn_tensor
     internal long bytes;
 }
 
-/// <summary>Values of residual streams that left the range in which exact residuals are exact, or are not finite. The caller
-/// zeroes it before a step; every op of the step adds to `count`, and the first value seen fills the other fields.</summary>
+/// <summary>
+/// Values of residual streams that left the range in which exact residuals are exact, or are not finite. The caller
+/// zeroes it before a step; every op of the step adds to `count`, and the first value seen fills the other fields.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_range_report
 {
@@ -61,7 +63,9 @@ internal unsafe struct rfn_norm_result
     internal float scale;
 }
 
-/// <summary>destination[i] = mean + standard_deviation * z_i, z_i standard normal (Box-Muller on Philox words).</summary>
+/// <summary>
+/// destination[i] = mean + standard_deviation * z_i, z_i standard normal (Box-Muller on Philox words).
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_random_normal
 {
@@ -69,17 +73,22 @@ internal unsafe struct rfn_random_normal
     internal int layer;
     internal ulong seed;
     internal ulong step;
+    /// <summary>required: RFN_SITE_*</summary>
     internal int site;
+    /// <summary>of the values</summary>
     internal float mean;
+    /// <summary>required: of the values</summary>
     internal float standard_deviation;
     internal int reserved;
     /// <summary>F32, any shape</summary>
     internal rfn_tensor destination;
 }
 
-/// <summary>e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]), rounded to the grid with EXACT residuals,
+/// <summary>
+/// e[b,t] = dropout(word[ids[b,t]]) + dropout(position[first_position + t]), rounded to the grid with EXACT residuals,
 /// is written to both streams.
-/// Backward: the gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position.</summary>
+/// Backward: the gradient of e is grad_stream1 + grad_stream2; adds to grad_word and grad_position.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_embedding
 {
@@ -92,21 +101,24 @@ internal unsafe struct rfn_embedding
     internal float dropout;
     internal ulong seed;
     internal ulong step;
+    /// <summary>of the first token</summary>
     internal long first_position;
     /// <summary>RFN_RESIDUAL_*</summary>
     internal int residual;
     /// <summary>EXACT, as in rfn_reversible_block</summary>
     internal int grid_exponent;
-    /// <summary>I32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and
-    /// gets no gradient</summary>
+    /// <summary>
+    /// I32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and
+    /// gets no gradient
+    /// </summary>
     internal rfn_tensor ids;
     /// <summary>F32 [V,E]</summary>
     internal rfn_tensor word;
     /// <summary>LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i]</summary>
     internal rfn_tensor_array4 position;
-    /// <summary>out F32 [B,T,E]</summary>
+    /// <summary>out of forward: F32 [B,T,E]</summary>
     internal rfn_tensor stream1;
-    /// <summary>out F32 [B,T,E]; optional</summary>
+    /// <summary>out of forward: F32 [B,T,E]; optional</summary>
     internal rfn_tensor stream2;
     /// <summary>backward: F32 [B,T,E]</summary>
     internal rfn_tensor grad_stream1;
@@ -114,17 +126,21 @@ internal unsafe struct rfn_embedding
     internal rfn_tensor grad_stream2;
     /// <summary>backward: F32 [V,E], added to</summary>
     internal rfn_tensor grad_word;
+    /// <summary>backward: F32, the shapes of position, added to</summary>
     internal rfn_tensor_array4 grad_position;
     /// <summary>optional; forward with EXACT residuals adds to it</summary>
     internal rfn_range_report* range_report;
 }
 
-/// <summary>y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved:
-/// backward computes the statistics again. grad_x may not overlap x.</summary>
+/// <summary>
+/// y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved:
+/// backward computes the statistics again. grad_x may not overlap x.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_layer_norm
 {
     internal uint struct_size;
+    /// <summary>required: &gt; 0, added to the variance</summary>
     internal float epsilon;
     /// <summary>F32 [N,E]</summary>
     internal rfn_tensor x;
@@ -149,6 +165,7 @@ internal unsafe struct rfn_layer_norm
 internal unsafe struct rfn_linear
 {
     internal uint struct_size;
+    /// <summary>RFN_ACTIVATION_*</summary>
     internal int activation;
     /// <summary>F32 [N,K]</summary>
     internal rfn_tensor x;
@@ -168,9 +185,11 @@ internal unsafe struct rfn_linear
     internal rfn_tensor grad_bias;
 }
 
-/// <summary>What attends to what. Forbidden pairs weigh exactly 0. With shared QK a token may attend to itself only as a last
+/// <summary>
+/// What attends to what. Forbidden pairs weigh exactly 0. With shared QK a token may attend to itself only as a last
 /// resort: when no round gives it another key, its output is its own value (weight exactly 1, no dropout) and its
-/// log-sum-exp is -inf. A query that is masked out, or has no key at all, gets output 0 and log-sum-exp -inf.</summary>
+/// log-sum-exp is -inf. A query that is masked out, or has no key at all, gets output 0 and log-sum-exp -inf.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_attention_options
 {
@@ -183,9 +202,11 @@ internal unsafe struct rfn_attention_options
     internal int causal;
     /// <summary>LSH: RFN_WINDOW_*</summary>
     internal int window;
-    /// <summary>1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the
-    /// last round), as in the existing implementations; 0: a window ends where its round (or the
-    /// sequence) ends</summary>
+    /// <summary>
+    /// 1: chunks of all rounds form one ring (the first chunk's predecessor is the last chunk of the last round), as in
+    /// the existing implementations; 0: a window ends where its round (or the
+    /// sequence) ends
+    /// </summary>
     internal int wrap;
     /// <summary>1: a chunk that falls into the window twice counts twice (parity); 0: once</summary>
     internal int repeat_chunks;
@@ -209,29 +230,32 @@ internal unsafe struct rfn_attention_options
     internal float dropout;
     /// <summary>LSH, LOCAL: C &gt;= 1</summary>
     internal long chunk_length;
-    /// <summary>0 = T rounded up to a multiple of C; else such a multiple: masked positions are imagined
-    /// behind the T real ones</summary>
+    /// <summary>
+    /// 0 = T rounded up to a multiple of C; else such a multiple: masked positions are imagined
+    /// behind the T real ones
+    /// </summary>
     internal long padded_length;
 }
 
-/// <summary>Whole attention over all heads, and its stages.
-/// 
-/// scores         s_ij = scale q_i . k_j - log count
-/// out_i          = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all rounds' windows
-/// log_sum_exp_i  = log sum over rounds and keys of exp(s_ij)
-/// 
+/// <summary>
+/// Whole attention over all heads, and its stages.
+///
+/// scores s_ij = scale q_i . k_j - log count
+/// out_i = sum_j softmax(s_i)_j v_j over the union (as a multiset) of all rounds' windows log_sum_exp_i = log sum over
+/// rounds and keys of exp(s_ij)
+///
 /// Backward needs q, v, out, log_sum_exp, grad_out and the rotations or buckets (paper section 2 and appendix A; in
 /// flash form, so that nothing of size [T, window] is stored). With P the probabilities and m dropout's multipliers:
-/// 
 /// ds = P (m (grad_out . v) - grad_out . out + grad_log_sum_exp)
-/// grad_q += ds k;   grad_k += ds q, through the key norm;   grad_v += P m grad_out
-/// 
+/// grad_q += ds k; grad_k += ds q, through the key norm; grad_v += P m grad_out
+///
 /// Stages (LSH), and the backward passes of the last two:
-/// 
-/// rfn_lsh_hash      q, rotations -&gt; buckets
-/// rfn_lsh_sort      buckets, mask -&gt; sorted
-/// rfn_lsh_attend    q, v, buckets, sorted -&gt; round_out, round_log_sum_exp: each round by itself
-/// rfn_lsh_combine   round_out, round_log_sum_exp -&gt; out, log_sum_exp</summary>
+///
+/// rfn_lsh_hash q, rotations -&gt; buckets
+/// rfn_lsh_sort buckets, mask -&gt; sorted
+/// rfn_lsh_attend q, v, buckets, sorted -&gt; round_out, round_log_sum_exp: each round by itself rfn_lsh_combine
+/// round_out, round_log_sum_exp -&gt; out, log_sum_exp
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_attention
 {
@@ -240,6 +264,7 @@ internal unsafe struct rfn_attention
     /// <summary>dropout</summary>
     internal ulong seed;
     internal ulong step;
+    /// <summary>what attends to what</summary>
     internal rfn_attention_options options;
     /// <summary>F32 [B,T,H,D]; shared QK: the one projection</summary>
     internal rfn_tensor q;
@@ -251,12 +276,16 @@ internal unsafe struct rfn_attention
     internal rfn_tensor mask;
     /// <summary>LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head)</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
-    /// optional (else hashed again). Padding with pad_bucket has bucket number prod(factors)</summary>
+    /// <summary>
+    /// LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
+    /// optional (else hashed again). Padding with pad_bucket has bucket number prod(factors)
+    /// </summary>
     internal rfn_tensor buckets;
-    /// <summary>LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding.
-    /// What is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the
-    /// results of missing and repeated positions unspecified</summary>
+    /// <summary>
+    /// LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding. What is no
+    /// permutation of a round's positions is refused on the CPU; on CUDA it leaves the
+    /// results of missing and repeated positions unspecified
+    /// </summary>
     internal rfn_tensor sorted;
     /// <summary>F32 [B,T,H,D]: out of forward, in for backward</summary>
     internal rfn_tensor @out;
@@ -282,13 +311,17 @@ internal unsafe struct rfn_attention
     internal long head_group;
 }
 
-/// <summary>y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), `chunk` rows at a time (paper eq. 10). Backward computes
-/// intermediates again. Both dropouts have probability `dropout`.</summary>
+/// <summary>
+/// y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), `chunk` rows at a time (paper eq. 10). Backward computes
+/// intermediates again. Both dropouts have probability `dropout`.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_feed_forward
 {
     internal uint struct_size;
+    /// <summary>RFN_ACTIVATION_*</summary>
     internal int activation;
+    /// <summary>of both, 0 &lt;= p &lt; 1</summary>
     internal float dropout;
     internal int layer;
     internal ulong seed;
@@ -307,12 +340,17 @@ internal unsafe struct rfn_feed_forward
     internal rfn_tensor b2;
     /// <summary>out, forward: F32 [N,E]</summary>
     internal rfn_tensor y;
+    /// <summary>backward: F32 [N,E]</summary>
     internal rfn_tensor grad_y;
-    /// <summary>out, backward</summary>
+    /// <summary>out, backward: F32 [N,E]</summary>
     internal rfn_tensor grad_x;
+    /// <summary>backward: F32 [F,E], added to</summary>
     internal rfn_tensor grad_w1;
+    /// <summary>backward: F32 [F], added to</summary>
     internal rfn_tensor grad_b1;
+    /// <summary>backward: F32 [E,F], added to</summary>
     internal rfn_tensor grad_w2;
+    /// <summary>backward: F32 [E], added to</summary>
     internal rfn_tensor grad_b2;
 }
 
@@ -350,29 +388,31 @@ internal unsafe struct rfn_block_parameters
     internal rfn_tensor b2;
 }
 
-/// <summary>Forward, in place (paper eq. 9):
-/// 
+/// <summary>
+/// A reversible block: attention and feed-forward as half-residuals, so that no activation is stored.
+/// Forward, in place (paper eq. 9):
+///
 /// stream1 += Attention(LayerNorm(stream2))
 /// stream2 += FeedForward(LayerNorm(stream1))
-/// 
+///
 /// Backward, in place: takes the block's outputs in stream1 and stream2 and the gradients with respect to them; leaves
 /// the block's inputs and the gradients with respect to those; adds to `gradients`. With FLOAT residuals inversion
 /// rounds, so hashes are not computed again: `buckets` keeps those of the forward pass.
-/// 
+///
 /// Memory for speed: a forward pass fills those of the kept_ tensors, attention_result and buckets that are present,
 /// with what it computes anyway. What a backward pass is given of them decides how much it computes again:
-/// 
-/// nothing      all of the block, to subtract it from the streams
-/// streams      kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not
+/// nothing all of the block, to subtract it from the streams
+/// streams kept_stream1 and kept_stream2 become the block's inputs: the products with `output` and `w2` are not
 /// repeated
-/// activations  besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden,
-/// attention_result and, with LSH, buckets (all, or none of the kept_ ones): no product, hash or
-/// attention is repeated; sorting, norms and activations are
-/// 
+/// activations besides the streams kept_query, kept_key (unless shared), kept_value, kept_log_sum_exp, kept_hidden,
+/// attention_result and, with LSH, buckets (all, or none of the kept_ ones): no product, hash or attention is repeated;
+/// sorting, norms and activations are
+///
 /// They must be those of this block's forward pass by the same backend with the same options and parameters, unchanged;
 /// backward reads them only. The gradients have the same bits at every level with EXACT residuals. With FLOAT residuals
 /// kept streams are the forward pass's own values, where subtraction gives back rounded ones, so that gradients differ
-/// from those of an inverted block by rounding. The workspace has the same size at every level.</summary>
+/// from those of an inverted block by rounding. The workspace has the same size at every level.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_reversible_block
 {
@@ -381,11 +421,17 @@ internal unsafe struct rfn_reversible_block
     internal int layer;
     internal ulong seed;
     internal ulong step;
+    /// <summary>what attends to what</summary>
     internal rfn_attention_options attention;
+    /// <summary>required: H</summary>
     internal int heads;
+    /// <summary>RFN_ACTIVATION_*</summary>
     internal int activation;
+    /// <summary>required: &gt; 0, added to variances</summary>
     internal float layer_norm_epsilon;
+    /// <summary>0 &lt;= p &lt; 1</summary>
     internal float attention_output_dropout;
+    /// <summary>of both places, 0 &lt;= p &lt; 1</summary>
     internal float feed_forward_dropout;
     /// <summary>RFN_RESIDUAL_*</summary>
     internal int residual;
@@ -408,62 +454,71 @@ internal unsafe struct rfn_reversible_block
     internal rfn_tensor mask;
     /// <summary>LSH, as in rfn_attention</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH, I32 [B,H,R,T]. FLOAT: required, out of forward, in for backward. EXACT:
-    /// optional, out of forward, in for backward with kept activations</summary>
+    /// <summary>
+    /// LSH, I32 [B,H,R,T]. FLOAT: required, out of forward, in for backward. EXACT:
+    /// optional, out of forward, in for backward with kept activations
+    /// </summary>
     internal rfn_tensor buckets;
-    /// <summary>optional out of forward, F32 [B,T,H*D], heads merged, before the output
-    /// projection; in for backward with kept activations</summary>
+    /// <summary>
+    /// optional out of forward, F32 [B,T,H*D], heads merged, before the output
+    /// projection; in for backward with kept activations
+    /// </summary>
     internal rfn_tensor attention_result;
     /// <summary>EXACT: required</summary>
     internal rfn_range_report* range_report;
+    /// <summary>of both sub-layers</summary>
     internal rfn_block_parameters parameters;
-    /// <summary>backward</summary>
+    /// <summary>backward: of the parameters, added to</summary>
     internal rfn_block_parameters gradients;
-    /// <summary>F32 [B,T,E], the streams before the block. All kept_ tensors are optional</summary>
+    /// <summary>optional: F32 [B,T,E], the stream before the block</summary>
     internal rfn_tensor kept_stream1;
-    /// <summary>F32 [B,T,E]</summary>
+    /// <summary>optional: F32 [B,T,E]</summary>
     internal rfn_tensor kept_stream2;
-    /// <summary>F32 [B,T,H*D], heads side by side</summary>
+    /// <summary>optional: F32 [B,T,H*D], heads side by side</summary>
     internal rfn_tensor kept_query;
-    /// <summary>F32 [B,T,H*D]; absent when shared</summary>
+    /// <summary>optional: F32 [B,T,H*D]; absent when shared</summary>
     internal rfn_tensor kept_key;
-    /// <summary>F32 [B,T,H*D]</summary>
+    /// <summary>optional: F32 [B,T,H*D]</summary>
     internal rfn_tensor kept_value;
-    /// <summary>F32 [B,H,T], of attention's logits</summary>
+    /// <summary>optional: F32 [B,H,T], of attention's logits</summary>
     internal rfn_tensor kept_log_sum_exp;
-    /// <summary>F32 [B*T,F]: the hidden layer before its activation, in the form that this
-    /// backend's backward pass reads</summary>
+    /// <summary>
+    /// optional: F32 [B*T,F], the hidden layer before its activation, in the form that this
+    /// backend's backward pass reads
+    /// </summary>
     internal rfn_tensor kept_hidden;
 }
 
-/// <summary>One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the
+/// <summary>
+/// One more token of every example through a block whose earlier tokens are in a cache, in place on its rows of the
 /// streams:
-/// 
+///
 /// stream1 += Attention(LayerNorm(stream2))
 /// stream2 += FeedForward(LayerNorm(stream1))
-/// 
+///
 /// What it attends to, of the `position` tokens before it:
-/// 
-/// FULL   all
-/// LOCAL  those of its chunk and of the chunks_before chunks ahead of it
-/// LSH    in each round the last chunks_before*C ones of its bucket, whatever `window` says
-/// 
-/// and to itself by the same rules as in attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window neither
-/// wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last of position + 1 tokens
-/// without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a later
-/// token changes what an earlier one sees, so no cache can repeat them. The time of a call does not depend on position,
-/// but for FULL.
-/// 
+///
+/// FULL all
+/// LOCAL those of its chunk and of the chunks_before chunks ahead of it
+/// LSH in each round the last chunks_before*C ones of its bucket, whatever `window` says
+///
+/// and to itself by the same rules as in attention. For FULL, LSH with RFN_WINDOW_STRICT, and LOCAL whose window
+/// neither wraps forwards nor repeats a chunk, that is what rfn_reversible_block computes for the last of position + 1
+/// tokens without mask and dropout, but for the rounding of sums. Other forms are not causal in their choice of keys: a
+/// later token changes what an earlier one sees, so no cache can repeat them. The time of a call does not depend on
+/// position, but for FULL.
+///
 /// The cache of a block:
-/// 
-/// keys, values  rows of the projections, keys before their norm (shared QK: the one projection). Position p is in row
-/// p mod S. LOCAL needs S &gt;= min(position + 1, (chunks_before + 1) * C), FULL and LSH S &gt; position
-/// rings         the last W = max(1, chunks_before*C) positions of each bucket of (example, head, round); position
-/// number i of a bucket is in place i mod W
-/// counts        how many positions each bucket has had
-/// 
-/// The call reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all else
-/// is as it was.</summary>
+///
+/// keys, values rows of the projections, keys before their norm (shared QK: the one projection). Position p is in row p
+/// mod S. LOCAL needs S &gt;= min(position + 1, (chunks_before + 1) * C), FULL and LSH S &gt; position rings the last W
+/// = max(1, chunks_before*C) positions of each bucket of (example, head, round); position number i of a bucket is in
+/// place i mod W
+/// counts how many positions each bucket has had
+///
+/// The call reads them and adds its token. When it fails, the token's row of keys and values is unspecified and all
+/// else is as it was.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_reversible_block_decode
 {
@@ -472,8 +527,11 @@ internal unsafe struct rfn_reversible_block_decode
     internal int layer;
     /// <summary>causal 1, dropout and padded_length 0</summary>
     internal rfn_attention_options attention;
+    /// <summary>required: H</summary>
     internal int heads;
+    /// <summary>RFN_ACTIVATION_*</summary>
     internal int activation;
+    /// <summary>required: &gt; 0, added to variances</summary>
     internal float layer_norm_epsilon;
     /// <summary>RFN_RESIDUAL_*</summary>
     internal int residual;
@@ -498,16 +556,20 @@ internal unsafe struct rfn_reversible_block_decode
     internal rfn_tensor counts;
     /// <summary>EXACT: required. Its index is that in [B,1,E]</summary>
     internal rfn_range_report* range_report;
+    /// <summary>of both sub-layers</summary>
     internal rfn_block_parameters parameters;
 }
 
-/// <summary>Adds positions first .. first + T - 1, whose buckets a block's forward pass gave, to the rings of a cache. Zero
-/// counts before the first call.</summary>
+/// <summary>
+/// Adds positions first .. first + T - 1, whose buckets a block's forward pass gave, to the rings of a cache. Zero
+/// counts before the first call.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_bucket_rings
 {
     internal uint struct_size;
     internal int reserved;
+    /// <summary>position of the first token</summary>
     internal long first;
     /// <summary>I32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU</summary>
     internal rfn_tensor buckets;
@@ -517,18 +579,24 @@ internal unsafe struct rfn_bucket_rings
     internal rfn_tensor counts;
 }
 
-/// <summary>y = dropout(LayerNorm(combine(stream1, stream2))). Backward computes the statistics again. The N rows may be a
+/// <summary>
+/// y = dropout(LayerNorm(combine(stream1, stream2))). Backward computes the statistics again. The N rows may be a
 /// stretch of a longer tensor, from its row first_row on: dropout counts elements from that tensor's start, so that
-/// stretches draw what one call over all rows would.</summary>
+/// stretches draw what one call over all rows would.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_final_norm
 {
     internal uint struct_size;
+    /// <summary>RFN_COMBINE_*</summary>
     internal int combine;
+    /// <summary>required: &gt; 0, added to the variance</summary>
     internal float epsilon;
+    /// <summary>0 &lt;= p &lt; 1</summary>
     internal float dropout;
     internal ulong seed;
     internal ulong step;
+    /// <summary>of the whole tensor's, that these N rows begin with</summary>
     internal long first_row;
     /// <summary>F32 [N,E]</summary>
     internal rfn_tensor stream1;
@@ -536,35 +604,41 @@ internal unsafe struct rfn_final_norm
     internal rfn_tensor stream2;
     /// <summary>F32 [2E] or [E]</summary>
     internal rfn_tensor weight;
+    /// <summary>the shape of weight</summary>
     internal rfn_tensor bias;
     /// <summary>out, forward: F32 [N,2E] or [N,E]</summary>
     internal rfn_tensor y;
-    /// <summary>backward</summary>
+    /// <summary>backward: the shape of y</summary>
     internal rfn_tensor grad_y;
     /// <summary>out, backward: F32 [N,E]</summary>
     internal rfn_tensor grad_stream1;
     /// <summary>out, backward: F32 [N,E]</summary>
     internal rfn_tensor grad_stream2;
-    /// <summary>added to</summary>
+    /// <summary>backward: the shape of weight, added to</summary>
     internal rfn_tensor grad_weight;
-    /// <summary>added to</summary>
+    /// <summary>backward: the shape of weight, added to</summary>
     internal rfn_tensor grad_bias;
 }
 
-/// <summary>logits_n = weight x_n + bias
-/// target     q = (1 - smoothing) onehot(label) + smoothing / V
-/// loss_n     = -sum_v q_v log softmax(logits_n)_v
-/// 
+/// <summary>
+/// Output head and cross entropy in one.
+///
+/// logits_n = weight x_n + bias
+/// target q = (1 - smoothing) onehot(label) + smoothing / V
+/// loss_n = -sum_v q_v log softmax(logits_n)_v
+///
 /// `chunk` rows of logits exist at a time. Forward gives the statistics alone; backward gives them and, in the same
-/// pass, the gradients of loss_scale * sum_n loss_n / normalizer.</summary>
+/// pass, the gradients of loss_scale * sum_n loss_n / normalizer.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_head_loss
 {
     internal uint struct_size;
-    /// <summary>rows with this label do not count</summary>
+    /// <summary>required: rows with this label do not count</summary>
     internal int ignore_index;
     /// <summary>0 .. 1</summary>
     internal float label_smoothing;
+    /// <summary>required: factor of the gradients</summary>
     internal float loss_scale;
     /// <summary>0 = rows counted by this call</summary>
     internal double normalizer;
@@ -576,21 +650,25 @@ internal unsafe struct rfn_head_loss
     internal rfn_tensor weight;
     /// <summary>F32 [V]; optional</summary>
     internal rfn_tensor bias;
-    /// <summary>I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
-    /// its row's loss and gradient NaN</summary>
+    /// <summary>
+    /// I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
+    /// its row's loss and gradient NaN
+    /// </summary>
     internal rfn_tensor labels;
     /// <summary>out</summary>
     internal rfn_loss_statistics* statistics;
     /// <summary>out, backward: F32 [N,K]; may be the same memory as x</summary>
     internal rfn_tensor grad_x;
-    /// <summary>added to</summary>
+    /// <summary>backward: F32 [V,K], added to</summary>
     internal rfn_tensor grad_weight;
-    /// <summary>added to; optional</summary>
+    /// <summary>backward: F32 [V], added to; optional</summary>
     internal rfn_tensor grad_bias;
 }
 
-/// <summary>norm  = sqrt(sum of squares of all gradients), float64 sums in a fixed order
-/// scale = max_norm &gt; 0 and norm &gt; max_norm ? max_norm / norm : 1;   0 when the norm is not finite</summary>
+/// <summary>
+/// norm = sqrt(sum of squares of all gradients), float64 sums in a fixed order
+/// scale = max_norm &gt; 0 and norm &gt; max_norm ? max_norm / norm : 1; 0 when the norm is not finite
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_global_norm
 {
@@ -604,74 +682,94 @@ internal unsafe struct rfn_global_norm
     internal rfn_norm_result* result;
 }
 
-/// <summary>g  = scale * gradient
-/// m  = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
-/// p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p)</summary>
+/// <summary>
+/// One AdamW step of one parameter.
+///
+/// g = scale * gradient
+/// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2
+/// p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p)
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_adamw
 {
     internal uint struct_size;
+    /// <summary>required: factor of the update</summary>
     internal float learning_rate;
+    /// <summary>required: decay of the first moment</summary>
     internal float beta1;
+    /// <summary>required: decay of the second moment</summary>
     internal float beta2;
+    /// <summary>required: added to the root of the second moment</summary>
     internal float epsilon;
+    /// <summary>of the parameter, decoupled from the gradient</summary>
     internal float weight_decay;
-    /// <summary>1 for the first update</summary>
+    /// <summary>required: 1 for the first update</summary>
     internal long step;
     /// <summary>F32, updated in place</summary>
     internal rfn_tensor parameter;
+    /// <summary>the same shape</summary>
     internal rfn_tensor gradient;
-    /// <summary>same shape; zeros before the first step</summary>
+    /// <summary>the same shape; zeros before the first step</summary>
     internal rfn_tensor moment1;
+    /// <summary>the same shape; zeros before the first step</summary>
     internal rfn_tensor moment2;
     /// <summary>of rfn_global_norm; optional, scale 1 without</summary>
     internal rfn_norm_result* clip;
 }
 
-/// <summary>Shazeer and Stern 2018, without momentum. Second moments of tensors of rank &gt;= 2 are factored over the last two axes;
-/// leading axes are merged into rows, and `row` and `column` hold means.
-/// 
-/// rho    = 1 - step^-decay_exponent, the decay of second moments
-/// alpha  = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
-/// u      = g / sqrt(second moment), divided by max(1, rms(u) / clip_threshold)
-/// p     -= alpha u + learning_rate weight_decay p</summary>
+/// <summary>
+/// One Adafactor step of one parameter (Shazeer and Stern 2018, without momentum). Second moments of tensors of rank
+/// &gt;= 2 are factored over the last two axes; leading axes are merged into rows, and `row` and `column` hold means.
+/// rho = 1 - step^-decay_exponent, the decay of second moments
+/// alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
+/// u = g / sqrt(second moment), divided by max(1, rms(u) / clip_threshold)
+/// p -= alpha u + learning_rate weight_decay p
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_adafactor
 {
     internal uint struct_size;
+    /// <summary>required: factor of the update</summary>
     internal float learning_rate;
-    /// <summary>0.8</summary>
+    /// <summary>required: 0.8</summary>
     internal float decay_exponent;
-    /// <summary>1</summary>
+    /// <summary>required: 1</summary>
     internal float clip_threshold;
-    /// <summary>1e-30, added to squared gradients</summary>
+    /// <summary>required: 1e-30, added to squared gradients</summary>
     internal float epsilon1;
-    /// <summary>1e-3</summary>
+    /// <summary>required: 1e-3, lower bound of the parameter's scale</summary>
     internal float epsilon2;
+    /// <summary>of the parameter, decoupled from the gradient</summary>
     internal float weight_decay;
+    /// <summary>1: the step is multiplied by the parameter's root mean square</summary>
     internal int scale_parameter;
-    /// <summary>1 for the first update</summary>
+    /// <summary>required: 1 for the first update</summary>
     internal long step;
+    /// <summary>F32, updated in place</summary>
     internal rfn_tensor parameter;
+    /// <summary>the same shape</summary>
     internal rfn_tensor gradient;
     /// <summary>rank &gt;= 2: F32 [rows]; zeros before the first step</summary>
     internal rfn_tensor row;
-    /// <summary>rank &gt;= 2: F32 [columns]</summary>
+    /// <summary>rank &gt;= 2: F32 [columns]; zeros before the first step</summary>
     internal rfn_tensor column;
-    /// <summary>rank &lt;= 1: same shape as the parameter</summary>
+    /// <summary>rank &lt;= 1: the shape of the parameter; zeros before the first step</summary>
     internal rfn_tensor moment2;
-    /// <summary>as in rfn_adamw</summary>
+    /// <summary>of rfn_global_norm; optional, scale 1 without</summary>
     internal rfn_norm_result* clip;
 }
 
-/// <summary>One id per row from softmax(logits / temperature), restricted to the top_k largest logits and then to the smallest
-/// set of most probable ids whose probabilities sum to at least top_p. temperature 0: the first largest logit.</summary>
+/// <summary>
+/// One id per row from softmax(logits / temperature), restricted to the top_k largest logits and then to the smallest
+/// set of most probable ids whose probabilities sum to at least top_p. temperature 0: the first largest logit.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_sample
 {
     internal uint struct_size;
+    /// <summary>required: 0 takes the first largest logit</summary>
     internal float temperature;
-    /// <summary>0 &lt; p &lt;= 1; 1 = off</summary>
+    /// <summary>required: 0 &lt; p &lt;= 1; 1 = off</summary>
     internal float top_p;
     /// <summary>0 = off</summary>
     internal int top_k;
@@ -679,8 +777,9 @@ internal unsafe struct rfn_sample
     internal ulong step;
     /// <summary>F32 [N,V]</summary>
     internal rfn_tensor logits;
-    /// <summary>out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA
-    /// its id is -1</summary>
+    /// <summary>
+    /// out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its id is -1
+    /// </summary>
     internal rfn_tensor ids;
 }
 

@@ -1,4 +1,5 @@
 using ReformerNative.Interop;
+using ReformerNative.Tensors;
 
 namespace ReformerNative.Ops;
 

@@ -156,6 +156,13 @@ public sealed unsafe class ReformerContext : IDisposable
         context.Dispose();
     }
 
+    internal BufferHandle Allocate(MemoryKind memory, long bytes)
+    {
+        nint pointer = 0;
+        NativeError.ThrowIfFailed(NativeMethods.rfn_buffer_allocate(Handle, (int)memory, bytes, &pointer));
+        return new BufferHandle(Handle, (int)memory, bytes, pointer);
+    }
+
     // Host memory of a GPU's context is the host's to write, once the stream has passed what uses it.
     internal void Zero(in TensorView view)
     {

@@ -35,7 +35,7 @@ public sealed class Tensor : IDisposable
         Context = context;
         Memory = memory;
         View = new TensorView(this, 0, shape, type);
-        buffer = BufferHandle.Allocate(context.Handle, (int)memory, View.ByteCount);
+        buffer = context.Allocate(memory, View.ByteCount);
     }
 
     private Tensor(ReformerContext context, nint foreign, TensorShape shape, DType type, MemoryKind memory)

@@ -48,7 +48,7 @@ public sealed class Workspace(ReformerContext context) : IDisposable
         Bytes = 0;
         buffer?.Dispose();
         buffer = null;
-        buffer = BufferHandle.Allocate(Context.Handle, NativeConstants.RFN_MEMORY_DEVICE, bytes);
+        buffer = Context.Allocate(MemoryKind.Device, bytes);
         Bytes = bytes;
     }
 

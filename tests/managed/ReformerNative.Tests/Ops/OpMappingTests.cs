@@ -19,8 +19,10 @@ public sealed class OpMappingTests
     {
         using var context = new ReformerContext(threads: 1);
         counter = 0;
-        object op = Fill(type);
+        var results = new List<Tensor>();
+        object op = Fill(type, context, results);
         AssertSame(op, Native(op, context), context, type.Name);
+        results.ForEach(result => result.Dispose());
     }
 
     private static Type[] OpTypes() =>
@@ -53,19 +55,38 @@ public sealed class OpMappingTests
         return method.Invoke(managed, method.GetParameters().Length == 0 ? [] : [context])!;
     }
 
+    /// <summary>The C struct of results that a property points to, if it does.</summary>
+    private static Type? Result(Type type, PropertyInfo property) =>
+        type.GetMethod("ToNative", Any)!.ReturnType.GetFields(Any)
+            .Where(f => f.FieldType.IsPointer && f.Name.Replace("_", "", StringComparison.Ordinal)
+                .Equals(property.Name, StringComparison.OrdinalIgnoreCase))
+            .Select(f => f.FieldType.GetElementType()).FirstOrDefault();
+
+    private static TensorView AllocateResult(Type result, ReformerContext context, List<Tensor> results)
+    {
+        FieldInfo[] fields = result.GetFields(Any);
+        DType element = fields[0].FieldType == typeof(long) ? DType.Int64
+            : fields[0].FieldType == typeof(double) ? DType.Float64
+            : DType.Float32;
+        results.Add(context.Zeros(new TensorShape(fields.Length), element));
+        return results[^1];
+    }
+
     /// <summary>An instance whose every property has a value of its own.</summary>
-    private object Fill(Type type)
+    private object Fill(Type type, ReformerContext context, List<Tensor> results)
     {
         object instance = RuntimeHelpers.GetUninitializedObject(type);
         foreach (PropertyInfo property in Settable(type))
         {
-            property.SetValue(instance, Value(property.PropertyType));
+            property.SetValue(instance, Result(type, property) is Type result
+                ? AllocateResult(result, context, results)
+                : Value(property.PropertyType, context, results));
         }
 
         return instance;
     }
 
-    private object Value(Type type)
+    private object Value(Type type, ReformerContext context, List<Tensor> results)
     {
         counter++;
         if (type.IsEnum)
@@ -85,7 +106,7 @@ public sealed class OpMappingTests
             : type == typeof(ulong) ? (ulong)counter
             : type == typeof(float) ? (float)counter
             : type == typeof(double) ? (double)counter
-            : Fill(type);
+            : Fill(type, context, results);
     }
 
     private static void AssertSame(object managed, object native, ReformerContext context, string path)
@@ -109,6 +130,13 @@ public sealed class OpMappingTests
             object actual = fields[property.Name].GetValue(native)!;
             switch (expected)
             {
+                case TensorView view when actual is Pointer pointer:
+                    unsafe
+                    {
+                        Assert.That((nint)Pointer.Unbox(pointer), Is.EqualTo(view.Pointer), name);
+                    }
+
+                    break;
                 case TensorView view:
                     AssertTensor(view, (rfn_tensor)actual, name);
                     break;

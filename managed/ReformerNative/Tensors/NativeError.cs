@@ -1,8 +1,8 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
-using ReformerNative.Tensors;
+using ReformerNative.Interop;
 
-namespace ReformerNative.Interop;
+namespace ReformerNative.Tensors;
 
 /// <summary>Turns a status into an exception that carries the native library's message.</summary>
 internal static unsafe class NativeError

@@ -1,7 +1,7 @@
 using ReformerNative.Interop;
 using ReformerNative.Tensors;
 
-namespace ReformerNative.Tests.Interop;
+namespace ReformerNative.Tests.Tensors;
 
 public sealed class NativeErrorTests
 {

@@ -1,8 +1,8 @@
 using System.Runtime.CompilerServices;
-using ReformerNative.Ops;
+using ReformerNative.Interop;
 using ReformerNative.Tensors;
 
-namespace ReformerNative.Interop;
+namespace ReformerNative.Ops;
 
 /// <summary>
 /// The one way from an op to the native library. An op arrives by reference together with its native form, and these
@@ -92,6 +92,12 @@ internal static unsafe class OpCall
         NativeError.ThrowIfFailed(run(context.Stream, in native));
         KeepAlive(in op);
     }
+
+    /// <summary>What an op cannot do without, though a default value of its struct lacks it.</summary>
+    internal static T Required<T>(
+        T? value, string op, [CallerArgumentExpression(nameof(value))] string property = "")
+        where T : class =>
+        value ?? throw new InvalidOperationException($"{op} needs {property}.");
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     private static void KeepAlive<T>(in T value)
