@@ -155,6 +155,15 @@ TEST_P(FeedForwardActivation, OddSizes_CloseToFloat64) {
 INSTANTIATE_TEST_SUITE_P(All, FeedForwardActivation, testing::Range(0, 6),
                          [](const auto& info) { return activation_name(info.param); });
 
+// Widths of more than a tile of the weights' gradients (256), and units of more than one.
+TEST(FeedForward, WiderThanAGradientTile_CloseToFloat64) {
+  Random random(88);
+  for (const auto& [e, f] : std::vector<std::pair<int64_t, int64_t>>{{257, 20}, {530, 12}, {260, 270}}) {
+    const Problem p = problem(random, 9, e, f, RFN_ACTIVATION_SILU, 0.2f);
+    expect_close(p, run(p, 2), reference(p));
+  }
+}
+
 TEST(FeedForward, AnyChunk_SameDropoutAndCloseToFloat64) {
   Random random(89);
   Problem p = problem(random, 301, 12, 40, RFN_ACTIVATION_RELU, 0.2f);
