@@ -107,7 +107,7 @@ internal sealed partial class OpWriter(Header header)
     private Structure ResultOf(Field field) =>
         header.Structures.Single(s => s.Name == Result().Match(field.Type).Groups[1].Value);
 
-    private string PropertyType(Field field, string comment)
+    private static string PropertyType(Field field, string comment)
     {
         if (field.Type == "rfn_tensor" || field.Type.Contains('*', StringComparison.Ordinal))
         {
