@@ -14,7 +14,9 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   c.scratch = s;
   c.window = attention_window<int32_t>(a.options, a.length);
   c.stored = static_cast<int32_t>(a.stored());
-  c.chunk_columns = std::min(c.window.chunk, c.stored);
+  // In whole steps of a walk: where the chunks begin among the columns decides which products are summed together, and
+  // imagined padding must not change that.
+  c.chunk_columns = static_cast<int32_t>(std::min<int64_t>(c.window.chunk, round_up(c.stored, kMostColumns)));
   c.round = static_cast<int32_t>(round);
   c.last_query_round = c.window.rounds;
   c.scale = logit_scale(a);

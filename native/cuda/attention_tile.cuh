@@ -129,6 +129,8 @@ RFN_DEVICE uint32_t pack(float low, float high) {
     return pack_f16(low, high);
 }
 
+constexpr int kMostColumns = 64;  // of a step of any walk
+
 // Sizes of a tile. Shared memory stays under what every capability that runs the kernel grants a block: 64 KB on 7.5
 // (float32), 99 KB on 8.6 and 8.9.
 template <int precision, int D, bool kBackward>
@@ -141,6 +143,7 @@ struct Tile {
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kBlocks = !kFloat32 && D <= 64 ? 3 : 2;  // of a multiprocessor at least, as far as registers go
   static constexpr int kColumns = D == 128 ? (kBackward ? 16 : 32) : kBackward && D == 64 ? 32 : 64;
+  static_assert(kMostColumns % kColumns == 0, "chunks begin where steps begin");
   static constexpr int kStride = D + Operand<precision>::kPad;  // elements of an operand row
   static constexpr int kRaw = D + 4;                            // floats of a staged row
   static constexpr int kRowTiles = kBackward ? 2 : 1;
