@@ -49,7 +49,7 @@ public sealed class RunTests
         ReformerResult result = ShellRun.Run(
             _directory,
             $"for i in 1 2 3; do $R {ShellRun.Quick.Replace(" --out run", "", StringComparison.Ordinal)} "
-                + "--steps 2 --seed $i > $i.log & done; wait %1 && wait %2 && wait %3");
+                + "--steps 2 --seed $i > $i.log & p=\"$p $!\"; done; for j in $p; do wait $j || exit 1; done");
         Assert.That(result.ExitCode, Is.Zero, result.Errors);
         string[] runs = [.. Directory.EnumerateDirectories(_directory.File("runs")).Order(StringComparer.Ordinal)];
         Assert.That(runs.Select(Path.GetFileName), Is.EqualTo((string[])["text-1", "text-2", "text-3"]));
