@@ -197,7 +197,7 @@ RFN_DEVICE void differentiate(const TileCall& c, bool first, bool overwrite) {
   }
 }
 
-// Key gradients of head size 64 need a few registers more than three blocks leave them.
+// Key gradients of head sizes 32 and 64 need a few registers more than three blocks leave them.
 template <int precision, int D, bool kKeys>
 constexpr int kBackwardBlocks = kKeys&& D <= 64 ? 2 : Tile<precision, D, true>::kBlocks;
 

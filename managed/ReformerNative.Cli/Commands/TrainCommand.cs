@@ -188,7 +188,8 @@ internal static class TrainCommand
         DataDescription data = (
             task == DataTask.Duplicate ? DataDescription.Duplicate(parsed.GetValue(Symbols))
             : paths.Length > 0 ? DataDescription.Text(paths)
-            : DataDescription.Documentation()) with { HeldOut = heldOut };
+            : DataDescription.Documentation()) with
+        { HeldOut = heldOut };
         TrainingOptions defaults = task == DataTask.Text ? TrainingDefaults.Text : TrainingDefaults.Duplication;
         long steps = parsed.GetValue(Steps) ?? defaults.Steps;
         TrainingOptions options = defaults with
