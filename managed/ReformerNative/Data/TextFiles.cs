@@ -13,7 +13,8 @@ public sealed class TextFiles : IBatchSource, IDisposable
 {
     private readonly Stream[] _streams;
     private readonly byte[] _scratch = new byte[1 << 16];
-    private TextFile? _open; // the one that was read last: the others are closed, however many there are
+    private readonly TextFile?[] _open = new TextFile?[64];
+    private int _nextToClose;
 
     private TextFiles(List<TextFile> files, double heldOutFraction)
     {
@@ -23,13 +24,10 @@ public sealed class TextFiles : IBatchSource, IDisposable
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
         foreach (TextFile file in files)
         {
-            using (file)
+            hash.AppendData(Encoding.UTF8.GetBytes(FormattableString.Invariant($"{file.Name}\0{file.Bytes}\n")));
+            if (!Inspect(file, hash))
             {
-                hash.AppendData(Encoding.UTF8.GetBytes(FormattableString.Invariant($"{file.Name}\0{file.Bytes}\n")));
-                if (!file.Inspect(hash, _scratch))
-                {
-                    binary.Add(file.Path);
-                }
+                binary.Add(file.Path);
             }
 
             long tail = (long)Math.Ceiling(file.Bytes * heldOutFraction);
@@ -135,18 +133,21 @@ public sealed class TextFiles : IBatchSource, IDisposable
         for (int piece = stream.PieceAt(start); !ids.IsEmpty; piece++)
         {
             Piece p = stream.Pieces[piece];
-            if (p.File != _open)
-            {
-                _open?.Dispose();
-                _open = p.File;
-            }
-
+            KeepOpen(p.File);
             long within = start - stream.Starts[piece];
             while (within < p.Bytes && !ids.IsEmpty)
             {
                 Span<byte> bytes = _scratch.AsSpan(
                     0, (int)Math.Min(Math.Min(p.Bytes - within, ids.Length), _scratch.Length));
-                p.File.Read(p.Offset + within, bytes);
+                try
+                {
+                    p.File.Read(p.Offset + within, bytes);
+                }
+                catch (IOException) when (CloseOthers(p.File))
+                {
+                    p.File.Read(p.Offset + within, bytes); // the process may have no more files open
+                }
+
                 ByteVocabulary.Encode(bytes, ids);
                 within += bytes.Length;
                 start += bytes.Length;
@@ -163,7 +164,62 @@ public sealed class TextFiles : IBatchSource, IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose() => _open?.Dispose();
+    public void Dispose()
+    {
+        foreach (TextFile? file in _open)
+        {
+            file?.Dispose();
+        }
+    }
+
+    /// <summary>
+    /// A file opens itself when it is read. Some stay open, so that steps over a few files open none; most are closed
+    /// again, since a corpus may have more files than a process may open.
+    /// </summary>
+    private void KeepOpen(TextFile file)
+    {
+        if (Array.IndexOf(_open, file) < 0)
+        {
+            _open[_nextToClose]?.Dispose();
+            _open[_nextToClose] = file;
+            _nextToClose = (_nextToClose + 1) % _open.Length;
+        }
+    }
+
+    private bool Inspect(TextFile file, IncrementalHash hash)
+    {
+        try
+        {
+            KeepOpen(file);
+            return file.Inspect(hash, _scratch);
+        }
+        catch (IOException) when (CloseOthers(file))
+        {
+            return file.Inspect(hash, _scratch); // nothing had been read: the process may have no more files open
+        }
+        catch (ReformerFormatException)
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Whether there was another file to close.</summary>
+    private bool CloseOthers(TextFile file)
+    {
+        bool closed = false;
+        for (int i = 0; i < _open.Length; i++)
+        {
+            if (_open[i] is { } other && other != file)
+            {
+                other.Dispose();
+                _open[i] = null;
+                closed = true;
+            }
+        }
+
+        return closed;
+    }
 
     private sealed record Piece(TextFile File, long Offset, long Bytes);
 

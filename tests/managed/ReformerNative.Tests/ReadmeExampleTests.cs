@@ -52,8 +52,7 @@ public sealed class ReadmeExampleTests
         text.Fill(batch, DataSplit.HeldOut, seed: 1, index: 0);
         double before = model.Evaluate(batch).Bits;                                   // forward: bits per byte
         using var trainer = new Trainer(model, text, new TrainingOptions { Steps = 20, BatchSize = 2, Length = 256 });
-        // Forward, inverse, gradients, AdamW.
-        trainer.Run();
+        trainer.Run();                                                                // forward, gradients, AdamW
         double after = model.Evaluate(batch).Bits;
         // README: end
         return (before, after);
