@@ -11,7 +11,6 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$root/build/coverage
 results=$build/results
 collector=6.0.4 # coverlet.collector
-export OMP_WAIT_POLICY=passive
 
 # Sums "folder covered(0 or 1)" lines into a table; the last line is the figure for all of them together.
 table() { # table NAME

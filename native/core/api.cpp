@@ -9,6 +9,7 @@
 #include "core/backend.h"
 #include "core/complete.h"
 #include "core/describe.h"
+#include "core/embedded.h"
 #include "core/error.h"
 #include "core/guard.h"
 #include "core/plugin.h"
@@ -31,7 +32,7 @@ rfn_status null_argument(const char* function, const char* argument) {
 rfn_status find_backend(const char* function, int32_t device_type, const Backend** out) {
   switch (device_type) {
     case RFN_DEVICE_CPU:
-      *out = &cpu::backend();
+      *out = &embedded_backend();
       return RFN_OK;
     case RFN_DEVICE_CUDA:
     case RFN_DEVICE_CUDA_ON_HOST:
@@ -63,8 +64,9 @@ class Entry {
 
   rfn_status status() const {
     if (!entered_)
-      return fail(RFN_INVALID_ARGUMENT,
-                  "context: expected one thread at a time, got a call while another call is running");
+      return fail(RFN_BUSY,
+                  "context: expected one thread at a time, got a call while another one is running; give each thread "
+                  "a context of its own");
     return check_not_faulted(context_);
   }
 

@@ -108,7 +108,8 @@ struct Backend {
 };
 
 // For the namespace of a backend: declarations of its ops (RFN_DECLARE_OPS, and RFN_DECLARE_DECODE_OPS where it
-// decodes), and statements that put them into a table (RFN_FILL_OPS, RFN_FILL_DECODE_OPS).
+// decodes), and statements that put them and the rest into a table (RFN_FILL_DEVICE, RFN_FILL_OPS,
+// RFN_FILL_DECODE_OPS).
 #define RFN_DECLARE_PASS(name, pass) \
   rfn_status name##_##pass(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
 #define RFN_DECLARE_ONE_PASS(name, pass)                                                         \
@@ -129,6 +130,21 @@ struct Backend {
   RFN_DECODE_OPS_OF_ONE_PASS(RFN_DECLARE_ONE_PASS) \
   RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_WITHOUT_WORKSPACE)
 
+// What a backend has that is no op.
+// clang-format off
+#define RFN_DEVICE_SLOTS(X) \
+  X(device_count) X(device_describe) \
+  X(context_create) X(context_destroy) X(context_set_precision) X(memory_info) \
+  X(stream_create) X(stream_wrap) X(stream_destroy) X(stream_synchronize) \
+  X(event_create) X(event_destroy) X(event_record) X(event_wait) X(event_elapsed) \
+  X(buffer_allocate) X(buffer_free) X(copy) X(fill_zero)
+// clang-format on
+#define RFN_FILL_DEVICE(text)          \
+  table.abi = kBackendAbi;             \
+  table.struct_size = sizeof(Backend); \
+  table.name = text;                   \
+  RFN_DEVICE_SLOTS(RFN_FILL_STAGE)
+
 #define RFN_FILL_PASS(name, pass) table.name##_##pass = name##_##pass;
 #define RFN_FILL_ONE_PASS(name, pass)        \
   table.name##_workspace = name##_workspace; \
@@ -142,11 +158,5 @@ struct Backend {
   RFN_OPS_OF_ONE_PASS(RFN_FILL_ONE_PASS) RFN_OPS_WITHOUT_WORKSPACE(RFN_FILL_PASS) RFN_LSH_STAGES(RFN_FILL_STAGE)
 #define RFN_FILL_DECODE_OPS \
   RFN_DECODE_OPS_OF_ONE_PASS(RFN_FILL_ONE_PASS) RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_FILL_PASS)
-
-namespace cpu {
-const Backend& backend();
-RFN_DECLARE_OPS
-RFN_DECLARE_DECODE_OPS
-}  // namespace cpu
 
 }  // namespace rfn

@@ -5,10 +5,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/embedded.h"
 #include "core/error.h"
+#include "core/json.h"
 #include "core/plugin.h"
-#include "cpu/gemm.h"
-#include "cpu/simd.h"
 
 #define RFN_TEXT_OF(x) #x
 #define RFN_TEXT(x) RFN_TEXT_OF(x)
@@ -95,15 +95,6 @@ void append(std::string& text, const char* name) {
 
 }  // namespace
 
-std::string json_quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-  }
-  return out + '"';
-}
-
 std::string describe_abi() {
   std::string text;
 #define S(name, ...) append<Fields_##name>(text, #name);
@@ -113,30 +104,19 @@ std::string describe_abi() {
 }
 
 std::string describe_build() {
-  std::string simd_available;
-  for (const cpu::Simd simd : {cpu::Simd::kAvx512, cpu::Simd::kAvx2, cpu::Simd::kPortable}) {
-    if (!cpu::simd_supported(simd)) continue;
-    if (!simd_available.empty()) simd_available += ", ";
-    simd_available += json_quoted(cpu::simd_name(simd));
-  }
-  const std::string blas = cpu::blas_name();  // "OpenBLAS 0.3.21"
-  const size_t space = blas.find(' ');
-  std::string text = "{\"version\": " + json_quoted(RFN_VERSION);
-  text += ", \"abi\": " + json_quoted(RFN_TEXT(RFN_ABI_MAJOR) "." RFN_TEXT(RFN_ABI_MINOR));
-  text += ", \"compiler\": " + json_quoted(RFN_COMPILER);
-  text += ", \"build\": " + json_quoted(RFN_BUILD_TYPE);
-  text += ", \"sanitizers\": " + json_quoted(RFN_SANITIZERS);
-  text += ", \"simd\": " + json_quoted(cpu::simd_name(cpu::simd()));
-  text += ", \"simd_available\": [" + simd_available + "]";
-  text += ", \"blas\": {\"name\": " + json_quoted(blas.substr(0, space));
-  text += ", \"version\": " + json_quoted(space == std::string::npos ? "" : blas.substr(space + 1));
-  text += ", \"kernel\": " + json_quoted(cpu::blas_kernel()) + "}";
+  JsonObject build;
+  build.text("version", RFN_VERSION)
+      .text("abi", RFN_TEXT(RFN_ABI_MAJOR) "." RFN_TEXT(RFN_ABI_MINOR))
+      .text("compiler", RFN_COMPILER)
+      .text("build", RFN_BUILD_TYPE)
+      .text("sanitizers", RFN_SANITIZERS);
+  describe_embedded_backend(build);
   const std::string message = last_error();
   const bool cuda = cuda_backend(RFN_DEVICE_CUDA) != nullptr;
-  text += cuda ? ", \"backends\": [\"cpu\", \"cuda\"]" : ", \"backends\": [\"cpu\"]";
-  text += ", \"cuda_missing\": " + (cuda ? "null" : json_quoted(last_error()));
+  build.json("backends", cuda ? "[\"cpu\", \"cuda\"]" : "[\"cpu\"]")
+      .json("cuda_missing", cuda ? "null" : json_quoted(last_error()));
   fail(RFN_OK, "%s", message.c_str());  // a description is not a failed call: the message of the last one stays
-  return text + "}";
+  return build.str();
 }
 
 }  // namespace rfn

@@ -7,6 +7,4 @@ namespace rfn {
 std::string describe_abi();    // rfn_abi_describe
 std::string describe_build();  // rfn_build_info
 
-std::string json_quoted(const std::string& text);
-
 }  // namespace rfn

@@ -19,6 +19,9 @@ struct Workspace {
   int64_t bytes = 0;
 };
 
+// Options of attention over `length` tokens, without a call.
+rfn_status validate(const rfn_attention_options& options, int64_t length);
+
 #define RFN_VALIDATE(name) \
   rfn_status validate(const rfn_##name& op, int32_t pass, Call call, const Workspace& workspace);
 RFN_OPS_WITH_BACKWARD(RFN_VALIDATE)

@@ -73,6 +73,13 @@ void check_options(Checks& checks, const rfn_attention_options& options, int64_t
   checks.largest("B * H * R * padded length * window", {batch, heads, rounds, padded, window}, kMostPairs);
 }
 
+rfn_status validate(const rfn_attention_options& options, int64_t length) {
+  Checks checks("attention_describe", Call::kQuery, {});
+  checks.integer("length", length, 1, kLargestSize);
+  if (checks.ok()) check_options(checks, options, 1, length, 1);
+  return checks.finish();
+}
+
 void check_rotations(Checks& checks, const rfn_tensor& rotations, const rfn_attention_options& options, int64_t batch,
                      int64_t heads, int64_t head_size) {
   if (!checks.ok()) return;

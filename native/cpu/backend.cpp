@@ -1,7 +1,5 @@
 // The CPU backend: its table, and everything in it that is not an op. A stream has finished whatever it was given when
 // the call returns.
-#include "core/backend.h"
-
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,15 +11,22 @@
 #include <string>
 #include <unordered_map>
 
-#include "core/describe.h"
+#include "core/embedded.h"
 #include "core/error.h"
+#include "core/json.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "cpu/blas_memory.h"
+#include "cpu/gemm.h"
 #include "cpu/host.h"
 #include "cpu/simd.h"
 
-namespace rfn::cpu {
+namespace rfn {
+namespace cpu {
+
+RFN_DECLARE_OPS
+RFN_DECLARE_DECODE_OPS
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -60,16 +65,14 @@ rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
   if (index != 0)
     return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: device_index: expected 0, got %" PRId32, index);
   const HostMemory memory = host_memory();
-  std::string json = "{\"name\": " + json_quoted(host_processor_name()) + ", \"type\": \"cpu\"";
-  json += ", \"memory_bytes\": " + std::to_string(memory.total_bytes) +
-          ", \"free_bytes\": " + std::to_string(memory.free_bytes);
-  json += ", \"processors\": " + std::to_string(host_processors()) + ", \"simd\": \"" + simd_name(simd()) + "\"}";
-  if (static_cast<int64_t>(json.size()) >= capacity) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64,
-                json.size() + 1, capacity);
-  }
-  std::memcpy(text, json.c_str(), json.size() + 1);
-  return RFN_OK;
+  return JsonObject()
+      .text("name", host_processor_name())
+      .text("type", "cpu")
+      .number("memory_bytes", memory.total_bytes)
+      .number("free_bytes", memory.free_bytes)
+      .number("processors", host_processors())
+      .text("simd", simd_name(simd()))
+      .copy_to("rfn_device_describe", text, capacity);
 }
 
 rfn_status context_create(rfn_context& context) {
@@ -208,31 +211,10 @@ rfn_status fill_zero(rfn_stream&, void* destination, int64_t bytes) {
 
 }  // namespace
 
-const Backend& backend() {
+const Backend& table_of_ops() {
   static const Backend table = [] {
     Backend table = {};
-    table.abi = kBackendAbi;
-    table.struct_size = sizeof(Backend);
-    table.name = "CPU";
-    table.device_count = device_count;
-    table.device_describe = device_describe;
-    table.context_create = context_create;
-    table.context_destroy = context_destroy;
-    table.context_set_precision = context_set_precision;
-    table.memory_info = memory_info;
-    table.stream_create = stream_create;
-    table.stream_wrap = stream_wrap;
-    table.stream_destroy = stream_destroy;
-    table.stream_synchronize = stream_synchronize;
-    table.event_create = event_create;
-    table.event_destroy = event_destroy;
-    table.event_record = event_record;
-    table.event_wait = event_wait;
-    table.event_elapsed = event_elapsed;
-    table.buffer_allocate = buffer_allocate;
-    table.buffer_free = buffer_free;
-    table.copy = copy;
-    table.fill_zero = fill_zero;
+    RFN_FILL_DEVICE("CPU")
     RFN_FILL_OPS
     RFN_FILL_DECODE_OPS
     return table;
@@ -240,4 +222,26 @@ const Backend& backend() {
   return table;
 }
 
-}  // namespace rfn::cpu
+}  // namespace cpu
+
+const Backend& embedded_backend() { return cpu::table_of_ops(); }
+
+void describe_embedded_backend(JsonObject& build) {
+  std::string available;
+  for (const cpu::Simd simd : {cpu::Simd::kAvx512, cpu::Simd::kAvx2, cpu::Simd::kPortable}) {
+    if (!cpu::simd_supported(simd)) continue;
+    if (!available.empty()) available += ", ";
+    available += json_quoted(cpu::simd_name(simd));
+  }
+  const std::string blas = cpu::blas_name();  // "OpenBLAS 0.3.21"
+  const size_t space = blas.find(' ');
+  build.text("simd", cpu::simd_name(cpu::simd()))
+      .json("simd_available", "[" + available + "]")
+      .json("blas", JsonObject()
+                        .text("name", blas.substr(0, space))
+                        .text("version", space == std::string::npos ? "" : blas.substr(space + 1))
+                        .text("kernel", cpu::blas_kernel())
+                        .str());
+}
+
+}  // namespace rfn

@@ -5,10 +5,10 @@
 #include <cuda_runtime.h>
 
 #include <cinttypes>
-#include <cstring>
 #include <string>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "cuda/gemm.h"
 #include "cuda/plugin.h"
 #include "cuda/state.h"
@@ -31,15 +31,6 @@ bool sticky(cudaError_t error) {
     default:
       return false;
   }
-}
-
-std::string quoted(const char* text) {  // device names have no control characters
-  std::string out = "\"";
-  for (; *text != '\0'; ++text) {
-    if (*text == '"' || *text == '\\') out += '\\';
-    out += *text;
-  }
-  return out + '"';
 }
 
 }  // namespace
@@ -113,23 +104,18 @@ rfn_status device_describe(int32_t index, char* text, int64_t capacity) {
   if (error != cudaSuccess) return no_device(error);
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  const auto number = [](const char* name, int64_t value) {
-    return std::string(", \"") + name + "\": " + std::to_string(value);
-  };
-  const std::string json = "{\"name\": " + quoted(p.name) + ", \"type\": \"cuda\"" +
-                           number("memory_bytes", static_cast<int64_t>(p.totalGlobalMem)) +
-                           ", \"compute_capability\": \"" + std::to_string(p.major) + "." + std::to_string(p.minor) +
-                           "\"" + number("multiprocessors", p.multiProcessorCount) +
-                           number("shared_bytes_per_block", static_cast<int64_t>(p.sharedMemPerBlockOptin)) +
-                           number("l2_bytes", p.l2CacheSize) + number("driver_version", driver) +
-                           number("runtime_version", CUDART_VERSION) +
-                           ", \"architectures\": \"" RFN_CUDA_ARCHITECTURES "\"}";
-  if (static_cast<int64_t>(json.size()) >= capacity) {
-    return fail(RFN_INVALID_ARGUMENT, "rfn_device_describe: capacity: expected at least %zu, got %" PRId64,
-                json.size() + 1, capacity);
-  }
-  std::memcpy(text, json.c_str(), json.size() + 1);
-  return RFN_OK;
+  return JsonObject()
+      .text("name", p.name)
+      .text("type", "cuda")
+      .number("memory_bytes", static_cast<int64_t>(p.totalGlobalMem))
+      .text("compute_capability", std::to_string(p.major) + "." + std::to_string(p.minor))
+      .number("multiprocessors", p.multiProcessorCount)
+      .number("shared_bytes_per_block", static_cast<int64_t>(p.sharedMemPerBlockOptin))
+      .number("l2_bytes", p.l2CacheSize)
+      .number("driver_version", driver)
+      .number("runtime_version", CUDART_VERSION)
+      .text("architectures", RFN_CUDA_ARCHITECTURES)
+      .copy_to("rfn_device_describe", text, capacity);
 }
 
 rfn_status context_create(rfn_context& context) {
@@ -317,28 +303,7 @@ rfn_status fill_zero(rfn_stream& stream, void* destination, int64_t bytes) {
 const Backend& backend() {
   static const Backend table = [] {
     Backend table = {};
-    table.abi = kBackendAbi;
-    table.struct_size = sizeof(Backend);
-    table.name = "CUDA";
-    table.device_count = device_count;
-    table.device_describe = device_describe;
-    table.context_create = context_create;
-    table.context_destroy = context_destroy;
-    table.context_set_precision = context_set_precision;
-    table.memory_info = memory_info;
-    table.stream_create = stream_create;
-    table.stream_wrap = stream_wrap;
-    table.stream_destroy = stream_destroy;
-    table.stream_synchronize = stream_synchronize;
-    table.event_create = event_create;
-    table.event_destroy = event_destroy;
-    table.event_record = event_record;
-    table.event_wait = event_wait;
-    table.event_elapsed = event_elapsed;
-    table.buffer_allocate = buffer_allocate;
-    table.buffer_free = buffer_free;
-    table.copy = copy;
-    table.fill_zero = fill_zero;
+    RFN_FILL_DEVICE("CUDA")
     RFN_FILL_OPS
     return table;
   }();

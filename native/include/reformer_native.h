@@ -27,6 +27,11 @@
  *    first with rfn_fill_zero. Gradients of activations are overwritten.
  *  - Results of a few numbers are structs in the memory of the context's device, to which an op's struct points. They
  *    have no struct_size and are aligned like their largest field.
+ *  - Contents. Some tensors hold numbers of which only some are right: ids, labels, buckets, slots, cached positions,
+ *    logits to draw from; their fields say which. The CPU looks before it computes: RFN_INVALID_ARGUMENT, and nothing
+ *    is written. CUDA, which would have to wait in order to look, computes: nothing outside of tensors is read or
+ *    written, results that do not depend on what is wrong are right, and those that do are NaN, an id -1, or, of
+ *    buckets and slots, unspecified.
  *  - Calls are asynchronous with respect to the stream; the CPU backend has finished when the call returns. Pointers
  *    belong to the caller and must stay valid until the stream has passed the call. Data pointers are host memory for
  *    a CPU context, device memory for a CUDA context. No op allocates.
@@ -67,6 +72,7 @@ typedef int32_t rfn_status;
 #define RFN_DEVICE_ERROR 4 /* this call failed on the device */
 #define RFN_DEVICE_LOST 5  /* an earlier device error was sticky; the context takes no further work */
 #define RFN_INTERNAL 6     /* a bug in this library */
+#define RFN_BUSY 7         /* the context is in another call, of another thread */
 
 /* (RFN_ABI_MAJOR << 16) | RFN_ABI_MINOR of the loaded library. A caller needs the same major version and at least its
  * own minor one. */
@@ -253,18 +259,17 @@ typedef struct rfn_embedding {
   float dropout;     /* 0 <= p < 1, words and positions separately */
   uint64_t seed;
   uint64_t step;
-  int64_t first_position;  /* of the first token */
-  int32_t residual;        /* RFN_RESIDUAL_* */
-  int32_t grid_exponent;   /* EXACT, as in rfn_reversible_block */
-  rfn_tensor ids;          /* I32 [B,T], 0 <= id < V: another id is refused on the CPU; on CUDA its row becomes NaN and
-                              gets no gradient */
-  rfn_tensor word;         /* F32 [V,E] */
-  rfn_tensor position[4];  /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
-  rfn_tensor stream1;      /* out of forward: F32 [B,T,E] */
-  rfn_tensor stream2;      /* out of forward: F32 [B,T,E]; optional */
-  rfn_tensor grad_stream1; /* backward: F32 [B,T,E] */
-  rfn_tensor grad_stream2; /* backward: F32 [B,T,E]; optional */
-  rfn_tensor grad_word;    /* backward: F32 [V,E], added to */
+  int64_t first_position;         /* of the first token */
+  int32_t residual;               /* RFN_RESIDUAL_* */
+  int32_t grid_exponent;          /* EXACT, as in rfn_reversible_block */
+  rfn_tensor ids;                 /* I32 [B,T], 0 <= id < V */
+  rfn_tensor word;                /* F32 [V,E] */
+  rfn_tensor position[4];         /* LEARNED: [0] F32 [max,E]; AXIAL: F32 [s_i,e_i] */
+  rfn_tensor stream1;             /* out of forward: F32 [B,T,E] */
+  rfn_tensor stream2;             /* out of forward: F32 [B,T,E]; optional */
+  rfn_tensor grad_stream1;        /* backward: F32 [B,T,E] */
+  rfn_tensor grad_stream2;        /* backward: F32 [B,T,E]; optional */
+  rfn_tensor grad_word;           /* backward: F32 [V,E], added to */
   rfn_tensor grad_position[4];    /* backward: F32, the shapes of position, added to */
   rfn_range_report* range_report; /* optional; forward with EXACT residuals adds to it */
 } rfn_embedding;
@@ -404,9 +409,8 @@ typedef struct rfn_attention {
   rfn_tensor rotations;   /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
   rfn_tensor buckets;     /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
                              optional (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
-  rfn_tensor sorted;      /* LSH stages: I32 [B,H,R,padded]: position at each slot; positions >= T are imagined padding.
-                             What is no permutation of a round's positions is refused on the CPU; on CUDA it leaves the
-                             results of missing and repeated positions unspecified */
+  rfn_tensor sorted;      /* LSH stages: I32 [B,H,R,padded]: position at each slot, a permutation; positions >= T are
+                             imagined padding */
   rfn_tensor out;         /* F32 [B,T,H,D]: out of forward, in for backward */
   rfn_tensor log_sum_exp; /* F32 [B,H,T]: out of forward (optional there), in for backward */
   rfn_tensor round_out;   /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
@@ -453,6 +457,21 @@ RFN_API rfn_status rfn_lsh_attend_backward(rfn_stream* stream, const rfn_attenti
  * HUGGING_FACE alone. */
 RFN_API rfn_status rfn_lsh_automatic_buckets(int32_t rule, int64_t length, int64_t chunk_length, int64_t max_positions,
                                              int32_t* factors, int32_t* factor_count);
+
+/* What follows from the options of attention for one example of T tokens: sizes, and what it costs. */
+typedef struct rfn_attention_geometry {
+  uint32_t struct_size;
+  int32_t prefix_causal;    /* 1: a token sees what it would see without the tokens after it */
+  int64_t slots;            /* of one round: T and the padding that is imagined behind it */
+  int64_t keys;             /* that a query sees in one round, at most */
+  int64_t buckets;          /* LSH: that of padding is not counted */
+  int64_t rotation_columns; /* LSH: sum(factors)/2 */
+  int64_t bucket_ring;      /* LSH: W of a cache's rings */
+  double pairs;             /* of query and key that one head looks at; chunks count whole */
+  double multiply_adds;     /* of one head's forward pass, for each of its channels: scores, weighted sums, rotations */
+} rfn_attention_geometry;
+RFN_API rfn_status rfn_attention_describe(const rfn_attention_options* options, int64_t length,
+                                          rfn_attention_geometry* geometry);
 
 /* ---- feed-forward ---------------------------------------------------------------------------- */
 
@@ -617,14 +636,14 @@ typedef struct rfn_reversible_block_decode {
   int32_t residual;                /* RFN_RESIDUAL_* */
   int32_t grid_exponent;           /* EXACT, as in rfn_reversible_block */
   int32_t reserved;
-  int64_t position;     /* of the token: tokens before it */
-  rfn_tensor stream1;   /* in/out F32 [B,1,E] */
-  rfn_tensor stream2;   /* in/out F32 [B,1,E] */
-  rfn_tensor keys;      /* in/out F32 [B,S,H*D] */
-  rfn_tensor values;    /* in/out F32 [B,S,H*D] */
-  rfn_tensor rotations; /* LSH, as in rfn_attention */
-  rfn_tensor rings;     /* LSH: in/out I32 [B*H,R,buckets,W]; one that is not before position is refused on the CPU */
-  rfn_tensor counts;    /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
+  int64_t position;                /* of the token: tokens before it */
+  rfn_tensor stream1;              /* in/out F32 [B,1,E] */
+  rfn_tensor stream2;              /* in/out F32 [B,1,E] */
+  rfn_tensor keys;                 /* in/out F32 [B,S,H*D] */
+  rfn_tensor values;               /* in/out F32 [B,S,H*D] */
+  rfn_tensor rotations;            /* LSH, as in rfn_attention */
+  rfn_tensor rings;                /* LSH: in/out I32 [B*H,R,buckets,W], of positions before this one */
+  rfn_tensor counts;               /* LSH: in/out I32 [B*H,R,buckets], 0 .. position */
   rfn_range_report* range_report;  /* EXACT: required. Its index is that in [B,1,E] */
   rfn_block_parameters parameters; /* of both sub-layers */
 } rfn_reversible_block_decode;
@@ -639,7 +658,7 @@ typedef struct rfn_bucket_rings {
   uint32_t struct_size;
   int32_t reserved;
   int64_t first;      /* position of the first token */
-  rfn_tensor buckets; /* I32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU */
+  rfn_tensor buckets; /* I32 [B,H,R,T], 0 .. buckets - 1 */
   rfn_tensor rings;   /* in/out I32 [B*H,R,buckets,W] */
   rfn_tensor counts;  /* in/out I32 [B*H,R,buckets], 0 .. first */
 } rfn_bucket_rings;
@@ -691,16 +710,15 @@ RFN_API rfn_status rfn_final_norm_backward(rfn_stream* stream, const rfn_final_n
  * pass, the gradients of loss_scale * sum_n loss_n / normalizer. */
 typedef struct rfn_head_loss {
   uint32_t struct_size;
-  int32_t ignore_index;  /* required: rows with this label do not count */
-  float label_smoothing; /* 0 .. 1 */
-  float loss_scale;      /* required: factor of the gradients */
-  double normalizer;     /* 0 = rows counted by this call */
-  int64_t chunk;         /* rows at a time, 0 = automatic */
-  rfn_tensor x;          /* F32 [N,K] */
-  rfn_tensor weight;     /* F32 [V,K] */
-  rfn_tensor bias;       /* F32 [V]; optional */
-  rfn_tensor labels;     /* I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
-                            its row's loss and gradient NaN */
+  int32_t ignore_index;            /* required: rows with this label do not count */
+  float label_smoothing;           /* 0 .. 1 */
+  float loss_scale;                /* required: factor of the gradients */
+  double normalizer;               /* 0 = rows counted by this call */
+  int64_t chunk;                   /* rows at a time, 0 = automatic */
+  rfn_tensor x;                    /* F32 [N,K] */
+  rfn_tensor weight;               /* F32 [V,K] */
+  rfn_tensor bias;                 /* F32 [V]; optional */
+  rfn_tensor labels;               /* I32 [N]: ignore_index or 0 .. V-1 */
   rfn_loss_statistics* statistics; /* out */
   rfn_tensor grad_x;               /* out, backward: F32 [N,K]; may be the same memory as x */
   rfn_tensor grad_weight;          /* backward: F32 [V,K], added to */
@@ -788,9 +806,8 @@ typedef struct rfn_sample {
   int32_t top_k;     /* 0 = off */
   uint64_t seed;
   uint64_t step;
-  rfn_tensor logits; /* F32 [N,V] */
-  rfn_tensor ids;    /* out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA
-                        its id is -1 */
+  rfn_tensor logits; /* F32 [N,V]; finite or -inf, and a row is not all -inf */
+  rfn_tensor ids;    /* out: I32 [N] */
 } rfn_sample;
 RFN_API rfn_status rfn_sample_workspace(const rfn_context* context, const rfn_sample* op, int64_t* bytes);
 RFN_API rfn_status rfn_sample_forward(rfn_stream* stream, const rfn_sample* op, void* workspace,

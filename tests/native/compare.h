@@ -73,7 +73,10 @@ testing::AssertionResult Close(const std::vector<Actual>& actual, const std::vec
       return testing::AssertionFailure() << "element " << i << ": expected " << e << ", got " << a;
     }
     largest = std::max(largest, std::fabs(e));
-    if (std::fabs(a - e) > worst) worst = std::fabs(a - e), worst_index = i;
+    if (std::fabs(a - e) > worst) {
+      worst = std::fabs(a - e);
+      worst_index = i;
+    }
   }
   if (largest == 0 && zeros == Zeros::kRefused)
     return testing::AssertionFailure() << "every expected value is zero or not finite";

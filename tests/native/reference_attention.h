@@ -65,7 +65,9 @@ struct ReferenceAttention {
               for (int64_t j = 0; j < 2 * half; ++j) {
                 if (j != best && real(b, t)) smallest_margin = std::min(smallest_margin, z[best] - z[j]);
               }
-              bucket += stride * best, stride *= options.factors[f], column += half;
+              bucket += stride * best;
+              stride *= options.factors[f];
+              column += half;
             }
             if (options.pad_bucket != 0 && !real(b, t)) bucket = product;
             buckets[((b * heads + h) * rounds() + r) * length + t] = static_cast<int32_t>(bucket);

@@ -524,6 +524,7 @@ TEST(Plugins, StickyError_LaterCallsReportDeviceLost) {
 
 TEST(Plugins, SecondThreadDuringACall_Refused) {
   const Plugin plugin;
+  ASSERT_NE(plugin.stream, nullptr);  // else nothing would ever wait
   const auto hold = plugin.function<void(int)>("test_plugin_hold");
   const auto waiting = plugin.function<int()>("test_plugin_waiting");
   hold(1);
@@ -531,10 +532,10 @@ TEST(Plugins, SecondThreadDuringACall_Refused) {
   while (waiting() == 0) std::this_thread::yield();
   void* buffer = nullptr;
   rfn_stream* stream = nullptr;
-  EXPECT_TRUE(Fails(rfn_stream_synchronize(plugin.stream), RFN_INVALID_ARGUMENT, {"one thread at a time"}));
-  EXPECT_TRUE(Fails(rfn_buffer_allocate(plugin.context, RFN_MEMORY_DEVICE, 8, &buffer), RFN_INVALID_ARGUMENT,
-                    {"one thread at a time"}));
-  EXPECT_TRUE(Fails(rfn_stream_create(plugin.context, &stream), RFN_INVALID_ARGUMENT, {"one thread at a time"}));
+  EXPECT_TRUE(Fails(rfn_stream_synchronize(plugin.stream), RFN_BUSY, {"one thread at a time"}));
+  EXPECT_TRUE(
+      Fails(rfn_buffer_allocate(plugin.context, RFN_MEMORY_DEVICE, 8, &buffer), RFN_BUSY, {"one thread at a time"}));
+  EXPECT_TRUE(Fails(rfn_stream_create(plugin.context, &stream), RFN_BUSY, {"one thread at a time"}));
   int64_t bytes = 0;
   EXPECT_TRUE(Ok(rfn_memory_info(plugin.context, &bytes, &bytes))) << "what only reads the context is free";
   hold(0);
@@ -567,7 +568,7 @@ TEST(Threads, TwoAtOnce_CallsWorkOrAreRefused) {
       }
       ++refused;
       EXPECT_FALSE(alone);
-      EXPECT_TRUE(Fails(status, RFN_INVALID_ARGUMENT, {"one thread at a time"}));
+      EXPECT_TRUE(Fails(status, RFN_BUSY, {"one thread at a time"}));
     }
   };
   std::thread a([&] { run(stream, false); }), b([&] { run(stream, false); }), c([&] { run(own_stream, true); });

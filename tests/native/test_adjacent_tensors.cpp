@@ -36,7 +36,9 @@ TEST_F(AdjacentTensors, OutputBetweenItsInputs_TouchingIsAllowedAndSharingIsNot)
   std::copy(weight.begin(), weight.end(), all.begin() + kWeight);
   memory_.set(all);
   auto op = make_op<rfn_linear>();
-  op.x = view(kX, {kRows, kIn}), op.weight = view(kWeight, {kOut, kIn}), op.y = view(kY, {kRows, kOut});
+  op.x = view(kX, {kRows, kIn});
+  op.weight = view(kWeight, {kOut, kIn});
+  op.y = view(kY, {kRows, kOut});
   ASSERT_TRUE(Ok(forward(stream, op)));
   Doubles expected(kRows * kOut);
   for (int64_t i = 0; i < kRows; ++i) {
@@ -70,9 +72,15 @@ TEST_F(AdjacentTensors, OutputsBesideEachOther_AreAllowed) {
   const Result<rfn_norm_result> clip({1, 1});
   constexpr int64_t kCount = 20;
   auto op = make_op<rfn_adamw>();
-  op.learning_rate = 0.1f, op.beta1 = 0.9f, op.beta2 = 0.99f, op.epsilon = 1e-8f, op.step = 1;
-  op.parameter = view(100, {kCount}), op.moment1 = view(100 + kCount, {kCount}),
-  op.moment2 = view(100 - kCount, {kCount}), op.gradient = view(100 + 2 * kCount, {kCount});
+  op.learning_rate = 0.1f;
+  op.beta1 = 0.9f;
+  op.beta2 = 0.99f;
+  op.epsilon = 1e-8f;
+  op.step = 1;
+  op.parameter = view(100, {kCount});
+  op.moment1 = view(100 + kCount, {kCount});
+  op.moment2 = view(100 - kCount, {kCount});
+  op.gradient = view(100 + 2 * kCount, {kCount});
   op.clip = clip;
   EXPECT_TRUE(Ok(forward(stream, op)));
   for (const int64_t shift : {-1, 1}) {

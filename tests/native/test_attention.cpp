@@ -43,84 +43,284 @@ std::vector<Case> cases() {
     all.push_back(c);
   };
   add("LshOneRound", [](Case&) {});
-  add("LshCausal", [](Case& c) { c.causal = 1, c.rounds = 2, c.batch = 2; });
-  add("LshFourRounds", [](Case& c) { c.rounds = 4, c.length = 96, c.factors = {6, 4}, c.rotation_sets = 2; });
-  add("LshBeforeAndAfter", [](Case& c) { c.before = 2, c.after = 1, c.rounds = 2, c.length = 112; });
-  add("LshOddLength", [](Case& c) { c.length = 75, c.rounds = 2, c.causal = 1, c.masked = true, c.pad_bucket = 1; });
-  add("LshLengthOne", [](Case& c) { c.length = 1, c.rounds = 2, c.causal = 1; });
-  add("LshLength31", [](Case& c) { c.length = 31, c.rounds = 3; });
-  add("LshLength33Chunk32", [](Case& c) { c.length = 33, c.chunk = 32, c.rounds = 2; });
-  add("LshMaskBucket", [](Case& c) { c.masked = true, c.pad_bucket = 1, c.rounds = 2, c.batch = 3; });
-  add("LshMaskHashed", [](Case& c) { c.masked = true, c.rounds = 2, c.batch = 2, c.key_norm = RFN_KEY_NORM_L2; });
-  add("LshPaddedFurther", [](Case& c) { c.length = 50, c.padded = 96, c.rounds = 2, c.pad_bucket = 1; });
-  add("LshSameBucket", [](Case& c) { c.window = RFN_WINDOW_SAME_BUCKET, c.rounds = 3, c.causal = 1; });
-  add("LshSameBucketDuplicates", [](Case& c) {
-    c.window = RFN_WINDOW_SAME_BUCKET, c.duplicates = 1, c.rounds = 4, c.wrap = 0, c.before = 1, c.after = 1;
+  add("LshCausal", [](Case& c) {
+    c.causal = 1;
+    c.rounds = 2;
+    c.batch = 2;
   });
-  add("LshDuplicates", [](Case& c) { c.duplicates = 1, c.rounds = 4, c.causal = 1, c.key_norm = RFN_KEY_NORM_L2; });
-  add("LshDuplicatesShortRing",
-      [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 2, c.after = 2, c.length = 48, c.repeat = 1; });
-  add("LshDuplicatesRing", [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 1, c.after = 1, c.length = 96; });
-  add("LshDuplicatesTwiceRound",
-      [](Case& c) { c.duplicates = 1, c.rounds = 1, c.before = 0, c.after = 3, c.length = 32; });
-  add("LshStrict",
-      [](Case& c) { c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 4, c.factors = {4}, c.length = 90; });
-  add("LshStrictDuplicates", [](Case& c) {
-    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {2}, c.duplicates = 1, c.before = 2,
+  add("LshFourRounds", [](Case& c) {
+    c.rounds = 4;
+    c.length = 96;
+    c.factors = {6, 4};
+    c.rotation_sets = 2;
+  });
+  add("LshBeforeAndAfter", [](Case& c) {
+    c.before = 2;
+    c.after = 1;
+    c.rounds = 2;
+    c.length = 112;
+  });
+  add("LshOddLength", [](Case& c) {
+    c.length = 75;
+    c.rounds = 2;
+    c.causal = 1;
+    c.masked = true;
+    c.pad_bucket = 1;
+  });
+  add("LshLengthOne", [](Case& c) {
+    c.length = 1;
+    c.rounds = 2;
+    c.causal = 1;
+  });
+  add("LshLength31", [](Case& c) {
+    c.length = 31;
+    c.rounds = 3;
+  });
+  add("LshLength33Chunk32", [](Case& c) {
+    c.length = 33;
+    c.chunk = 32;
+    c.rounds = 2;
+  });
+  add("LshMaskBucket", [](Case& c) {
+    c.masked = true;
+    c.pad_bucket = 1;
+    c.rounds = 2;
+    c.batch = 3;
+  });
+  add("LshMaskHashed", [](Case& c) {
+    c.masked = true;
+    c.rounds = 2;
+    c.batch = 2;
+    c.key_norm = RFN_KEY_NORM_L2;
+  });
+  add("LshPaddedFurther", [](Case& c) {
+    c.length = 50;
+    c.padded = 96;
+    c.rounds = 2;
+    c.pad_bucket = 1;
+  });
+  add("LshSameBucket", [](Case& c) {
+    c.window = RFN_WINDOW_SAME_BUCKET;
+    c.rounds = 3;
+    c.causal = 1;
+  });
+  add("LshSameBucketDuplicates", [](Case& c) {
+    c.window = RFN_WINDOW_SAME_BUCKET;
+    c.duplicates = 1;
+    c.rounds = 4;
+    c.wrap = 0;
+    c.before = 1;
+    c.after = 1;
+  });
+  add("LshDuplicates", [](Case& c) {
+    c.duplicates = 1;
+    c.rounds = 4;
+    c.causal = 1;
+    c.key_norm = RFN_KEY_NORM_L2;
+  });
+  add("LshDuplicatesShortRing", [](Case& c) {
+    c.duplicates = 1;
+    c.rounds = 1;
+    c.before = 2;
+    c.after = 2;
+    c.length = 48;
     c.repeat = 1;
   });
-  add("LshNoWrap", [](Case& c) { c.wrap = 0, c.rounds = 2, c.before = 1, c.after = 1; });
-  add("LshRepeatOneChunk", [](Case& c) { c.length = 16, c.repeat = 1, c.rounds = 1; });
-  add("LshOnceOneChunk", [](Case& c) { c.length = 16, c.rounds = 2, c.before = 3, c.after = 2; });
-  add("LshDropout", [](Case& c) { c.dropout = 0.3f, c.rounds = 2, c.causal = 1, c.length = 70; });
-  add("LshStrictDropout", [](Case& c) {
-    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.factors = {4}, c.length = 90, c.dropout = 0.3f;
+  add("LshDuplicatesRing", [](Case& c) {
+    c.duplicates = 1;
+    c.rounds = 1;
+    c.before = 1;
+    c.after = 1;
+    c.length = 96;
   });
-  add("LshLargeChunk", [](Case& c) { c.chunk = 100, c.length = 250, c.factors = {4}, c.rounds = 2, c.causal = 1; });
-  add("LshHeadSizeOdd", [](Case& c) { c.head_size = 7, c.heads = 3, c.rounds = 2, c.rotation_sets = 3; });
-  add("LshHeadSize80",
-      [](Case& c) { c.head_size = 80, c.rounds = 2, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 0.3f; });
-  add("LshNoKeyNorm", [](Case& c) { c.key_norm = RFN_KEY_NORM_NONE, c.rounds = 2; });
-  add("LshRotationsPerExample",
-      [](Case& c) { c.batch = 2, c.heads = 3, c.rotation_sets = 6, c.rounds = 2, c.head_group = 2; });
-  add("LshManyBuckets", [](Case& c) { c.factors = {300, 300}, c.rounds = 2; });
+  add("LshDuplicatesTwiceRound", [](Case& c) {
+    c.duplicates = 1;
+    c.rounds = 1;
+    c.before = 0;
+    c.after = 3;
+    c.length = 32;
+  });
+  add("LshStrict", [](Case& c) {
+    c.window = RFN_WINDOW_STRICT;
+    c.causal = 1;
+    c.rounds = 4;
+    c.factors = {4};
+    c.length = 90;
+  });
+  add("LshStrictDuplicates", [](Case& c) {
+    c.window = RFN_WINDOW_STRICT;
+    c.causal = 1;
+    c.rounds = 3;
+    c.factors = {2};
+    c.duplicates = 1;
+    c.before = 2;
+    c.repeat = 1;
+  });
+  add("LshNoWrap", [](Case& c) {
+    c.wrap = 0;
+    c.rounds = 2;
+    c.before = 1;
+    c.after = 1;
+  });
+  add("LshRepeatOneChunk", [](Case& c) {
+    c.length = 16;
+    c.repeat = 1;
+    c.rounds = 1;
+  });
+  add("LshOnceOneChunk", [](Case& c) {
+    c.length = 16;
+    c.rounds = 2;
+    c.before = 3;
+    c.after = 2;
+  });
+  add("LshDropout", [](Case& c) {
+    c.dropout = 0.3f;
+    c.rounds = 2;
+    c.causal = 1;
+    c.length = 70;
+  });
+  add("LshStrictDropout", [](Case& c) {
+    c.window = RFN_WINDOW_STRICT;
+    c.causal = 1;
+    c.rounds = 3;
+    c.factors = {4};
+    c.length = 90;
+    c.dropout = 0.3f;
+  });
+  add("LshLargeChunk", [](Case& c) {
+    c.chunk = 100;
+    c.length = 250;
+    c.factors = {4};
+    c.rounds = 2;
+    c.causal = 1;
+  });
+  add("LshHeadSizeOdd", [](Case& c) {
+    c.head_size = 7;
+    c.heads = 3;
+    c.rounds = 2;
+    c.rotation_sets = 3;
+  });
+  add("LshHeadSize80", [](Case& c) {
+    c.head_size = 80;
+    c.rounds = 2;
+    c.key_norm = RFN_KEY_NORM_L2;
+    c.logit_scale = 0.3f;
+  });
+  add("LshNoKeyNorm", [](Case& c) {
+    c.key_norm = RFN_KEY_NORM_NONE;
+    c.rounds = 2;
+  });
+  add("LshRotationsPerExample", [](Case& c) {
+    c.batch = 2;
+    c.heads = 3;
+    c.rotation_sets = 6;
+    c.rounds = 2;
+    c.head_group = 2;
+  });
+  add("LshManyBuckets", [](Case& c) {
+    c.factors = {300, 300};
+    c.rounds = 2;
+  });
   add("LshManyItems", [](Case& c) {
-    c.head_size = 4, c.length = 2100, c.chunk = 8, c.heads = 1, c.rounds = 2, c.factors = {64}, c.before = 1,
+    c.head_size = 4;
+    c.length = 2100;
+    c.chunk = 8;
+    c.heads = 1;
+    c.rounds = 2;
+    c.factors = {64};
+    c.before = 1;
     c.after = 1;
   });
   // Windows of more keys than a thread keeps packed, and of many small blocks.
   add("LshWideWindow", [](Case& c) {
-    c.chunk = 130, c.length = 400, c.before = 2, c.after = 1, c.rounds = 2, c.heads = 1, c.head_size = 8,
+    c.chunk = 130;
+    c.length = 400;
+    c.before = 2;
+    c.after = 1;
+    c.rounds = 2;
+    c.heads = 1;
+    c.head_size = 8;
     c.dropout = 0.1f;
   });
-  add("LshSmallChunks",
-      [](Case& c) { c.chunk = 4, c.length = 150, c.before = 9, c.after = 4, c.rounds = 2, c.duplicates = 1; });
+  add("LshSmallChunks", [](Case& c) {
+    c.chunk = 4;
+    c.length = 150;
+    c.before = 9;
+    c.after = 4;
+    c.rounds = 2;
+    c.duplicates = 1;
+  });
   // Whole tiles, of which the masks leave staircases.
   add("LshCausalChunk64", [](Case& c) {
-    c.chunk = 64, c.length = 300, c.causal = 1, c.rounds = 2, c.heads = 1, c.factors = {12}, c.masked = true;
+    c.chunk = 64;
+    c.length = 300;
+    c.causal = 1;
+    c.rounds = 2;
+    c.heads = 1;
+    c.factors = {12};
+    c.masked = true;
   });
   add("LshStrictChunk64", [](Case& c) {
-    c.window = RFN_WINDOW_STRICT, c.causal = 1, c.chunk = 64, c.length = 300, c.rounds = 2, c.heads = 1,
-    c.factors = {4}, c.duplicates = 1;
+    c.window = RFN_WINDOW_STRICT;
+    c.causal = 1;
+    c.chunk = 64;
+    c.length = 300;
+    c.rounds = 2;
+    c.heads = 1;
+    c.factors = {4};
+    c.duplicates = 1;
   });
   add("LshSameBucketChunk64", [](Case& c) {
-    c.window = RFN_WINDOW_SAME_BUCKET, c.chunk = 64, c.length = 300, c.rounds = 3, c.heads = 1, c.factors = {12},
-    c.duplicates = 1, c.after = 1;
+    c.window = RFN_WINDOW_SAME_BUCKET;
+    c.chunk = 64;
+    c.length = 300;
+    c.rounds = 3;
+    c.heads = 1;
+    c.factors = {12};
+    c.duplicates = 1;
+    c.after = 1;
   });
   add("LocalWideWindow", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.key_norm = 0, c.chunk = 130, c.length = 530, c.before = 3,
-    c.heads = 1, c.head_size = 8;
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.shared = 0;
+    c.key_norm = 0;
+    c.chunk = 130;
+    c.length = 530;
+    c.before = 3;
+    c.heads = 1;
+    c.head_size = 8;
   });
-  add("LocalCausal",
-      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.causal = 1, c.key_norm = 0, c.batch = 2; });
+  add("LocalCausal", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.shared = 0;
+    c.causal = 1;
+    c.key_norm = 0;
+    c.batch = 2;
+  });
   add("LocalBothSides", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.after = 1, c.key_norm = 0, c.masked = true, c.length = 75;
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.shared = 0;
+    c.after = 1;
+    c.key_norm = 0;
+    c.masked = true;
+    c.length = 75;
   });
   add("LocalShortRing", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.before = 1, c.after = 1, c.key_norm = 0, c.length = 32, c.repeat = 1;
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.shared = 0;
+    c.before = 1;
+    c.after = 1;
+    c.key_norm = 0;
+    c.length = 32;
+    c.repeat = 1;
   });
   add("LocalNoWrapDropout", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.wrap = 0, c.after = 1, c.key_norm = 0, c.dropout = 0.5f;
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.shared = 0;
+    c.wrap = 0;
+    c.after = 1;
+    c.key_norm = 0;
+    c.dropout = 0.5f;
   });
   add("LocalManyEmptyBlocks", [](Case& c) {
     c.kind = RFN_ATTENTION_LOCAL;
@@ -129,22 +329,64 @@ std::vector<Case> cases() {
     c.padded = 774;
     c.before = 3;
   });
-  add("LocalShared", [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.causal = 1, c.length = 33; });
-  add("FullOrdinary",
-      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 130, c.batch = 2; });
-  add("FullCausal",
-      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 201; });
-  add("FullShared", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 65, c.masked = true; });
-  add("FullSharedManyStripes",
-      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.causal = 1, c.length = 1050, c.heads = 1, c.head_size = 8; });
-  add("FullSharedOddStripes",
-      [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 300, c.heads = 1, c.head_size = 8, c.masked = true; });
-  add("FullDropout", [](Case& c) {
-    c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.dropout = 0.2f, c.length = 100, c.masked = true;
+  add("LocalShared", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.causal = 1;
+    c.length = 33;
   });
-  add("FullOne", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.length = 1; });
+  add("FullOrdinary", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.shared = 0;
+    c.key_norm = 0;
+    c.length = 130;
+    c.batch = 2;
+  });
+  add("FullCausal", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.shared = 0;
+    c.key_norm = 0;
+    c.causal = 1;
+    c.length = 201;
+  });
+  add("FullShared", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.causal = 1;
+    c.length = 65;
+    c.masked = true;
+  });
+  add("FullSharedManyStripes", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.causal = 1;
+    c.length = 1050;
+    c.heads = 1;
+    c.head_size = 8;
+  });
+  add("FullSharedOddStripes", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.length = 300;
+    c.heads = 1;
+    c.head_size = 8;
+    c.masked = true;
+  });
+  add("FullDropout", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.shared = 0;
+    c.key_norm = 0;
+    c.dropout = 0.2f;
+    c.length = 100;
+    c.masked = true;
+  });
+  add("FullOne", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.length = 1;
+  });
   add("FullManyStripes", [](Case& c) {
-    c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.length = 1200, c.heads = 1, c.head_size = 8;
+    c.kind = RFN_ATTENTION_FULL;
+    c.shared = 0;
+    c.key_norm = 0;
+    c.length = 1200;
+    c.heads = 1;
+    c.head_size = 8;
   });
   return all;
 }
@@ -170,8 +412,15 @@ rfn_attention_options options_of(const Case& c) {
   o.dropout = c.dropout;
   o.chunk_length = c.chunk;
   o.padded_length = c.padded;
-  if (c.kind == RFN_ATTENTION_FULL) o.chunk_length = 0, o.chunks_before = 0;
-  if (c.kind != RFN_ATTENTION_LSH) o.rounds = 0, o.factor_count = 0, o.pad_bucket = 0;
+  if (c.kind == RFN_ATTENTION_FULL) {
+    o.chunk_length = 0;
+    o.chunks_before = 0;
+  }
+  if (c.kind != RFN_ATTENTION_LSH) {
+    o.rounds = 0;
+    o.factor_count = 0;
+    o.pad_bucket = 0;
+  }
   return o;
 }
 
@@ -188,9 +437,14 @@ struct Problem {
     Random random(seed);
     const int64_t n = c.batch * c.length * c.heads * c.head_size;
     reference.options = options_of(c);
-    reference.batch = c.batch, reference.length = c.length, reference.heads = c.heads,
+    reference.batch = c.batch;
+    reference.length = c.length;
+    reference.heads = c.heads;
     reference.head_size = c.head_size;
-    reference.seed = 77, reference.step = 5, reference.layer = 3, reference.rotation_sets = c.rotation_sets;
+    reference.seed = 77;
+    reference.step = 5;
+    reference.layer = 3;
+    reference.rotation_sets = c.rotation_sets;
     v = random.floats(n);
     grad_out = random.floats(n);
     if (c.shared == 0) k = random.floats(n, -2, 2);
@@ -204,7 +458,10 @@ struct Problem {
     for (int attempt = 0;; ++attempt) {
       q = random.floats(n, -2, 2);
       rotations = random.floats(c.rotation_sets * c.head_size * c.rounds * columns);
-      reference.q = widen(q), reference.k = widen(k), reference.v = widen(v), reference.rotations = widen(rotations),
+      reference.q = widen(q);
+      reference.k = widen(k);
+      reference.v = widen(v);
+      reference.rotations = widen(rotations);
       reference.mask = mask;
       if (!reference.lsh()) break;
       reference.smallest_margin = std::numeric_limits<double>::infinity();
@@ -237,10 +494,20 @@ struct Bound {
         grad_v(p.shape()),
         mask({p.c.batch, p.c.length}, p.mask.empty() ? std::vector<uint8_t>(p.c.batch * p.c.length, 1) : p.mask) {
     op.options = p.reference.options;
-    op.seed = p.reference.seed, op.step = p.reference.step, op.layer = p.reference.layer;
-    op.q = q, op.v = v, op.out = out, op.log_sum_exp = log_sum_exp, op.grad_out = grad_out, op.grad_q = grad_q,
+    op.seed = p.reference.seed;
+    op.step = p.reference.step;
+    op.layer = p.reference.layer;
+    op.q = q;
+    op.v = v;
+    op.out = out;
+    op.log_sum_exp = log_sum_exp;
+    op.grad_out = grad_out;
+    op.grad_q = grad_q;
     op.grad_v = grad_v;
-    if (p.c.shared == 0) op.k = k, op.grad_k = grad_k;
+    if (p.c.shared == 0) {
+      op.k = k;
+      op.grad_k = grad_k;
+    }
     if (!p.mask.empty()) op.mask = mask;
     if (p.reference.lsh()) op.rotations = rotations;
     op.head_group = p.c.head_group;
@@ -321,8 +588,12 @@ TEST_P(AttentionTest, StagesMatchTheWhole) {
       round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
   Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
       grad_round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
-  b.op.buckets = buckets, b.op.sorted = sorted, b.op.round_out = round_out, b.op.round_log_sum_exp = round_log_sum_exp;
-  b.op.grad_round_out = grad_round_out, b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
+  b.op.buckets = buckets;
+  b.op.sorted = sorted;
+  b.op.round_out = round_out;
+  b.op.round_log_sum_exp = round_log_sum_exp;
+  b.op.grad_round_out = grad_round_out;
+  b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
   ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
   EXPECT_TRUE(SameBits(buckets.values(), p.reference.buckets));
   ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
@@ -383,7 +654,10 @@ class AttentionOpTest : public OpTest {};
 // matter.
 TEST_F(AttentionOpTest, FullCoverageEqualsDense) {
   Case c;
-  c.length = 40, c.chunk = 40, c.before = 0, c.causal = 1;
+  c.length = 40;
+  c.chunk = 40;
+  c.before = 0;
+  c.causal = 1;
   Case dense = c;
   dense.kind = RFN_ATTENTION_FULL;
   const Problem expected(dense, 21);
@@ -392,9 +666,12 @@ TEST_F(AttentionOpTest, FullCoverageEqualsDense) {
   ASSERT_TRUE(Ok(backward(stream, full.op)));
   for (const int32_t rounds : {1, 2, 4}) {
     for (const int32_t duplicates : {0, 1}) {
-      c.rounds = rounds, c.duplicates = duplicates;
+      c.rounds = rounds;
+      c.duplicates = duplicates;
       Problem p(c, 22);
-      p.q = expected.q, p.v = expected.v, p.grad_out = expected.grad_out;
+      p.q = expected.q;
+      p.v = expected.v;
+      p.grad_out = expected.grad_out;
       Bound b(p);
       ASSERT_TRUE(Ok(forward(stream, b.op)));
       ASSERT_TRUE(Ok(backward(stream, b.op)));
@@ -411,7 +688,8 @@ TEST_F(AttentionOpTest, FullCoverageEqualsDense) {
 // A token that meets nobody has exactly its own value, to the bit, however many rounds there are.
 TEST_F(AttentionOpTest, LoneTokenKeepsItsValue) {
   Case c;
-  c.causal = 1, c.rounds = 4;
+  c.causal = 1;
+  c.rounds = 4;
   const Problem p(c, 23);
   Bound b(p);
   ASSERT_TRUE(Ok(forward(stream, b.op)));
@@ -425,7 +703,12 @@ TEST_F(AttentionOpTest, LoneTokenKeepsItsValue) {
 // bits. On the CPU keys are added in slot order, and no bit changes.
 TEST_F(AttentionOpTest, StrictIsCausal) {
   Case c;
-  c.window = RFN_WINDOW_STRICT, c.causal = 1, c.rounds = 3, c.length = 90, c.factors = {4}, c.dropout = 0.2f;
+  c.window = RFN_WINDOW_STRICT;
+  c.causal = 1;
+  c.rounds = 3;
+  c.length = 90;
+  c.factors = {4};
+  c.dropout = 0.2f;
   Problem p(c, 24);
   Bound b(p);
   ASSERT_TRUE(Ok(forward(stream, b.op)));
@@ -434,8 +717,10 @@ TEST_F(AttentionOpTest, StrictIsCausal) {
   for (const int64_t token : {1, 15, 16, 17, 50, 89}) {
     Problem changed = p;
     const int64_t row = c.heads * c.head_size;
-    for (int64_t i = token * row; i < c.length * row; ++i)
-      changed.q[i] = static_cast<float>(random.uniform(-2, 2)), changed.v[i] = 3;
+    for (int64_t i = token * row; i < c.length * row; ++i) {
+      changed.q[i] = static_cast<float>(random.uniform(-2, 2));
+      changed.v[i] = 3;
+    }
     Bound other(changed);
     ASSERT_TRUE(Ok(forward(stream, other.op)));
     const std::vector<float> after = other.out.values();
@@ -460,7 +745,11 @@ TEST_F(AttentionOpTest, StrictIsCausal) {
 // What stands at masked positions changes no bit anywhere else, in either direction.
 TEST_F(AttentionOpTest, MaskedContentDoesNotMatter) {
   Case c;
-  c.rounds = 2, c.masked = true, c.pad_bucket = 1, c.batch = 2, c.length = 75;
+  c.rounds = 2;
+  c.masked = true;
+  c.pad_bucket = 1;
+  c.batch = 2;
+  c.length = 75;
   const Problem p(c, 26);
   Bound b(p);
   ASSERT_TRUE(Ok(forward(stream, b.op)));
@@ -487,13 +776,16 @@ TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
   Bound b(p);
   Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
       round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
-  b.op.round_out = round_out, b.op.round_log_sum_exp = round_log_sum_exp;
+  b.op.round_out = round_out;
+  b.op.round_log_sum_exp = round_log_sum_exp;
   for (const int32_t bad : {-1, 9, 1 << 30}) {
     std::vector<int32_t> values = p.reference.buckets, slots = p.reference.sorted;
-    values[70] = bad, slots[70] = bad == 9 ? 64 : bad;
+    values[70] = bad;
+    slots[70] = bad == 9 ? 64 : bad;
     Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}, values),
         sorted({c.batch, c.heads, c.rounds, 64}, slots);
-    b.op.buckets = buckets, b.op.sorted = sorted;
+    b.op.buckets = buckets;
+    b.op.sorted = sorted;
     if (!on_cpu()) {
       EXPECT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));  // with `sorted` as given
       ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
@@ -517,7 +809,9 @@ TEST_F(AttentionOpTest, IndicesOutOfRangeAreRefusedOrHarmless) {
 // memory.
 TEST_F(AttentionOpTest, SlotsThatAreNoPermutation_RefusedOrHarmless) {
   Case c;
-  c.causal = 1, c.rounds = 2, c.batch = 2;
+  c.causal = 1;
+  c.rounds = 2;
+  c.batch = 2;
   const Problem p(c, 28);
   for (const int32_t window : {RFN_WINDOW_SLOTS, RFN_WINDOW_SAME_BUCKET, RFN_WINDOW_STRICT}) {
     for (const int64_t head_group : {0, 1}) {
@@ -614,8 +908,13 @@ TEST_F(AttentionOpTest, ImaginedPadding_CostsNothing) {
 TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
   for (int64_t length = 1; length <= 25; ++length) {
     Case c;
-    c.length = length, c.chunk = 8, c.rounds = 2, c.pad_bucket = 1, c.causal = static_cast<int32_t>(length % 2),
-    c.heads = 1, c.head_size = 8;
+    c.length = length;
+    c.chunk = 8;
+    c.rounds = 2;
+    c.pad_bucket = 1;
+    c.causal = static_cast<int32_t>(length % 2);
+    c.heads = 1;
+    c.head_size = 8;
     Problem p(c, 100 + static_cast<uint64_t>(length));
     Bound b(p);
     ASSERT_TRUE(Ok(forward(stream, b.op)));
@@ -625,7 +924,9 @@ TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
     Problem padded = p;
     padded.c.length = (length + 7) / 8 * 8;
     const size_t n = static_cast<size_t>(padded.c.length * c.head_size);
-    padded.q.resize(n, 7.0f), padded.v.resize(n, 7.0f), padded.grad_out.resize(n, 0.0f);
+    padded.q.resize(n, 7.0f);
+    padded.v.resize(n, 7.0f);
+    padded.grad_out.resize(n, 0.0f);
     padded.mask.assign(static_cast<size_t>(padded.c.length), 0);
     std::fill_n(padded.mask.begin(), length, 1);
     Bound other(padded);
@@ -641,7 +942,13 @@ TEST_F(AttentionOpTest, EveryLengthAndEitherPadding) {
 // more rows.)
 TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
   Case c;
-  c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 1, c.length = 80, c.heads = 1, c.head_size = 16;
+  c.kind = RFN_ATTENTION_FULL;
+  c.shared = 0;
+  c.key_norm = 0;
+  c.causal = 1;
+  c.length = 80;
+  c.heads = 1;
+  c.head_size = 16;
   constexpr int64_t kBroken = 40;
   for (const int which : {0, 1, 2}) {
     Problem p(c, 300);
@@ -662,11 +969,19 @@ TEST_F(AttentionOpTest, NanReachesWhatSeesIt) {
 // Two keys whose scores are x apart, at values 1 and 0: out = e^x / (1 + e^x), down to where it vanishes.
 TEST_F(AttentionOpTest, WeightsAreExponentials) {
   Case c;
-  c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = 0, c.causal = 0, c.length = 2, c.heads = 1, c.head_size = 1,
+  c.kind = RFN_ATTENTION_FULL;
+  c.shared = 0;
+  c.key_norm = 0;
+  c.causal = 0;
+  c.length = 2;
+  c.heads = 1;
+  c.head_size = 1;
   c.logit_scale = 1;
   Problem p(c, 301);
   for (float x = 0.0f; x > -86.0f; x -= 0.37f) {
-    p.q = {1.0f, 1.0f}, p.k = {x, 0.0f}, p.v = {1.0f, 0.0f};
+    p.q = {1.0f, 1.0f};
+    p.k = {x, 0.0f};
+    p.v = {1.0f, 0.0f};
     Bound b(p);
     ASSERT_TRUE(Ok(forward(stream, b.op)));
     const double weight = std::exp(static_cast<double>(x)), expected = weight / (1.0 + weight);

@@ -51,8 +51,12 @@ class Call {
     Random random(seed);
     const int64_t n = length * heads * head_size;
     reference.options = options;
-    reference.length = length, reference.heads = heads, reference.head_size = head_size;
-    reference.seed = 77, reference.step = 5, reference.layer = 3;
+    reference.length = length;
+    reference.heads = heads;
+    reference.head_size = head_size;
+    reference.seed = 77;
+    reference.step = 5;
+    reference.layer = 3;
     reference.mask = mask;
     v_ = random.floats(n);
     grad_out_ = random.floats(n);
@@ -60,7 +64,9 @@ class Call {
     for (int attempt = 0;; ++attempt) {
       q_ = random.floats(n, -2, 2);
       rotations_ = random.floats(std::max<int64_t>(1, head_size * options.rounds * columns_of(options)));
-      reference.q = widen(q_), reference.k = widen(k_), reference.v = widen(v_),
+      reference.q = widen(q_);
+      reference.k = widen(k_);
+      reference.v = widen(v_);
       reference.rotations = widen(rotations_);
       if (!reference.lsh()) break;
       reference.smallest_margin = std::numeric_limits<double>::infinity();
@@ -88,14 +94,21 @@ class Call {
     const Tensor<uint8_t> mask({1, length_}, mask_.empty() ? std::vector<uint8_t>(length_, 1) : mask_);
     auto op = make_op<rfn_attention>();
     op.options = o;
-    op.seed = reference.seed, op.step = reference.step, op.layer = reference.layer;
-    op.q = q, op.v = v, op.out = out, op.log_sum_exp = log_sum_exp;
+    op.seed = reference.seed;
+    op.step = reference.step;
+    op.layer = reference.layer;
+    op.q = q;
+    op.v = v;
+    op.out = out;
+    op.log_sum_exp = log_sum_exp;
     if (o.shared_qk == 0) op.k = k;
     if (reference.lsh()) op.rotations = rotations;
     if (!mask_.empty()) op.mask = mask;
     EXPECT_TRUE(Ok(forward(stream, op)));
     if (!differentiate) return {out.values(), {}, {}, {}};
-    op.grad_out = grad_out, op.grad_q = grad_q, op.grad_v = grad_v;
+    op.grad_out = grad_out;
+    op.grad_q = grad_q;
+    op.grad_v = grad_v;
     if (o.shared_qk == 0) op.grad_k = grad_k;
     EXPECT_TRUE(Ok(backward(stream, op)));
     return {out.values(), grad_q.values(), o.shared_qk == 0 ? grad_k.values() : std::vector<float>{}, grad_v.values()};
@@ -138,7 +151,10 @@ TEST_F(AttentionEdges, WindowsLongerThanTheirRing_CountEachRoundOnce) {
       for (const auto& [before, after] : {std::pair(1, 0), {0, 2}, {1, 1}, {3, 1}, {2, 4}, {9, 9}}) {
         for (const int32_t repeat : {0, 1}) {
           rfn_attention_options o = options_of(RFN_ATTENTION_LSH, 6);
-          o.rounds = rounds, o.chunks_before = before, o.chunks_after = after, o.repeat_chunks = repeat;
+          o.rounds = rounds;
+          o.chunks_before = before;
+          o.chunks_after = after;
+          o.repeat_chunks = repeat;
           o.duplicates = RFN_DUPLICATES_LOG_COUNT;
           SCOPED_TRACE(std::to_string(rounds) + " rounds of " + std::to_string(chunks) + " chunks, " +
                        std::to_string(before) + " before, " + std::to_string(after) + " after, repeat " +
@@ -156,8 +172,13 @@ TEST_F(AttentionEdges, WindowsLongerThanTheirRound_EndThere) {
   for (const int32_t kind : {RFN_ATTENTION_LSH, RFN_ATTENTION_LOCAL}) {
     for (const auto& [before, after] : {std::pair(3, 1), {0, 5}, {9, 9}}) {
       rfn_attention_options o = options_of(kind, 6);
-      o.wrap = 0, o.chunks_before = before, o.chunks_after = after;
-      if (kind == RFN_ATTENTION_LSH) o.rounds = 2, o.duplicates = RFN_DUPLICATES_LOG_COUNT;
+      o.wrap = 0;
+      o.chunks_before = before;
+      o.chunks_after = after;
+      if (kind == RFN_ATTENTION_LSH) {
+        o.rounds = 2;
+        o.duplicates = RFN_DUPLICATES_LOG_COUNT;
+      }
       Call(o, 18, 1, 8, ++seed).expect_close(stream);
     }
   }
@@ -170,7 +191,8 @@ TEST_F(AttentionEdges, CausalOwnKeys_AtEveryEndOfATile) {
     for (const int32_t shared : {0, 1}) {
       for (const int32_t kind : {RFN_ATTENTION_FULL, RFN_ATTENTION_LOCAL}) {
         rfn_attention_options o = options_of(kind, kind == RFN_ATTENTION_LOCAL ? 64 : 0);
-        o.causal = 1, o.shared_qk = shared;
+        o.causal = 1;
+        o.shared_qk = shared;
         SCOPED_TRACE("length " + std::to_string(length) + ", shared " + std::to_string(shared) + ", kind " +
                      std::to_string(kind));
         Call(o, length, 2, 8, ++seed).expect_close(stream);
@@ -183,7 +205,10 @@ TEST_F(AttentionEdges, CausalOwnKeys_AtEveryEndOfATile) {
 TEST_F(AttentionEdges, DropoutElementsPast32Bits_AreThoseOfTheCounter) {
   for (const int32_t kind : {RFN_ATTENTION_LOCAL, RFN_ATTENTION_LSH}) {
     rfn_attention_options o = options_of(kind, 1024);
-    o.wrap = 0, o.chunks_before = 127, o.padded_length = 8192, o.dropout = 0.4f;
+    o.wrap = 0;
+    o.chunks_before = 127;
+    o.padded_length = 8192;
+    o.dropout = 0.4f;
     const int64_t rounds = kind == RFN_ATTENTION_LSH ? 2 : 1, heads = 1 + 4 / rounds;
     if (kind == RFN_ATTENTION_LSH) o.rounds = 2;
     ASSERT_GE((heads - 1) * rounds * o.padded_length * o.chunk_length * 128, int64_t{1} << 32);
@@ -233,7 +258,8 @@ TEST_F(AttentionEdges, DropoutElementsPast32Bits_OfFullAttention) {
 TEST_F(AttentionEdges, WindowsLongerThanAWorkItem_SameBitsForEverySchedule) {
   for (const int32_t kind : {RFN_ATTENTION_LSH, RFN_ATTENTION_LOCAL}) {
     rfn_attention_options o = options_of(kind, 4);
-    o.chunks_before = 150, o.chunks_after = 50;
+    o.chunks_before = 150;
+    o.chunks_after = 50;
     Call call(o, on_cpu() ? 3600 : 900, 1, 4, 820 + static_cast<uint64_t>(kind));
     if (on_cpu()) {
       call.expect_close(stream);
@@ -277,15 +303,21 @@ void expect_first_wins(const Stream& stream, const Tie& tie) {
   }
   ReferenceAttention reference;
   reference.options = o;
-  reference.length = kTokens, reference.heads = heads, reference.head_size = kHeadSize;
-  reference.q = widen(q), reference.rotations = widen(rotations), reference.rotation_sets = heads;
+  reference.length = kTokens;
+  reference.heads = heads;
+  reference.head_size = kHeadSize;
+  reference.q = widen(q);
+  reference.rotations = widen(rotations);
+  reference.rotation_sets = heads;
   reference.hash();
 
   const Tensor<float> query({1, kTokens, heads, kHeadSize}, q), rotation({heads, kHeadSize, 1, columns}, rotations);
   const Tensor<int32_t> buckets({1, heads, 1, kTokens});
   auto op = make_op<rfn_attention>();
   op.options = o;
-  op.q = query, op.rotations = rotation, op.buckets = buckets;
+  op.q = query;
+  op.rotations = rotation;
+  op.buckets = buckets;
   ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_hash)));
   EXPECT_EQ(buckets.values(), reference.buckets);
   for (int64_t h = 0; h < heads; ++h) EXPECT_EQ(reference.buckets[h * kTokens + 2], 0) << "a query of zeros";

@@ -322,5 +322,84 @@ TEST(AttentionWindowRule, PrefixCausalLocal_SeesTheSameWithoutWhatFollows) {
   EXPECT_GT(other, 50);
 }
 
+// ---- rfn_attention_describe ----
+
+rfn_attention_options chunked(int32_t kind) {
+  rfn_attention_options o = {};
+  o.struct_size = sizeof(o);
+  o.kind = kind;
+  o.causal = 1;
+  o.chunk_length = 8;
+  o.chunks_before = 1;
+  if (kind != RFN_ATTENTION_LSH) return o;
+  o.shared_qk = 1;
+  o.rounds = 3;
+  o.factor_count = 2;
+  o.factors[0] = 4;
+  o.factors[1] = 6;
+  return o;
+}
+
+rfn_attention_geometry describe(const rfn_attention_options& options, int64_t length) {
+  rfn_attention_geometry geometry = {};
+  geometry.struct_size = sizeof(geometry);
+  EXPECT_TRUE(Ok(rfn_attention_describe(&options, length, &geometry)));
+  return geometry;
+}
+
+TEST(AttentionWindowRule, DescribeLsh_SizesAndCost) {
+  const rfn_attention_geometry g = describe(chunked(RFN_ATTENTION_LSH), 10);
+  EXPECT_EQ(g.prefix_causal, 0);
+  EXPECT_EQ(g.slots, 16);
+  EXPECT_EQ(g.keys, 16);
+  EXPECT_EQ(g.buckets, 24);
+  EXPECT_EQ(g.rotation_columns, 5);
+  EXPECT_EQ(g.bucket_ring, 8);
+  EXPECT_EQ(g.pairs, 3 * 10 * 16);
+  EXPECT_EQ(g.multiply_adds, 2 * 3 * 10 * 16 + 3 * 10 * 5);
+}
+
+TEST(AttentionWindowRule, DescribeStrictLsh_SeesOneSpan) {
+  rfn_attention_options options = chunked(RFN_ATTENTION_LSH);
+  options.window = RFN_WINDOW_STRICT;
+  options.padded_length = 24;
+  const rfn_attention_geometry g = describe(options, 10);
+  EXPECT_EQ(g.prefix_causal, 1);
+  EXPECT_EQ(g.slots, 24);
+  EXPECT_EQ(g.keys, 8);
+  EXPECT_EQ(g.pairs, 3 * 10 * 8);
+}
+
+TEST(AttentionWindowRule, DescribeOtherKinds_HaveNoBuckets) {
+  const rfn_attention_geometry local = describe(chunked(RFN_ATTENTION_LOCAL), 10);
+  EXPECT_EQ(local.pairs, 160);
+  EXPECT_EQ(local.multiply_adds, 320);
+  EXPECT_EQ(local.buckets + local.rotation_columns + local.bucket_ring, 0);
+  rfn_attention_options options = {};
+  options.struct_size = sizeof(options);
+  options.kind = RFN_ATTENTION_FULL;
+  EXPECT_EQ(describe(options, 10).pairs, 100);
+  options.causal = 1;
+  EXPECT_EQ(describe(options, 10).pairs, 55);
+  EXPECT_EQ(describe(options, 10).prefix_causal, 1);
+}
+
+TEST(AttentionWindowRule, DescribeWrongArguments_RefusedAndNothingWritten) {
+  const rfn_attention_options options = chunked(RFN_ATTENTION_LSH);
+  rfn_attention_geometry geometry = {};
+  EXPECT_TRUE(
+      Fails(rfn_attention_describe(&options, 10, &geometry), RFN_INVALID_ARGUMENT, {"geometry", "struct_size"}));
+  geometry.struct_size = sizeof(geometry);
+  geometry.slots = -7;
+  EXPECT_TRUE(Fails(rfn_attention_describe(nullptr, 10, &geometry), RFN_INVALID_ARGUMENT, {"options", "NULL"}));
+  EXPECT_TRUE(Fails(rfn_attention_describe(&options, 10, nullptr), RFN_INVALID_ARGUMENT, {"geometry", "NULL"}));
+  EXPECT_TRUE(Fails(rfn_attention_describe(&options, 0, &geometry), RFN_INVALID_ARGUMENT, {"length"}));
+  EXPECT_TRUE(Fails(rfn_attention_describe(&options, INT64_MAX, &geometry), RFN_INVALID_ARGUMENT, {"length"}));
+  rfn_attention_options wrong = options;
+  wrong.factors[1] = 5;
+  EXPECT_TRUE(Fails(rfn_attention_describe(&wrong, 10, &geometry), RFN_INVALID_ARGUMENT, {"factors"}));
+  EXPECT_EQ(geometry.slots, -7);
+}
+
 }  // namespace
 }  // namespace rfn::test

@@ -18,7 +18,9 @@ TEST(Blas, ManyThreads_SameBits) {
   Tensor<float> x({kRows, kInner}, random.floats(kRows * kInner)),
       weight({kOuter, kInner}, random.floats(kOuter * kInner)), y({kRows, kOuter});
   rfn_linear op = make_op<rfn_linear>();
-  op.x = x, op.weight = weight, op.y = y;
+  op.x = x;
+  op.weight = weight;
+  op.y = y;
   std::vector<float> expected;
   {
     Context context(1);

@@ -59,7 +59,10 @@ class BlockRange : public OpTest {
   static rfn_attention_options attention() {
     rfn_attention_options o = {};
     o.struct_size = sizeof(o);
-    o.kind = RFN_ATTENTION_LOCAL, o.causal = 1, o.chunk_length = 8, o.chunks_before = 1;
+    o.kind = RFN_ATTENTION_LOCAL;
+    o.causal = 1;
+    o.chunk_length = 8;
+    o.chunks_before = 1;
     return o;
   }
 
@@ -83,8 +86,11 @@ class BlockRange : public OpTest {
     op.layer_norm_epsilon = 1e-6f;
     op.feed_forward_dropout = op.attention_output_dropout = dropout;
     op.feed_forward_chunk = chunk;
-    op.residual = RFN_RESIDUAL_EXACT, op.grid_exponent = kExponent;
-    op.stream1 = stream1, op.stream2 = stream2, op.range_report = report;
+    op.residual = RFN_RESIDUAL_EXACT;
+    op.grid_exponent = kExponent;
+    op.stream1 = stream1;
+    op.stream2 = stream2;
+    op.range_report = report;
     op.parameters = parameters.fields;
     EXPECT_TRUE(Ok(forward(stream, op)));
     return report.value();
@@ -153,8 +159,13 @@ TEST_F(BlockRange, WideDecoding_NamesTheColumn) {
     op.heads = static_cast<int32_t>(s.heads);
     op.activation = RFN_ACTIVATION_RELU;
     op.layer_norm_epsilon = 1e-6f;
-    op.residual = RFN_RESIDUAL_EXACT, op.grid_exponent = kExponent;
-    op.stream1 = stream1, op.stream2 = stream2, op.keys = keys, op.values = values, op.range_report = report;
+    op.residual = RFN_RESIDUAL_EXACT;
+    op.grid_exponent = kExponent;
+    op.stream1 = stream1;
+    op.stream2 = stream2;
+    op.keys = keys;
+    op.values = values;
+    op.range_report = report;
     op.parameters = parameters.fields;
     const rfn_status status = forward(stream, op);
     if (on_cpu()) {

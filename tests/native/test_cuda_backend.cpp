@@ -61,55 +61,84 @@ class EveryOp {
   std::vector<Call> calls;
 
   EveryOp() {
-    random_normal_.site = RFN_SITE_DATA, random_normal_.standard_deviation = 1;
+    random_normal_.site = RFN_SITE_DATA;
+    random_normal_.standard_deviation = 1;
     random_normal_.destination = floats({77});
     simple("random_normal", random_normal_, rfn_random_normal_forward);
 
-    embedding_.positions = RFN_POSITIONS_AXIAL, embedding_.axes = 2, embedding_.dropout = 0.1f;
-    embedding_.residual = RFN_RESIDUAL_EXACT, embedding_.grid_exponent = -16;
+    embedding_.positions = RFN_POSITIONS_AXIAL;
+    embedding_.axes = 2;
+    embedding_.dropout = 0.1f;
+    embedding_.residual = RFN_RESIDUAL_EXACT;
+    embedding_.grid_exponent = -16;
     embedding_.ids = integers({2, 9}, 7);
-    embedding_.word = floats({7, 8}), embedding_.grad_word = floats({7, 8});
-    embedding_.position[0] = floats({3, 5}), embedding_.position[1] = floats({3, 3});
-    embedding_.grad_position[0] = floats({3, 5}), embedding_.grad_position[1] = floats({3, 3});
-    embedding_.stream1 = floats({2, 9, 8}), embedding_.stream2 = floats({2, 9, 8});
-    embedding_.grad_stream1 = floats({2, 9, 8}), embedding_.grad_stream2 = floats({2, 9, 8});
+    embedding_.word = floats({7, 8});
+    embedding_.grad_word = floats({7, 8});
+    embedding_.position[0] = floats({3, 5});
+    embedding_.position[1] = floats({3, 3});
+    embedding_.grad_position[0] = floats({3, 5});
+    embedding_.grad_position[1] = floats({3, 3});
+    embedding_.stream1 = floats({2, 9, 8});
+    embedding_.stream2 = floats({2, 9, 8});
+    embedding_.grad_stream1 = floats({2, 9, 8});
+    embedding_.grad_stream2 = floats({2, 9, 8});
     embedding_.range_report = report();
     both("embedding", embedding_, rfn_embedding_workspace, rfn_embedding_forward, rfn_embedding_backward);
 
     layer_norm_.epsilon = 1e-5f;
-    layer_norm_.x = floats({33, 8}), layer_norm_.weight = floats({8}), layer_norm_.bias = floats({8}),
+    layer_norm_.x = floats({33, 8});
+    layer_norm_.weight = floats({8});
+    layer_norm_.bias = floats({8});
     layer_norm_.y = floats({33, 8});
-    layer_norm_.grad_y = floats({33, 8}), layer_norm_.grad_x = floats({33, 8});
-    layer_norm_.grad_weight = floats({8}), layer_norm_.grad_bias = floats({8});
+    layer_norm_.grad_y = floats({33, 8});
+    layer_norm_.grad_x = floats({33, 8});
+    layer_norm_.grad_weight = floats({8});
+    layer_norm_.grad_bias = floats({8});
     both("layer_norm", layer_norm_, rfn_layer_norm_workspace, rfn_layer_norm_forward, rfn_layer_norm_backward);
 
     linear_.activation = RFN_ACTIVATION_GELU_ERF;
-    linear_.x = floats({33, 8}), linear_.weight = floats({12, 8}), linear_.bias = floats({12}),
+    linear_.x = floats({33, 8});
+    linear_.weight = floats({12, 8});
+    linear_.bias = floats({12});
     linear_.y = floats({33, 12});
-    linear_.grad_y = floats({33, 12}), linear_.grad_x = floats({33, 8}), linear_.grad_weight = floats({12, 8}),
+    linear_.grad_y = floats({33, 12});
+    linear_.grad_x = floats({33, 8});
+    linear_.grad_weight = floats({12, 8});
     linear_.grad_bias = floats({12});
     both("linear", linear_, rfn_linear_workspace, rfn_linear_forward, rfn_linear_backward);
 
-    feed_forward_.activation = RFN_ACTIVATION_RELU, feed_forward_.dropout = 0.1f;
-    feed_forward_.x = floats({33, 8}), feed_forward_.y = floats({33, 8}), feed_forward_.grad_y = floats({33, 8}),
+    feed_forward_.activation = RFN_ACTIVATION_RELU;
+    feed_forward_.dropout = 0.1f;
+    feed_forward_.x = floats({33, 8});
+    feed_forward_.y = floats({33, 8});
+    feed_forward_.grad_y = floats({33, 8});
     feed_forward_.grad_x = floats({33, 8});
-    feed_forward_.w1 = floats({16, 8}), feed_forward_.b1 = floats({16}), feed_forward_.w2 = floats({8, 16}),
+    feed_forward_.w1 = floats({16, 8});
+    feed_forward_.b1 = floats({16});
+    feed_forward_.w2 = floats({8, 16});
     feed_forward_.b2 = floats({8});
-    feed_forward_.grad_w1 = floats({16, 8}), feed_forward_.grad_b1 = floats({16});
-    feed_forward_.grad_w2 = floats({8, 16}), feed_forward_.grad_b2 = floats({8});
+    feed_forward_.grad_w1 = floats({16, 8});
+    feed_forward_.grad_b1 = floats({16});
+    feed_forward_.grad_w2 = floats({8, 16});
+    feed_forward_.grad_b2 = floats({8});
     both("feed_forward", feed_forward_, rfn_feed_forward_workspace, rfn_feed_forward_forward,
          rfn_feed_forward_backward);
 
     attention_.options = options();
-    attention_.q = floats({1, 20, 2, 4}), attention_.v = floats({1, 20, 2, 4}),
+    attention_.q = floats({1, 20, 2, 4});
+    attention_.v = floats({1, 20, 2, 4});
     attention_.rotations = floats({2, 4, 2, 4});
-    attention_.out = floats({1, 20, 2, 4}), attention_.log_sum_exp = floats({1, 2, 20}),
+    attention_.out = floats({1, 20, 2, 4});
+    attention_.log_sum_exp = floats({1, 2, 20});
     attention_.buckets = integers({1, 2, 2, 20}, 8);
     attention_.sorted = integers({1, 2, 2, 24}, 24);
-    attention_.round_out = floats({2, 20, 2, 4}), attention_.round_log_sum_exp = floats({2, 1, 2, 20});
-    attention_.grad_out = floats({1, 20, 2, 4}), attention_.grad_q = floats({1, 20, 2, 4}),
+    attention_.round_out = floats({2, 20, 2, 4});
+    attention_.round_log_sum_exp = floats({2, 1, 2, 20});
+    attention_.grad_out = floats({1, 20, 2, 4});
+    attention_.grad_q = floats({1, 20, 2, 4});
     attention_.grad_v = floats({1, 20, 2, 4});
-    attention_.grad_round_out = floats({2, 20, 2, 4}), attention_.grad_round_log_sum_exp = floats({2, 1, 2, 20});
+    attention_.grad_round_out = floats({2, 20, 2, 4});
+    attention_.grad_round_log_sum_exp = floats({2, 1, 2, 20});
     both("attention", attention_, rfn_attention_workspace, rfn_attention_forward, rfn_attention_backward);
     const std::pair<const char*, Stage> stages[] = {{"lsh_hash", rfn_lsh_hash},
                                                     {"lsh_sort", rfn_lsh_sort},
@@ -123,65 +152,112 @@ class EveryOp {
     }
 
     block_.attention = options();
-    block_.heads = 2, block_.activation = RFN_ACTIVATION_RELU, block_.layer_norm_epsilon = 1e-5f;
-    block_.residual = RFN_RESIDUAL_EXACT, block_.grid_exponent = -16;
-    block_.attention_output_dropout = 0.1f, block_.feed_forward_dropout = 0.1f;
-    block_.stream1 = stream1 = floats({1, 20, 8}), block_.stream2 = stream2 = floats({1, 20, 8});
-    block_.grad_stream1 = floats({1, 20, 8}), block_.grad_stream2 = floats({1, 20, 8});
-    block_.rotations = floats({2, 4, 2, 4}), block_.range_report = report();
+    block_.heads = 2;
+    block_.activation = RFN_ACTIVATION_RELU;
+    block_.layer_norm_epsilon = 1e-5f;
+    block_.residual = RFN_RESIDUAL_EXACT;
+    block_.grid_exponent = -16;
+    block_.attention_output_dropout = 0.1f;
+    block_.feed_forward_dropout = 0.1f;
+    block_.stream1 = stream1 = floats({1, 20, 8});
+    block_.stream2 = stream2 = floats({1, 20, 8});
+    block_.grad_stream1 = floats({1, 20, 8});
+    block_.grad_stream2 = floats({1, 20, 8});
+    block_.rotations = floats({2, 4, 2, 4});
+    block_.range_report = report();
     for (rfn_block_parameters* p : {&block_.parameters, &block_.gradients}) {
       *p = make_op<rfn_block_parameters>();
-      p->attention_norm_weight = floats({8}), p->attention_norm_bias = floats({8});
-      p->query = floats({8, 8}), p->value = floats({8, 8}), p->output = floats({8, 8});
-      p->feed_forward_norm_weight = floats({8}), p->feed_forward_norm_bias = floats({8});
-      p->w1 = floats({16, 8}), p->b1 = floats({16}), p->w2 = floats({8, 16}), p->b2 = floats({8});
+      p->attention_norm_weight = floats({8});
+      p->attention_norm_bias = floats({8});
+      p->query = floats({8, 8});
+      p->value = floats({8, 8});
+      p->output = floats({8, 8});
+      p->feed_forward_norm_weight = floats({8});
+      p->feed_forward_norm_bias = floats({8});
+      p->w1 = floats({16, 8});
+      p->b1 = floats({16});
+      p->w2 = floats({8, 16});
+      p->b2 = floats({8});
     }
     first_block_call = calls.size();
     both("reversible_block", block_, rfn_reversible_block_workspace, rfn_reversible_block_forward,
          rfn_reversible_block_backward);
     kept_block_ = block_;
-    kept_block_.kept_stream1 = floats({1, 20, 8}), kept_block_.kept_stream2 = floats({1, 20, 8}),
+    kept_block_.kept_stream1 = floats({1, 20, 8});
+    kept_block_.kept_stream2 = floats({1, 20, 8});
     kept_block_.kept_query = floats({1, 20, 8});
-    kept_block_.kept_value = floats({1, 20, 8}), kept_block_.kept_log_sum_exp = floats({1, 2, 20}),
+    kept_block_.kept_value = floats({1, 20, 8});
+    kept_block_.kept_log_sum_exp = floats({1, 2, 20});
     kept_block_.kept_hidden = floats({20, 16});
-    kept_block_.attention_result = floats({1, 20, 8}), kept_block_.buckets = integers({1, 2, 2, 20}, 8);
+    kept_block_.attention_result = floats({1, 20, 8});
+    kept_block_.buckets = integers({1, 2, 2, 20}, 8);
     both("reversible_block that keeps", kept_block_, rfn_reversible_block_workspace, rfn_reversible_block_forward,
          rfn_reversible_block_backward);
 
-    final_norm_.combine = RFN_COMBINE_CONCATENATE, final_norm_.epsilon = 1e-5f, final_norm_.dropout = 0.1f;
-    final_norm_.stream1 = floats({20, 8}), final_norm_.stream2 = floats({20, 8});
-    final_norm_.weight = floats({16}), final_norm_.bias = floats({16}), final_norm_.y = floats({20, 16}),
+    final_norm_.combine = RFN_COMBINE_CONCATENATE;
+    final_norm_.epsilon = 1e-5f;
+    final_norm_.dropout = 0.1f;
+    final_norm_.stream1 = floats({20, 8});
+    final_norm_.stream2 = floats({20, 8});
+    final_norm_.weight = floats({16});
+    final_norm_.bias = floats({16});
+    final_norm_.y = floats({20, 16});
     final_norm_.grad_y = floats({20, 16});
-    final_norm_.grad_stream1 = floats({20, 8}), final_norm_.grad_stream2 = floats({20, 8});
-    final_norm_.grad_weight = floats({16}), final_norm_.grad_bias = floats({16});
+    final_norm_.grad_stream1 = floats({20, 8});
+    final_norm_.grad_stream2 = floats({20, 8});
+    final_norm_.grad_weight = floats({16});
+    final_norm_.grad_bias = floats({16});
     both("final_norm", final_norm_, rfn_final_norm_workspace, rfn_final_norm_forward, rfn_final_norm_backward);
 
-    head_loss_.ignore_index = -100, head_loss_.loss_scale = 1, head_loss_.chunk = 7;
-    head_loss_.x = floats({20, 16}), head_loss_.weight = floats({9, 16}), head_loss_.bias = floats({9}),
+    head_loss_.ignore_index = -100;
+    head_loss_.loss_scale = 1;
+    head_loss_.chunk = 7;
+    head_loss_.x = floats({20, 16});
+    head_loss_.weight = floats({9, 16});
+    head_loss_.bias = floats({9});
     head_loss_.labels = integers({20}, 9);
-    head_loss_.statistics = statistics_, head_loss_.grad_x = floats({20, 16}), head_loss_.grad_weight = floats({9, 16}),
+    head_loss_.statistics = statistics_;
+    head_loss_.grad_x = floats({20, 16});
+    head_loss_.grad_weight = floats({9, 16});
     head_loss_.grad_bias = floats({9});
     both("head_loss", head_loss_, rfn_head_loss_workspace, rfn_head_loss_forward, rfn_head_loss_backward);
 
     gradients_ = {floats({33}), floats({5, 7})};
-    global_norm_.max_norm = 1, global_norm_.count = 2, global_norm_.gradients = gradients_.data(),
+    global_norm_.max_norm = 1;
+    global_norm_.count = 2;
+    global_norm_.gradients = gradients_.data();
     global_norm_.result = norm_;
     add("global_norm", global_norm_, rfn_global_norm_workspace, rfn_global_norm_forward);
 
-    adamw_.learning_rate = 0.1f, adamw_.beta1 = 0.9f, adamw_.beta2 = 0.99f, adamw_.epsilon = 1e-8f, adamw_.step = 1;
-    adamw_.parameter = floats({33}), adamw_.gradient = floats({33}), adamw_.moment1 = floats({33}),
+    adamw_.learning_rate = 0.1f;
+    adamw_.beta1 = 0.9f;
+    adamw_.beta2 = 0.99f;
+    adamw_.epsilon = 1e-8f;
+    adamw_.step = 1;
+    adamw_.parameter = floats({33});
+    adamw_.gradient = floats({33});
+    adamw_.moment1 = floats({33});
     adamw_.moment2 = floats({33}, 0);
     simple("adamw", adamw_, rfn_adamw_step);
 
-    adafactor_.learning_rate = 0.1f, adafactor_.decay_exponent = 0.8f, adafactor_.clip_threshold = 1,
+    adafactor_.learning_rate = 0.1f;
+    adafactor_.decay_exponent = 0.8f;
+    adafactor_.clip_threshold = 1;
     adafactor_.epsilon1 = 1e-30f;
-    adafactor_.epsilon2 = 1e-3f, adafactor_.scale_parameter = 1, adafactor_.step = 1;
-    adafactor_.parameter = floats({5, 7}), adafactor_.gradient = floats({5, 7}), adafactor_.row = floats({5}, 0),
+    adafactor_.epsilon2 = 1e-3f;
+    adafactor_.scale_parameter = 1;
+    adafactor_.step = 1;
+    adafactor_.parameter = floats({5, 7});
+    adafactor_.gradient = floats({5, 7});
+    adafactor_.row = floats({5}, 0);
     adafactor_.column = floats({7}, 0);
     add("adafactor", adafactor_, rfn_adafactor_workspace, rfn_adafactor_step);
 
-    sample_.temperature = 1, sample_.top_p = 0.9f, sample_.top_k = 5;
-    sample_.logits = floats({6, 30}), sample_.ids = integers({6}, 30);
+    sample_.temperature = 1;
+    sample_.top_p = 0.9f;
+    sample_.top_k = 5;
+    sample_.logits = floats({6, 30});
+    sample_.ids = integers({6}, 30);
     add("sample", sample_, rfn_sample_workspace, rfn_sample_forward);
     keep();
   }
@@ -242,9 +318,17 @@ class EveryOp {
   rfn_range_report* report() { return reports_.emplace_back(); }
   static rfn_attention_options options() {
     auto o = make_op<rfn_attention_options>();
-    o.kind = RFN_ATTENTION_LSH, o.shared_qk = 1, o.causal = 1, o.wrap = 1, o.key_norm = RFN_KEY_NORM_RMS, o.rounds = 2,
+    o.kind = RFN_ATTENTION_LSH;
+    o.shared_qk = 1;
+    o.causal = 1;
+    o.wrap = 1;
+    o.key_norm = RFN_KEY_NORM_RMS;
+    o.rounds = 2;
     o.factor_count = 1;
-    o.factors[0] = 8, o.chunks_before = 1, o.chunk_length = 8, o.dropout = 0.1f,
+    o.factors[0] = 8;
+    o.chunks_before = 1;
+    o.chunk_length = 8;
+    o.dropout = 0.1f;
     o.duplicates = RFN_DUPLICATES_LOG_COUNT;
     return o;
   }
@@ -280,7 +364,10 @@ class EveryOp {
     add(name + " forward", op, RFN_PASS_FORWARD, workspace, forward);
     add(name + " backward", op, RFN_PASS_BACKWARD, workspace, backward);
   }
-  void keep() { kept_floats_ = float_values(), kept_integers_ = integer_values(); }
+  void keep() {
+    kept_floats_ = float_values();
+    kept_integers_ = integer_values();
+  }
 
   Random random_{61};
   std::deque<Tensor<float>> floats_;
@@ -416,7 +503,10 @@ TEST_F(CudaBackend, NoDeviceOrDriver_ZeroDevicesAndAReason) {
   const std::pair<cudaError_t, const char*> reasons[] = {{cudaErrorNoDevice, "sees no GPU"},
                                                          {cudaErrorInsufficientDriver, "no NVIDIA driver"}};
   for (const auto& [error, reason] : reasons) {
-    set([error = error](Settings& s) { s.devices = 0, s.no_device_error = error; });
+    set([error = error](Settings& s) {
+      s.devices = 0;
+      s.no_device_error = error;
+    });
     int32_t count = -1;
     EXPECT_TRUE(Ok(rfn_device_count(RFN_DEVICE_CUDA_ON_HOST, &count)));
     EXPECT_EQ(count, 0);
@@ -481,14 +571,22 @@ TEST_F(CudaBackend, FaultingKernel_LosesTheDevice) {
       ASSERT_TRUE(Ok(rfn_fill_zero(stream, other, 256)));
       ASSERT_TRUE(Ok(rfn_stream_synchronize(stream)));
       auto op = make_op<rfn_adamw>();
-      op.learning_rate = 0.1f, op.beta1 = 0.9f, op.beta2 = 0.99f, op.epsilon = 1e-8f, op.step = 1;
+      op.learning_rate = 0.1f;
+      op.beta1 = 0.9f;
+      op.beta2 = 0.99f;
+      op.epsilon = 1e-8f;
+      op.step = 1;
       rfn_tensor view = shape({8});
       view.bytes = 32;
       char* const at = static_cast<char*>(memory);
-      view.data = at, op.parameter = view;
-      view.data = at + 32, op.moment1 = view;
-      view.data = at + 64, op.moment2 = view;
-      view.data = freed ? other : static_cast<void*>(host.data()), op.gradient = view;
+      view.data = at;
+      op.parameter = view;
+      view.data = at + 32;
+      op.moment1 = view;
+      view.data = at + 64;
+      op.moment2 = view;
+      view.data = freed ? other : static_cast<void*>(host.data());
+      op.gradient = view;
       if (freed) {
         ASSERT_TRUE(Ok(rfn_buffer_free(context, RFN_MEMORY_DEVICE, other)));
       }

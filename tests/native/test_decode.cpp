@@ -41,24 +41,72 @@ std::vector<Case> cases() {
     c.name = std::move(name);
     all.push_back(c);
   };
-  const auto local = [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.shared = 0, c.key_norm = RFN_KEY_NORM_NONE; };
-  const auto full = [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.shared = 0, c.key_norm = RFN_KEY_NORM_NONE; };
+  const auto local = [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.shared = 0;
+    c.key_norm = RFN_KEY_NORM_NONE;
+  };
+  const auto full = [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.shared = 0;
+    c.key_norm = RFN_KEY_NORM_NONE;
+  };
   add("Lsh", [](Case&) {});
   add("LshExact", [](Case& c) { c.residual = RFN_RESIDUAL_EXACT; });
-  add("LshOneRound", [](Case& c) { c.rounds = 1, c.output_bias = true, c.activation = RFN_ACTIVATION_GELU_ERF; });
-  add("LshDuplicates", [](Case& c) { c.rounds = 4, c.duplicates = RFN_DUPLICATES_LOG_COUNT, c.before = 2; });
-  add("LshFactors", [](Case& c) {
-    c.factors = {4, 6}, c.rounds = 3, c.key_norm = RFN_KEY_NORM_L2, c.logit_scale = 1.5f;
+  add("LshOneRound", [](Case& c) {
+    c.rounds = 1;
+    c.output_bias = true;
+    c.activation = RFN_ACTIVATION_GELU_ERF;
   });
-  add("LshNoNorm", [](Case& c) { c.key_norm = RFN_KEY_NORM_NONE, c.factors = {2}, c.wrap = 1; });
+  add("LshDuplicates", [](Case& c) {
+    c.rounds = 4;
+    c.duplicates = RFN_DUPLICATES_LOG_COUNT;
+    c.before = 2;
+  });
+  add("LshFactors", [](Case& c) {
+    c.factors = {4, 6};
+    c.rounds = 3;
+    c.key_norm = RFN_KEY_NORM_L2;
+    c.logit_scale = 1.5f;
+  });
+  add("LshNoNorm", [](Case& c) {
+    c.key_norm = RFN_KEY_NORM_NONE;
+    c.factors = {2};
+    c.wrap = 1;
+  });
   add("LshNoChunksBefore", [](Case& c) { c.before = 0; });
-  add("LshOneRotation", [](Case& c) { c.rotation_sets = 1, c.length = 37, c.batch = 1; });
-  add("LshRotationForEachExample", [](Case& c) { c.rotation_sets = 6, c.heads = 3; });
-  add("LshOddSizes",
-      [](Case& c) { c.width = 13, c.heads = 3, c.head_size = 5, c.hidden = 11, c.chunk = 3, c.length = 29; });
-  add("LshWideHeads", [](Case& c) { c.width = 40, c.heads = 2, c.head_size = 70, c.hidden = 33, c.chunk = 16; });
-  add("LshManyExamples", [](Case& c) { c.batch = 11, c.length = 21; });  // more rows than row_products takes
-  add("LshEight", [](Case& c) { c.batch = 8, c.length = 21; });
+  add("LshOneRotation", [](Case& c) {
+    c.rotation_sets = 1;
+    c.length = 37;
+    c.batch = 1;
+  });
+  add("LshRotationForEachExample", [](Case& c) {
+    c.rotation_sets = 6;
+    c.heads = 3;
+  });
+  add("LshOddSizes", [](Case& c) {
+    c.width = 13;
+    c.heads = 3;
+    c.head_size = 5;
+    c.hidden = 11;
+    c.chunk = 3;
+    c.length = 29;
+  });
+  add("LshWideHeads", [](Case& c) {
+    c.width = 40;
+    c.heads = 2;
+    c.head_size = 70;
+    c.hidden = 33;
+    c.chunk = 16;
+  });
+  add("LshManyExamples", [](Case& c) {
+    c.batch = 11;
+    c.length = 21;
+  });  // more rows than row_products takes
+  add("LshEight", [](Case& c) {
+    c.batch = 8;
+    c.length = 21;
+  });
   add("Local", local);
   add("LocalRing", [&](Case& c) {
     local(c), c.capacity = 16, c.residual = RFN_RESIDUAL_EXACT, c.activation = RFN_ACTIVATION_GELU_TANH;
@@ -134,12 +182,21 @@ struct Problem {
   rfn_attention_options options() const {
     rfn_attention_options o = {};
     o.struct_size = sizeof(o);
-    o.kind = c.kind, o.shared_qk = c.shared, o.causal = 1, o.key_norm = c.key_norm, o.logit_scale = c.logit_scale;
+    o.kind = c.kind;
+    o.shared_qk = c.shared;
+    o.causal = 1;
+    o.key_norm = c.key_norm;
+    o.logit_scale = c.logit_scale;
     if (c.kind == RFN_ATTENTION_FULL) return o;
-    o.wrap = c.wrap, o.repeat_chunks = c.repeat_chunks, o.chunk_length = c.chunk, o.chunks_before = c.before,
+    o.wrap = c.wrap;
+    o.repeat_chunks = c.repeat_chunks;
+    o.chunk_length = c.chunk;
+    o.chunks_before = c.before;
     o.chunks_after = c.after;
     if (c.kind == RFN_ATTENTION_LOCAL) return o;
-    o.window = c.window, o.duplicates = c.duplicates, o.rounds = c.rounds,
+    o.window = c.window;
+    o.duplicates = c.duplicates;
+    o.rounds = c.rounds;
     o.factor_count = static_cast<int32_t>(c.factors.size());
     std::copy(c.factors.begin(), c.factors.end(), o.factors);
     return o;
@@ -184,9 +241,15 @@ struct Whole {
     op.heads = static_cast<int32_t>(p.c.heads);
     op.activation = p.c.activation;
     op.layer_norm_epsilon = 1e-6f;
-    op.residual = p.c.residual, op.grid_exponent = p.c.exponent;
-    op.stream1 = stream1, op.stream2 = stream2, op.range_report = report;
-    if (p.lsh()) op.rotations = *p.rotations, op.buckets = buckets;
+    op.residual = p.c.residual;
+    op.grid_exponent = p.c.exponent;
+    op.stream1 = stream1;
+    op.stream2 = stream2;
+    op.range_report = report;
+    if (p.lsh()) {
+      op.rotations = *p.rotations;
+      op.buckets = buckets;
+    }
     op.parameters = p.parameters();
     EXPECT_TRUE(Ok(forward(stream, op)));
   }
@@ -202,10 +265,15 @@ struct Truth {
     const auto w = [&](int i) { return doubles(p.tensors[i].values()); };
     ReferenceAttention a;
     a.options = p.options();
-    a.batch = p.c.batch, a.length = p.c.length, a.heads = p.c.heads, a.head_size = p.c.head_size;
-    a.rotations = doubles(p.rotations->values()), a.rotation_sets = p.sets;
+    a.batch = p.c.batch;
+    a.length = p.c.length;
+    a.heads = p.c.heads;
+    a.head_size = p.c.head_size;
+    a.rotations = doubles(p.rotations->values());
+    a.rotation_sets = p.sets;
     const Doubles x = normalize(doubles(p.stream2), w(kNormWeight), w(kNormBias));
-    a.q = times(x, w(kQuery), e, p.projected), a.v = times(x, w(kValue), e, p.projected);
+    a.q = times(x, w(kQuery), e, p.projected);
+    a.v = times(x, w(kValue), e, p.projected);
     if (p.c.shared == 0) a.k = times(x, w(kKey), e, p.projected);
     if (p.lsh()) {
       a.hash();
@@ -280,9 +348,17 @@ struct Decoding {
     op.heads = static_cast<int32_t>(p.c.heads);
     op.activation = p.c.activation;
     op.layer_norm_epsilon = 1e-6f;
-    op.residual = p.c.residual, op.grid_exponent = p.c.exponent;
-    op.stream1 = stream1, op.stream2 = stream2, op.keys = keys, op.values = values;
-    if (p.lsh()) op.rotations = *p.rotations, op.rings = rings, op.counts = counts;
+    op.residual = p.c.residual;
+    op.grid_exponent = p.c.exponent;
+    op.stream1 = stream1;
+    op.stream2 = stream2;
+    op.keys = keys;
+    op.values = values;
+    if (p.lsh()) {
+      op.rotations = *p.rotations;
+      op.rings = rings;
+      op.counts = counts;
+    }
     op.range_report = report;
     op.parameters = p.parameters();
   }
@@ -345,7 +421,10 @@ TEST_P(DecodeTest, AnyThreads_SameBits) {
     const Stream queue(other);
     Decoding decoding(p);
     decoding.run(queue, 0, std::min<int64_t>(p.c.length, 18));
-    if (first1.empty()) first1 = decoding.out1, first2 = decoding.out2;
+    if (first1.empty()) {
+      first1 = decoding.out1;
+      first2 = decoding.out2;
+    }
     EXPECT_TRUE(SameBits(decoding.out1, first1)) << threads << " threads";
     EXPECT_TRUE(SameBits(decoding.out2, first2)) << threads << " threads";
   }
@@ -362,7 +441,8 @@ TEST_P(DecodeTest, OneExample_SameBitsAsInABatch) {
   const auto example = [&](const std::vector<float>& all) {
     return std::vector<float>(all.begin(), all.begin() + p.c.length * p.c.width);
   };
-  alone.stream1 = example(p.stream1), alone.stream2 = example(p.stream2);
+  alone.stream1 = example(p.stream1);
+  alone.stream2 = example(p.stream2);
   Decoding decoding(alone);
   decoding.op.parameters = p.parameters();
   if (p.lsh()) decoding.op.rotations = *p.rotations;
@@ -404,7 +484,10 @@ TEST_F(DecodeOp, CacheOfAPrompt_GoesOnAsTheWholePass) {
         part.insert(part.end(), all.begin() + row * prompt + first, all.begin() + row * prompt + first + count);
       }
       const Tensor<int32_t> buckets({p.c.batch, p.c.heads, p.c.rounds, count}, part);
-      op.first = first, op.buckets = buckets, op.rings = filled.rings, op.counts = filled.counts;
+      op.first = first;
+      op.buckets = buckets;
+      op.rings = filled.rings;
+      op.counts = filled.counts;
       ASSERT_TRUE(Ok(forward(stream, op)));
     }
     EXPECT_TRUE(SameBits(filled.counts.values(), stepped.counts.values()));
@@ -424,7 +507,9 @@ TEST_F(DecodeOp, OtherWindows_DecodeAsStrict) {
   Decoding expected(strict);
   expected.run(stream, 0, 40);
   for (const int32_t window : {RFN_WINDOW_SLOTS, RFN_WINDOW_SAME_BUCKET}) {
-    c.window = window, c.wrap = 1, c.after = 0;
+    c.window = window;
+    c.wrap = 1;
+    c.after = 0;
     const Problem p(c, 9);
     Decoding decoding(p);
     decoding.run(stream, 0, 40);
@@ -435,7 +520,8 @@ TEST_F(DecodeOp, OtherWindows_DecodeAsStrict) {
 
 TEST_F(DecodeOp, ValueBeyondTheExactRange_IsReported) {
   Case c = named("LshExact");
-  c.batch = 2, c.length = 2;
+  c.batch = 2;
+  c.length = 2;
   const Problem p(c, 10);
   if (refused_off_the_cpu(stream, p)) return;
   for (const int64_t which : {1, 2}) {
@@ -445,7 +531,8 @@ TEST_F(DecodeOp, ValueBeyondTheExactRange_IsReported) {
     (which == 1 ? rows1 : rows2)[c.width + 3] = 1000;
     decoding.stream1.set(rows1);
     decoding.stream2.set(rows2);
-    decoding.op.position = 1, decoding.op.layer = 4;
+    decoding.op.position = 1;
+    decoding.op.layer = 4;
     ASSERT_TRUE(Ok(forward(stream, decoding.op)));
     EXPECT_EQ(decoding.report.value(), (rfn_range_report{1, 4, which, c.width + 3}));
   }
@@ -482,7 +569,9 @@ TEST_F(DecodeOp, BucketsOrCountsOutOfRange_AreRefused) {
   const std::vector<int32_t> untouched(2 * 4 * 5, 77);
   const Tensor<int32_t> zeros = Tensor<int32_t>::zeros({2, 1, 4}), rings({2, 1, 4, 5}, untouched);
   auto op = make_op<rfn_bucket_rings>();
-  op.buckets = good, op.rings = rings, op.counts = zeros;
+  op.buckets = good;
+  op.rings = rings;
+  op.counts = zeros;
   if (!on_cpu()) {
     EXPECT_TRUE(Fails(forward(stream, op), RFN_UNSUPPORTED, {"bucket_rings", "CUDA backend"}));
     return;
@@ -495,7 +584,8 @@ TEST_F(DecodeOp, BucketsOrCountsOutOfRange_AreRefused) {
   op.buckets = good;
   for (const int32_t wrong : {-1, 3}) {
     const Tensor<int32_t> counts({2, 1, 4}, std::vector<int32_t>{0, 0, wrong, 0, 0, 0, 0, 0});
-    op.first = 2, op.counts = counts;
+    op.first = 2;
+    op.counts = counts;
     EXPECT_TRUE(Fails(forward(stream, op), RFN_INVALID_ARGUMENT, {"bucket_rings: counts", "0 to 2"}));
   }
   EXPECT_EQ(rings.values(), untouched);

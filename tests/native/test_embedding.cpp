@@ -135,13 +135,18 @@ std::vector<Problem> problems() {
     all.push_back(p);
   };
   const auto axial = [](Problem& p, std::vector<std::pair<int64_t, int64_t>> tables) {
-    p.positions = RFN_POSITIONS_AXIAL, p.tables = tables;
+    p.positions = RFN_POSITIONS_AXIAL;
+    p.tables = tables;
   };
   const auto learned = [](Problem& p, int64_t rows) {
-    p.positions = RFN_POSITIONS_LEARNED, p.tables = {{rows, p.width}};
+    p.positions = RFN_POSITIONS_LEARNED;
+    p.tables = {{rows, p.width}};
   };
   add("NoPositions", [](Problem&) {});
-  add("NoPositionsOneStreamDropout", [](Problem& p) { p.two_streams = false, p.dropout = 0.3f; });
+  add("NoPositionsOneStreamDropout", [](Problem& p) {
+    p.two_streams = false;
+    p.dropout = 0.3f;
+  });
   add("OneToken", [&](Problem& p) { p.batch = p.length = p.width = p.vocabulary = 1, learned(p, 1); });
   add("LearnedExactFit", [&](Problem& p) { learned(p, 33); });
   add("LearnedLaterPositionsDropout", [&](Problem& p) { learned(p, 100), p.first_position = 50, p.dropout = 0.1f; });
@@ -220,7 +225,9 @@ TEST_F(EmbeddingOp, ExactResidual_RoundsToTheGrid) {
 TEST_F(EmbeddingOp, IdsInRunsAcrossParts_CloseToFloat64) {
   Random random(111);
   Problem p;
-  p.batch = 1, p.vocabulary = 23, p.dropout = 0.2f;
+  p.batch = 1;
+  p.vocabulary = 23;
+  p.dropout = 0.2f;
   std::vector<int32_t> ids;
   const std::vector<int64_t> runs = {1, 63, 64, 65, 127, 128, 129, 191, 256, 300, 2, 511, 5};
   for (size_t run = 0; run < 2 * runs.size(); ++run) {

@@ -146,8 +146,10 @@ TEST_P(FinalNorm, GradientsOfManyRows_CloseToFloat64) {
         const double dy = p.grad_y[row * p.w + i] * dropout(multipliers, row * p.w + i, p.dropout);
         x[i] = (x[i] - mean) * inverse;
         d[i] = dy * p.weight[i];
-        grad_weight[i] += dy * x[i], grad_bias[i] += dy;
-        sum += d[i] / width, projection += d[i] * x[i] / width;
+        grad_weight[i] += dy * x[i];
+        grad_bias[i] += dy;
+        sum += d[i] / width;
+        projection += d[i] * x[i] / width;
       }
       for (int64_t i = 0; i < p.w; ++i) {
         const double dx = inverse * (d[i] - sum - x[i] * projection);

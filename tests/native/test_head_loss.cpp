@@ -53,7 +53,10 @@ Expected reference(const Problem& p, const Data& d, const Doubles& x, const Doub
     for (int64_t j = 0; j < p.v; ++j) {
       z[j] = p.has_bias ? bias[j] : 0;
       for (int64_t i = 0; i < p.k; ++i) z[j] += x[n * p.k + i] * weight[j * p.k + i];
-      if (z[j] > largest) largest = z[j], first = j;
+      if (z[j] > largest) {
+        largest = z[j];
+        first = j;
+      }
     }
     for (int64_t j = 0; j < p.v; ++j) sum += std::exp(z[j] - largest);
     const double log_sum_exp = largest + std::log(sum);
@@ -145,7 +148,11 @@ TEST(HeadLoss, OddSizes_CloseToFloat64) {
            {1, 1, 2}, {31, 33, 2}, {33, 17, 31}, {300, 5, 257}, {40, 64, 1031}, {5, 9, 5000}}) {
     for (const float smoothing : {0.0f, 0.1f, 1.0f}) {
       Problem p;
-      p.n = n, p.k = k, p.v = v, p.smoothing = smoothing, p.loss_scale = 100;
+      p.n = n;
+      p.k = k;
+      p.v = v;
+      p.smoothing = smoothing;
+      p.loss_scale = 100;
       expect_close(p, 149);
     }
   }
@@ -154,7 +161,11 @@ TEST(HeadLoss, OddSizes_CloseToFloat64) {
 TEST(HeadLoss, ChunksScalesAndAbsentBias_CloseToFloat64) {
   for (const int64_t chunk : {1, 7, 33, 100}) {
     Problem p;
-    p.chunk = chunk, p.has_bias = false, p.loss_scale = 1024, p.normalizer = 7.5, p.smoothing = 0.2f;
+    p.chunk = chunk;
+    p.has_bias = false;
+    p.loss_scale = 1024;
+    p.normalizer = 7.5;
+    p.smoothing = 0.2f;
     expect_close(p, 151);
   }
 }
@@ -164,7 +175,8 @@ TEST(HeadLoss, ChunksScalesAndAbsentBias_CloseToFloat64) {
 TEST(HeadLoss, StatisticsOfSeveralChunks_AreThoseOfAllRows) {
   for (const int64_t chunk : {7, 40, 0}) {
     Problem p;
-    p.n = 131, p.chunk = chunk;
+    p.n = 131;
+    p.chunk = chunk;
     Random random(153);
     Data d = data(random, p);
     int64_t hits = 0;
@@ -187,7 +199,9 @@ TEST(HeadLoss, StatisticsOfSeveralChunks_AreThoseOfAllRows) {
 
 TEST(HeadLoss, SeveralAutomaticChunks_CloseToFloat64) {
   Problem p;
-  p.n = 300, p.k = 3, p.v = 17000;
+  p.n = 300;
+  p.k = 3;
+  p.v = 17000;
   expect_close(p, 157);
 }
 
@@ -207,7 +221,8 @@ TEST(HeadLoss, GradXInPlaceOfX_SameBits) {
 
 TEST(HeadLoss, LargeLogits_CloseToFloat64) {
   Problem p;
-  p.spread = 300, p.loss_scale = 10;
+  p.spread = 300;
+  p.loss_scale = 10;
   expect_close(p, 167);
 }
 
@@ -217,7 +232,11 @@ TEST(HeadLoss, EveryPrecision_CloseToFloat64AndInUse) {
   for (const int32_t precision : precisions()) {
     SCOPED_TRACE(precision_name(precision));
     Problem p;
-    p.k = 64, p.v = 258, p.chunk = 20, p.loss_scale = 100, p.precision = precision;
+    p.k = 64;
+    p.v = 258;
+    p.chunk = 20;
+    p.loss_scale = 100;
+    p.precision = precision;
     Random random(199);
     const Data d = data(random, p);
     const Results results = run(p, d, 2);
@@ -230,7 +249,11 @@ TEST(HeadLoss, EveryPrecision_CloseToFloat64AndInUse) {
 
 TEST(HeadLoss, Gradients_AreFiniteDifferences) {
   Problem p;
-  p.n = 4, p.k = 3, p.v = 5, p.smoothing = 0.1f, p.loss_scale = 3;
+  p.n = 4;
+  p.k = 3;
+  p.v = 5;
+  p.smoothing = 0.1f;
+  p.loss_scale = 3;
   Random random(173);
   const Data d = data(random, p);
   Doubles x = doubles(d.x), weight = doubles(d.weight), bias = doubles(d.bias);
@@ -244,7 +267,9 @@ TEST(HeadLoss, Gradients_AreFiniteDifferences) {
 
 TEST(HeadLoss, EverySchedule_SameBits) {
   Problem p;
-  p.n = 700, p.v = 900, p.k = 33;
+  p.n = 700;
+  p.v = 900;
+  p.k = 33;
   Random random(179);
   const Data d = data(random, p);
   const Results one = run(p, d, 1);

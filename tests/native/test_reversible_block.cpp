@@ -40,21 +40,49 @@ std::vector<Case> cases() {
   add("LshFloat", [](Case&) {});
   add("LshExact", [](Case& c) { c.residual = RFN_RESIDUAL_EXACT; });
   add("LshExactDropout", [](Case& c) {
-    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.2f, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.3f,
+    c.residual = RFN_RESIDUAL_EXACT;
+    c.attention_dropout = 0.2f;
+    c.output_dropout = 0.1f;
+    c.feed_forward_dropout = 0.3f;
     c.masked = true;
   });
-  add("LshHeadByHead", [](Case& c) { c.heads = 3, c.head_group = 1, c.output_bias = true, c.rounds = 1; });
-  add("LocalFloat",
-      [](Case& c) { c.kind = RFN_ATTENTION_LOCAL, c.activation = RFN_ACTIVATION_GELU_ERF, c.output_bias = true; });
+  add("LshHeadByHead", [](Case& c) {
+    c.heads = 3;
+    c.head_group = 1;
+    c.output_bias = true;
+    c.rounds = 1;
+  });
+  add("LocalFloat", [](Case& c) {
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.activation = RFN_ACTIVATION_GELU_ERF;
+    c.output_bias = true;
+  });
   add("LocalExactBothSides", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.causal = 0, c.residual = RFN_RESIDUAL_EXACT, c.masked = true, c.head_group = 1;
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.causal = 0;
+    c.residual = RFN_RESIDUAL_EXACT;
+    c.masked = true;
+    c.head_group = 1;
   });
-  add("FullFloat", [](Case& c) { c.kind = RFN_ATTENTION_FULL, c.activation = RFN_ACTIVATION_SILU, c.length = 70; });
+  add("FullFloat", [](Case& c) {
+    c.kind = RFN_ATTENTION_FULL;
+    c.activation = RFN_ACTIVATION_SILU;
+    c.length = 70;
+  });
   add("ManyRows", [](Case& c) {
-    c.length = 600, c.activation = RFN_ACTIVATION_GELU_TANH, c.residual = RFN_RESIDUAL_EXACT, c.batch = 1;
+    c.length = 600;
+    c.activation = RFN_ACTIVATION_GELU_TANH;
+    c.residual = RFN_RESIDUAL_EXACT;
+    c.batch = 1;
   });
-  add("LengthOne", [](Case& c) { c.length = 1, c.batch = 1; });
-  add("SmallChunks", [](Case& c) { c.chunk = 7, c.length = 33; });
+  add("LengthOne", [](Case& c) {
+    c.length = 1;
+    c.batch = 1;
+  });
+  add("SmallChunks", [](Case& c) {
+    c.chunk = 7;
+    c.length = 33;
+  });
   return all;
 }
 
@@ -124,11 +152,19 @@ struct Problem {
     o.shared_qk = shared ? 1 : 0;
     o.causal = c.causal;
     o.dropout = c.attention_dropout;
-    if (c.kind != RFN_ATTENTION_FULL)
-      o.wrap = 1, o.chunk_length = 8, o.chunks_before = 1, o.chunks_after = c.causal != 0 ? 0 : 1;
-    if (shared)
-      o.key_norm = RFN_KEY_NORM_RMS, o.rounds = c.rounds, o.factor_count = 1, o.factors[0] = 8,
+    if (c.kind != RFN_ATTENTION_FULL) {
+      o.wrap = 1;
+      o.chunk_length = 8;
+      o.chunks_before = 1;
+      o.chunks_after = c.causal != 0 ? 0 : 1;
+    }
+    if (shared) {
+      o.key_norm = RFN_KEY_NORM_RMS;
+      o.rounds = c.rounds;
+      o.factor_count = 1;
+      o.factors[0] = 8;
       o.pad_bucket = c.masked ? 1 : 0;
+    }
     if (c.attention != nullptr) c.attention(o);
     return o;
   }
@@ -154,16 +190,23 @@ struct Bound {
       parameters.emplace_back(p.shapes[i], p.parameters[i]);
       gradients.push_back(Tensor<float>::zeros(p.shapes[i]));
     }
-    op.layer = p.layer, op.seed = p.seed, op.step = p.step;
+    op.layer = p.layer;
+    op.seed = p.seed;
+    op.step = p.step;
     op.attention = p.options();
     op.heads = static_cast<int32_t>(p.c.heads);
     op.activation = p.c.activation;
     op.layer_norm_epsilon = 1e-6f;
     op.attention_output_dropout = p.c.output_dropout;
     op.feed_forward_dropout = p.c.feed_forward_dropout;
-    op.residual = p.c.residual, op.grid_exponent = p.c.exponent;
-    op.head_group = p.c.head_group, op.feed_forward_chunk = p.c.chunk;
-    op.stream1 = stream1, op.stream2 = stream2, op.grad_stream1 = grad1, op.grad_stream2 = grad2;
+    op.residual = p.c.residual;
+    op.grid_exponent = p.c.exponent;
+    op.head_group = p.c.head_group;
+    op.feed_forward_chunk = p.c.chunk;
+    op.stream1 = stream1;
+    op.stream2 = stream2;
+    op.grad_stream1 = grad1;
+    op.grad_stream2 = grad2;
     op.range_report = report;
     if (!p.mask.empty()) op.mask = mask;
     if (p.shared) {
@@ -251,8 +294,10 @@ struct Reference {
       const double inverse = 1 / std::sqrt(variance + 1e-6);
       for (int64_t j = 0; j < e; ++j) {
         const double hat = (x[i * e + j] - mean) * inverse, d = dy[i * e + j] * weight[j];
-        a += d / static_cast<double>(e), b += d * hat / static_cast<double>(e);
-        dweight[j] += dy[i * e + j] * hat, dbias[j] += dy[i * e + j];
+        a += d / static_cast<double>(e);
+        b += d * hat / static_cast<double>(e);
+        dweight[j] += dy[i * e + j] * hat;
+        dbias[j] += dy[i * e + j];
       }
       for (int64_t j = 0; j < e; ++j) {
         const double hat = (x[i * e + j] - mean) * inverse;
@@ -303,8 +348,15 @@ struct Reference {
     const Numbers normal = normalize(x2, w[kNormWeight], w[kNormBias]);
     ReferenceAttention a;
     a.options = p.options();
-    a.batch = p.c.batch, a.length = p.c.length, a.heads = p.c.heads, a.head_size = p.c.head_size;
-    a.seed = p.seed, a.step = p.step, a.layer = p.layer, a.mask = p.mask, a.rotations = widen(p.rotations),
+    a.batch = p.c.batch;
+    a.length = p.c.length;
+    a.heads = p.c.heads;
+    a.head_size = p.c.head_size;
+    a.seed = p.seed;
+    a.step = p.step;
+    a.layer = p.layer;
+    a.mask = p.mask;
+    a.rotations = widen(p.rotations);
     a.rotation_sets = p.c.heads;
     a.q = times(normal, w[kQuery], e, projected);
     if (!p.shared) a.k = times(normal, w[kKey], e, projected);
@@ -328,8 +380,10 @@ struct Reference {
     const Numbers normal1 = normalize(y1, w[kFfNormWeight], w[kFfNormBias]);
     Numbers before = times(normal1, w[kW1], e, f), hidden(before.size());
     const Numbers keep_hidden = multipliers(before.size(), RFN_SITE_FEED_FORWARD_HIDDEN, p.c.feed_forward_dropout);
-    for (size_t i = 0; i < before.size(); ++i)
-      before[i] = (before[i] + w[kB1][i % f]) * keep_hidden[i], hidden[i] = activate(p.c.activation, before[i]);
+    for (size_t i = 0; i < before.size(); ++i) {
+      before[i] = (before[i] + w[kB1][i % f]) * keep_hidden[i];
+      hidden[i] = activate(p.c.activation, before[i]);
+    }
     const Numbers keep_output = multipliers(x1.size(), RFN_SITE_FEED_FORWARD_OUTPUT, p.c.feed_forward_dropout);
     sub = times(hidden, w[kW2], f, e);
     y2 = x2;
@@ -452,8 +506,11 @@ class ReversibleStackTest : public OpTest {
     for (int l = 0; l < depth; ++l) {
       Case c;
       c.kind = l % 3 == 0 ? RFN_ATTENTION_LSH : l % 3 == 1 ? RFN_ATTENTION_LOCAL : RFN_ATTENTION_FULL;
-      c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f,
-      c.feed_forward_dropout = 0.1f, c.length = 51;
+      c.residual = RFN_RESIDUAL_EXACT;
+      c.attention_dropout = 0.1f;
+      c.output_dropout = 0.2f;
+      c.feed_forward_dropout = 0.1f;
+      c.length = 51;
       layers.emplace_back(c, 500 + static_cast<uint64_t>(l));
       layers.back().layer = l;
       bound.push_back(std::make_unique<Bound>(layers.back()));
@@ -463,7 +520,9 @@ class ReversibleStackTest : public OpTest {
                              end_grad1 = first.grad1.values(), end_grad2 = first.grad2.values();
     const auto connect = [&](int l) {
       rfn_reversible_block& op = bound[l]->op;
-      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1,
+      op.stream1 = first.stream1;
+      op.stream2 = first.stream2;
+      op.grad_stream1 = first.grad1;
       op.grad_stream2 = first.grad2;
       op.range_report = first.report;
     };
@@ -557,9 +616,13 @@ struct Kept {
 
   void give(rfn_reversible_block& op, const Problem& p, Level level) const {
     if (level == Level::kNothing) return;
-    op.kept_stream1 = stream1, op.kept_stream2 = stream2;
+    op.kept_stream1 = stream1;
+    op.kept_stream2 = stream2;
     if (level == Level::kStreams) return;
-    op.kept_query = query, op.kept_value = value, op.kept_log_sum_exp = log_sum_exp, op.kept_hidden = hidden,
+    op.kept_query = query;
+    op.kept_value = value;
+    op.kept_log_sum_exp = log_sum_exp;
+    op.kept_hidden = hidden;
     op.attention_result = result;
     if (!p.shared) op.kept_key = key;
     if (p.shared) op.buckets = buckets;
@@ -597,33 +660,61 @@ std::vector<Case> kept_cases() {
   };
   add("SameBucketLogCount", [](Case& c) {
     c.attention = [](rfn_attention_options& o) {
-      o.window = RFN_WINDOW_SAME_BUCKET, o.duplicates = RFN_DUPLICATES_LOG_COUNT;
+      o.window = RFN_WINDOW_SAME_BUCKET;
+      o.duplicates = RFN_DUPLICATES_LOG_COUNT;
     };
   });
   add("Strict", [](Case& c) {
     c.attention_dropout = 0.2f;
-    c.attention = [](rfn_attention_options& o) { o.window = RFN_WINDOW_STRICT, o.wrap = 0; };
+    c.attention = [](rfn_attention_options& o) {
+      o.window = RFN_WINDOW_STRICT;
+      o.wrap = 0;
+    };
   });
   add("BothSidesL2Factors", [](Case& c) {
-    c.causal = 0, c.masked = true;
+    c.causal = 0;
+    c.masked = true;
     c.attention = [](rfn_attention_options& o) {
-      o.key_norm = RFN_KEY_NORM_L2, o.factor_count = 2, o.factors[0] = 4, o.factors[1] = 4, o.repeat_chunks = 1,
+      o.key_norm = RFN_KEY_NORM_L2;
+      o.factor_count = 2;
+      o.factors[0] = 4;
+      o.factors[1] = 4;
+      o.repeat_chunks = 1;
       o.padded_length = 48;
     };
   });
   add("FullBias", [](Case& c) {
-    c.kind = RFN_ATTENTION_FULL, c.output_bias = true, c.output_dropout = 0.1f, c.feed_forward_dropout = 0.2f,
+    c.kind = RFN_ATTENTION_FULL;
+    c.output_bias = true;
+    c.output_dropout = 0.1f;
+    c.feed_forward_dropout = 0.2f;
     c.activation = RFN_ACTIVATION_TANH;
   });
   add("LocalHeadGroups", [](Case& c) {
-    c.kind = RFN_ATTENTION_LOCAL, c.heads = 5, c.head_size = 3, c.head_group = 2, c.chunk = 16,
-    c.attention_dropout = 0.3f, c.hidden = 33;
+    c.kind = RFN_ATTENTION_LOCAL;
+    c.heads = 5;
+    c.head_size = 3;
+    c.head_group = 2;
+    c.chunk = 16;
+    c.attention_dropout = 0.3f;
+    c.hidden = 33;
   });
   add("LshHeadGroups", [](Case& c) {
-    c.heads = 3, c.head_size = 7, c.head_group = 2, c.length = 65, c.hidden = 600, c.width = 17, c.masked = true;
+    c.heads = 3;
+    c.head_size = 7;
+    c.head_group = 2;
+    c.length = 65;
+    c.hidden = 600;
+    c.width = 17;
+    c.masked = true;
   });
   add("ManyRowsDropout", [](Case& c) {
-    c.batch = 1, c.length = 290, c.hidden = 530, c.chunk = 270, c.feed_forward_dropout = 0.1f, c.output_dropout = 0.1f,
+    c.batch = 1;
+    c.length = 290;
+    c.hidden = 530;
+    c.chunk = 270;
+    c.feed_forward_dropout = 0.1f;
+    c.output_dropout = 0.1f;
     c.activation = RFN_ACTIVATION_GELU_ERF;
   });
   return all;
@@ -695,7 +786,10 @@ TEST_P(KeptTest, Activations_SameBitsForEverySchedule) {
       [&](int32_t threads) {
         std::vector<std::vector<uint32_t>> left;
         const auto now = run(p, Level::kActivations, threads, RFN_PRECISION_F32, &left);
-        if (first.empty()) first = now, first_left = left;
+        if (first.empty()) {
+          first = now;
+          first_left = left;
+        }
         for (size_t i = 0; i < now.size(); ++i)
           EXPECT_TRUE(SameBits(now[i], first[i])) << threads << " threads, value " << i;
         EXPECT_EQ(left, first_left) << threads << " threads";
@@ -711,7 +805,9 @@ using KeptTensorTest = OpTest;
 // Each kept tensor by itself changes something: none is computed again in secret.
 TEST_F(KeptTensorTest, EachOne_IsWhatBackwardReads) {
   Case c;
-  c.kind = RFN_ATTENTION_LOCAL, c.residual = RFN_RESIDUAL_EXACT, c.activation = RFN_ACTIVATION_GELU_ERF;
+  c.kind = RFN_ATTENTION_LOCAL;
+  c.residual = RFN_RESIDUAL_EXACT;
+  c.activation = RFN_ACTIVATION_GELU_ERF;
   const Problem p(c, 31);
   const auto gradients = [&](int changed) {
     Bound b(p);
@@ -742,12 +838,16 @@ TEST_F(KeptTensorTest, EachOne_IsWhatBackwardReads) {
 TEST_F(KeptTensorTest, Some_OfAForwardPass_AreThoseOfAll) {
   for (const int32_t kind : {RFN_ATTENTION_LSH, RFN_ATTENTION_LOCAL}) {
     Case c;
-    c.kind = kind, c.residual = RFN_RESIDUAL_EXACT, c.heads = 3, c.head_group = 2;
+    c.kind = kind;
+    c.residual = RFN_RESIDUAL_EXACT;
+    c.heads = 3;
+    c.head_group = 2;
     const Problem p(c, 31);
     Bound all(p), some(p);
     const Kept every(p), few(p);
     every.give(all.op, p, Level::kActivations);
-    some.op.kept_query = few.query, some.op.kept_value = few.value;
+    some.op.kept_query = few.query;
+    some.op.kept_value = few.value;
     if (p.shared) some.op.buckets = few.buckets;
     if (!p.shared) some.op.kept_key = few.key;
     ASSERT_TRUE(Ok(forward(stream, all.op)));
@@ -771,7 +871,10 @@ TEST_F(KeptTensorTest, MixedLevels_OfAStack_GiveTheSameGradients) {
   for (int l = 0; l < kDepth; ++l) {
     Case c;
     c.kind = l % 3 == 0 ? RFN_ATTENTION_LSH : l % 3 == 1 ? RFN_ATTENTION_LOCAL : RFN_ATTENTION_FULL;
-    c.residual = RFN_RESIDUAL_EXACT, c.attention_dropout = 0.1f, c.output_dropout = 0.2f, c.feed_forward_dropout = 0.1f,
+    c.residual = RFN_RESIDUAL_EXACT;
+    c.attention_dropout = 0.1f;
+    c.output_dropout = 0.2f;
+    c.feed_forward_dropout = 0.1f;
     c.length = 51;
     layers.emplace_back(c, 700 + static_cast<uint64_t>(l));
     layers.back().layer = l;
@@ -785,7 +888,9 @@ TEST_F(KeptTensorTest, MixedLevels_OfAStack_GiveTheSameGradients) {
       rfn_reversible_block& op = bound[l]->op;
       kept[l]->give(op, layers[l], level(l));
       const Bound& first = *bound[0];
-      op.stream1 = first.stream1, op.stream2 = first.stream2, op.grad_stream1 = first.grad1,
+      op.stream1 = first.stream1;
+      op.stream2 = first.stream2;
+      op.grad_stream1 = first.grad1;
       op.grad_stream2 = first.grad2;
       op.range_report = first.report;
       EXPECT_TRUE(Ok(forward(stream, op)));

@@ -163,7 +163,9 @@ TEST_F(Validation, Decode_WrongArguments_Refused) {
       check.value("position", [&] { op.position = position; });
     check.value("keys", [&] { op.position = kPosition + 1; });
     const auto local = [&](int32_t before, int64_t chunk) {
-      op.attention.kind = RFN_ATTENTION_LOCAL, op.attention.chunks_before = before, op.attention.chunk_length = chunk;
+      op.attention.kind = RFN_ATTENTION_LOCAL;
+      op.attention.chunks_before = before;
+      op.attention.chunk_length = chunk;
     };
     check.value("keys", [&] { local(1, 501), op.position = 1001; });
     check.value("keys", [&] { local(2, 501), op.position = 1001; });

@@ -76,7 +76,7 @@ internal static class EvaluateCommand
         using var disposable = source as IDisposable;
         using ReformerContext context = CommonOptions.Context(parsed);
         using ReformerModel model = ReformerModel.Load(checkpoint, context, logger: new ErrorLog());
-        if (model.Config.Task != ReformerTask.CausalLanguageModel)
+        if (!model.Config.PredictsNextToken)
         {
             // The labels of text are its own next tokens: another head would be measured by what it sees.
             throw new NotSupportedException(

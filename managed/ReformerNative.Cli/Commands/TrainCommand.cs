@@ -135,7 +135,7 @@ internal static class TrainCommand
         }
 
         ReformerConfig planned = config ?? ReformerConfig.Load(Path.Combine(checkpoint!, CheckpointFiles.Config));
-        if (planned.Task != ReformerTask.CausalLanguageModel)
+        if (!planned.PredictsNextToken)
         {
             // Text has no labels but its own next tokens: another head would learn to copy what it sees.
             throw new UsageException(

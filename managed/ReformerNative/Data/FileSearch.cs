@@ -10,7 +10,7 @@ namespace ReformerNative.Data;
 internal sealed class FileSearch(string pattern)
 {
     /// <summary>A folder with one of these was written by a training run.</summary>
-    private static readonly string[] WrittenByRuns = ["run.json", "model.safetensors"];
+    private static readonly string[] WrittenByRuns = [CheckpointFiles.Run, CheckpointFiles.Weights];
 
     private readonly HashSet<string> _seen = new(StringComparer.Ordinal); // real paths of files and folders
     private readonly List<TextFile> _found = [];

@@ -17,6 +17,7 @@ internal static class NativeConstants
     internal const int RFN_DEVICE_ERROR = 4;
     internal const int RFN_DEVICE_LOST = 5;
     internal const int RFN_INTERNAL = 6;
+    internal const int RFN_BUSY = 7;
     internal const int RFN_DEVICE_CPU = 0;
     internal const int RFN_DEVICE_CUDA = 1;
     internal const int RFN_DEVICE_CUDA_ON_HOST = 2;

@@ -233,6 +233,10 @@ internal static unsafe partial class NativeMethods
         int rule, long length, long chunk_length, long max_positions, int* factors, int* factor_count);
 
     [LibraryImport(NativeLoader.LibraryName)]
+    internal static partial int rfn_attention_describe(
+        in rfn_attention_options options, long length, rfn_attention_geometry* geometry);
+
+    [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_feed_forward_workspace(
         ContextHandle context, in rfn_feed_forward op, int pass, long* bytes);
 

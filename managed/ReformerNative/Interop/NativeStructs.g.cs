@@ -107,10 +107,7 @@ internal unsafe struct rfn_embedding
     internal int residual;
     /// <summary>EXACT, as in rfn_reversible_block</summary>
     internal int grid_exponent;
-    /// <summary>
-    /// I32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and
-    /// gets no gradient
-    /// </summary>
+    /// <summary>I32 [B,T], 0 &lt;= id &lt; V</summary>
     internal rfn_tensor ids;
     /// <summary>F32 [V,E]</summary>
     internal rfn_tensor word;
@@ -282,9 +279,8 @@ internal unsafe struct rfn_attention
     /// </summary>
     internal rfn_tensor buckets;
     /// <summary>
-    /// LSH stages: I32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding. What is no
-    /// permutation of a round's positions is refused on the CPU; on CUDA it leaves the
-    /// results of missing and repeated positions unspecified
+    /// LSH stages: I32 [B,H,R,padded]: position at each slot, a permutation; positions &gt;= T are
+    /// imagined padding
     /// </summary>
     internal rfn_tensor sorted;
     /// <summary>F32 [B,T,H,D]: out of forward, in for backward</summary>
@@ -309,6 +305,29 @@ internal unsafe struct rfn_attention
     internal rfn_tensor grad_round_log_sum_exp;
     /// <summary>heads processed together: trades workspace for speed, 0 = automatic</summary>
     internal long head_group;
+}
+
+/// <summary>What follows from the options of attention for one example of T tokens: sizes, and what it costs.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct rfn_attention_geometry
+{
+    internal uint struct_size;
+    /// <summary>1: a token sees what it would see without the tokens after it</summary>
+    internal int prefix_causal;
+    /// <summary>of one round: T and the padding that is imagined behind it</summary>
+    internal long slots;
+    /// <summary>that a query sees in one round, at most</summary>
+    internal long keys;
+    /// <summary>LSH: that of padding is not counted</summary>
+    internal long buckets;
+    /// <summary>LSH: sum(factors)/2</summary>
+    internal long rotation_columns;
+    /// <summary>LSH: W of a cache's rings</summary>
+    internal long bucket_ring;
+    /// <summary>of query and key that one head looks at; chunks count whole</summary>
+    internal double pairs;
+    /// <summary>of one head's forward pass, for each of its channels: scores, weighted sums, rotations</summary>
+    internal double multiply_adds;
 }
 
 /// <summary>
@@ -550,7 +569,7 @@ internal unsafe struct rfn_reversible_block_decode
     internal rfn_tensor values;
     /// <summary>LSH, as in rfn_attention</summary>
     internal rfn_tensor rotations;
-    /// <summary>LSH: in/out I32 [B*H,R,buckets,W]; one that is not before position is refused on the CPU</summary>
+    /// <summary>LSH: in/out I32 [B*H,R,buckets,W], of positions before this one</summary>
     internal rfn_tensor rings;
     /// <summary>LSH: in/out I32 [B*H,R,buckets], 0 .. position</summary>
     internal rfn_tensor counts;
@@ -571,7 +590,7 @@ internal unsafe struct rfn_bucket_rings
     internal int reserved;
     /// <summary>position of the first token</summary>
     internal long first;
-    /// <summary>I32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU</summary>
+    /// <summary>I32 [B,H,R,T], 0 .. buckets - 1</summary>
     internal rfn_tensor buckets;
     /// <summary>in/out I32 [B*H,R,buckets,W]</summary>
     internal rfn_tensor rings;
@@ -650,10 +669,7 @@ internal unsafe struct rfn_head_loss
     internal rfn_tensor weight;
     /// <summary>F32 [V]; optional</summary>
     internal rfn_tensor bias;
-    /// <summary>
-    /// I32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes
-    /// its row's loss and gradient NaN
-    /// </summary>
+    /// <summary>I32 [N]: ignore_index or 0 .. V-1</summary>
     internal rfn_tensor labels;
     /// <summary>out</summary>
     internal rfn_loss_statistics* statistics;
@@ -775,11 +791,9 @@ internal unsafe struct rfn_sample
     internal int top_k;
     internal ulong seed;
     internal ulong step;
-    /// <summary>F32 [N,V]</summary>
+    /// <summary>F32 [N,V]; finite or -inf, and a row is not all -inf</summary>
     internal rfn_tensor logits;
-    /// <summary>
-    /// out: I32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its id is -1
-    /// </summary>
+    /// <summary>out: I32 [N]</summary>
     internal rfn_tensor ids;
 }
 

@@ -9,11 +9,6 @@ namespace ReformerNative.Model;
 /// </summary>
 public static class AttentionCost
 {
-    /// <summary>
-    /// Multiply-adds for each pair of query and key and each channel of a head: the score and the share of the output.
-    /// </summary>
-    private const double OfPair = 2;
-
     /// <summary>No crossover is looked for beyond this length.</summary>
     private const long LongestLength = 1 << 24;
 
@@ -21,15 +16,7 @@ public static class AttentionCost
     /// <param name="options">What attends to what.</param>
     /// <param name="length">T, tokens of an example.</param>
     /// <returns>T² or T(T+1)/2 (dense), T times the window (local), and that times the rounds (LSH).</returns>
-    public static double Pairs(AttentionOptions options, long length) =>
-        options.Kind switch
-        {
-            AttentionKind.Full => options.Causal ? 0.5 * length * (length + 1) : (double)length * length,
-            AttentionKind.Local => (double)length * Window(options),
-            AttentionKind.Lsh => (double)options.Rounds * length * Window(options),
-            _ => throw new ArgumentException(
-                $"kind: expected {nameof(AttentionKind.Lsh)}, Local or Full, found {options.Kind}", nameof(options)),
-        };
+    public static double Pairs(AttentionOptions options, long length) => options.Geometry(length).Pairs;
 
     /// <summary>
     /// The cost of one head's forward pass over one example, in multiply-adds of a dense product for each channel of
@@ -40,9 +27,7 @@ public static class AttentionCost
     /// <param name="options">What attends to what.</param>
     /// <param name="length">T, tokens of an example.</param>
     /// <returns>The cost.</returns>
-    public static double Forward(AttentionOptions options, long length) => options.Kind == AttentionKind.Lsh
-        ? (OfPair * Pairs(options, length)) + ((double)options.Rounds * length * options.Factors.RotationColumns)
-        : OfPair * Pairs(options, length);
+    public static double Forward(AttentionOptions options, long length) => options.Geometry(length).MultiplyAdds;
 
     /// <summary>
     /// The length from which a configuration's LSH attention costs no more than dense attention: the first such
@@ -85,10 +70,4 @@ public static class AttentionCost
         kind != AttentionKind.Auto ? kind
         : length >= (Crossover(config) ?? long.MaxValue) ? AttentionKind.Lsh
         : AttentionKind.Full;
-
-    /// <summary>Slots that a query sees in one round.</summary>
-    private static double Window(AttentionOptions options) =>
-        options.Kind == AttentionKind.Lsh && options.Window == AttentionWindow.Strict
-            ? (double)options.ChunksBefore * options.ChunkLength
-            : (options.ChunksBefore + 1.0 + options.ChunksAfter) * options.ChunkLength;
 }

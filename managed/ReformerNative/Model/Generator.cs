@@ -9,7 +9,7 @@ namespace ReformerNative.Model;
 public enum CacheUse
 {
     /// <summary>
-    /// Where that changes nothing but the rounding of sums: on the CPU, while all layers are
+    /// Where that changes nothing but the rounding of sums: on a device that has it, while all layers are
     /// <see cref="AttentionOptions.IsPrefixCausal"/>.
     /// </summary>
     Auto,
@@ -91,7 +91,7 @@ public sealed class Generator : IDisposable
     /// <param name="cancellation">Ends the sequence early.</param>
     /// <returns>The new ids, as they are drawn.</returns>
     /// <exception cref="ArgumentException">The prompt is empty or an option is impossible.</exception>
-    /// <exception cref="NotSupportedException">A cache is asked for on a GPU.</exception>
+    /// <exception cref="NotSupportedException">A cache is asked for and the device has none.</exception>
     public IEnumerable<int> Generate(
         IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation = default)
     {
@@ -104,10 +104,10 @@ public sealed class Generator : IDisposable
             ArgumentOutOfRangeException.ThrowIfLessThan(limit, 1, nameof(options));
         }
 
-        if (options.Cache == CacheUse.On && _model.Context.Device.Type != DeviceType.Cpu)
+        if (options.Cache == CacheUse.On && !TokenCache.IsSupportedBy(_model.Context))
         {
             throw new NotSupportedException(
-                $"cache: expected the CPU, which alone has cached generation, found {_model.Context.Device}");
+                $"cache: expected a device with cached generation, found {_model.Context.Device}, which has none");
         }
 
         return prompt.Count > 0
@@ -129,7 +129,7 @@ public sealed class Generator : IDisposable
         int window = (int)Math.Min(_model.Config.PositionLimit ?? int.MaxValue, options.Context ?? int.MaxValue);
         var batch = new TokenBatch(1, 1);
         var run = new RunOptions { Seed = options.Seed, Rounds = options.Rounds };
-        using TokenCache? cache = options.Cache == CacheUse.Off || _model.Context.Device.Type != DeviceType.Cpu
+        using TokenCache? cache = options.Cache == CacheUse.Off || !TokenCache.IsSupportedBy(_model.Context)
             ? null
             : new TokenCache(_model, run, Math.Min(window, (long)prompt.Count + options.Count));
         for (int made = 0; made < options.Count && !cancellation.IsCancellationRequested; made++)

@@ -169,6 +169,10 @@ public sealed record ReformerConfig
     /// <summary>What the head computes (<c>architectures</c>).</summary>
     public ReformerTask Task { get; init; }
 
+    /// <summary>Whether the model's outputs at a token say what the next one is: only such a one learns from plain text
+    /// and continues it.</summary>
+    public bool PredictsNextToken => HeadKind.Of(Task).PredictsNextToken;
+
     /// <summary>
     /// Whether input and output embeddings are one tensor; must be false, their widths differ
     /// (<c>tie_word_embeddings</c>).
@@ -275,7 +279,8 @@ public sealed record ReformerConfig
     /// <param name="name">What error messages call it.</param>
     /// <returns>The configuration; it keeps keys that it does not know and writes them back.</returns>
     /// <exception cref="ReformerFormatException">It is not valid; the message lists every problem.</exception>
-    public static ReformerConfig Parse(string json, string name = "config.json") => ConfigFile.Parse(json, name);
+    public static ReformerConfig Parse(string json, string name = CheckpointFiles.Config) =>
+        ConfigFile.Parse(json, name);
 
     /// <summary>
     /// The configuration as the text of a <c>config.json</c>. What was read and not changed is written as it was.

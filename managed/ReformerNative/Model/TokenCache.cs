@@ -39,6 +39,10 @@ internal sealed class TokenCache : IDisposable
 
     private int Rounds => _options.Rounds ?? _model.Config.NumHashes;
 
+    /// <summary>Whether a device decodes with a cache.</summary>
+    public static bool IsSupportedBy(ReformerContext context) =>
+        context.Supports("rfn_reversible_block_decode_forward");
+
     /// <summary>
     /// Whether a sequence of this length is continued as the whole forward pass would: whether every layer is
     /// <see cref="AttentionOptions.IsPrefixCausal"/>.

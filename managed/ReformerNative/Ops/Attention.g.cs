@@ -70,9 +70,7 @@ public readonly partial struct Attention
     public TensorView Buckets { get; init; }
 
     /// <summary>
-    /// LSH stages: Int32 [B,H,R,padded]: position at each slot; positions &gt;= T are imagined padding. What is no
-    /// permutation of a round's positions is refused on the CPU; on CUDA it leaves the results of missing and repeated
-    /// positions unspecified.
+    /// LSH stages: Int32 [B,H,R,padded]: position at each slot, a permutation; positions &gt;= T are imagined padding.
     /// </summary>
     public TensorView Sorted { get; init; }
 

@@ -136,7 +136,7 @@ public readonly record struct AttentionOptions
             RotationScope.PerHead => heads,
             _ => checked(batch * heads),
         };
-        return new TensorShape(sets, headSize, Rounds, Factors.RotationColumns);
+        return new TensorShape(sets, headSize, Rounds, Geometry(1).RotationColumns);
     }
 
     /// <summary>Shape of the bucket numbers of LSH attention.</summary>
@@ -151,25 +151,39 @@ public readonly record struct AttentionOptions
     /// are added. LSH is so with the strict window alone; local attention unless its chunks form a ring that leads
     /// forwards or meets a chunk twice.
     /// </summary>
-    public bool IsPrefixCausal => Causal && Kind switch
-    {
-        AttentionKind.Lsh => Window == AttentionWindow.Strict,
-        AttentionKind.Local => !Wrap || (ChunksAfter == 0 && (ChunksBefore < 2 || !RepeatChunks)),
-        _ => true,
-    };
+    public bool IsPrefixCausal => Geometry(1).IsPrefixCausal;
 
     /// <summary>Shape of the rings of an LSH cache: the last positions of every bucket.</summary>
     /// <param name="batch">Sequences.</param>
     /// <param name="heads">Heads.</param>
     /// <returns>[batch times heads, rounds, buckets, chunks before times chunk length or 1].</returns>
-    public TensorShape RingsShape(long batch, long heads) =>
-        new(checked(batch * heads), Rounds, Factors.Buckets, Math.Max(1, checked(ChunksBefore * ChunkLength)));
+    public TensorShape RingsShape(long batch, long heads)
+    {
+        AttentionGeometry geometry = Geometry(1);
+        return new TensorShape(checked(batch * heads), Rounds, geometry.Buckets, geometry.BucketRing);
+    }
 
     /// <summary>Shape of the counts of an LSH cache: how many tokens every bucket had.</summary>
     /// <param name="batch">Sequences.</param>
     /// <param name="heads">Heads.</param>
     /// <returns>[batch times heads, rounds, buckets].</returns>
-    public TensorShape CountsShape(long batch, long heads) => new(checked(batch * heads), Rounds, Factors.Buckets);
+    public TensorShape CountsShape(long batch, long heads) =>
+        new(checked(batch * heads), Rounds, Geometry(1).Buckets);
+
+    /// <summary>What follows from the options for one example of a given length.</summary>
+    /// <param name="length">T, tokens of an example.</param>
+    /// <returns>Sizes, and what it costs.</returns>
+    /// <exception cref="ArgumentException">An option is impossible, alone or with this length.</exception>
+    public unsafe AttentionGeometry Geometry(long length)
+    {
+        NativeLoader.EnsureLoaded();
+        rfn_attention_options options = ToNative();
+        var geometry = new rfn_attention_geometry { struct_size = (uint)Unsafe.SizeOf<rfn_attention_geometry>() };
+        NativeError.ThrowIfFailed(NativeMethods.rfn_attention_describe(in options, length, &geometry));
+        return new AttentionGeometry(
+            geometry.prefix_causal != 0, geometry.slots, geometry.keys, geometry.buckets, geometry.rotation_columns,
+            geometry.bucket_ring, geometry.pairs, geometry.multiply_adds);
+    }
 
     internal rfn_attention_options ToNative() => new()
     {

@@ -18,7 +18,7 @@ public readonly partial struct BucketRings
     /// <summary>Position of the first token.</summary>
     public long First { get; init; }
 
-    /// <summary>Int32 [B,H,R,T]; one outside 0 .. buckets - 1 is refused on the CPU.</summary>
+    /// <summary>Int32 [B,H,R,T], 0 .. buckets - 1.</summary>
     public required TensorView Buckets { get; init; }
 
     /// <summary>In/out Int32 [B*H,R,buckets,W].</summary>

@@ -37,10 +37,7 @@ public readonly partial struct Embedding
     /// <summary>EXACT, as in <see cref="ReversibleBlock"/></summary>
     public int GridExponent { get; init; }
 
-    /// <summary>
-    /// Int32 [B,T], 0 &lt;= id &lt; V: another id is refused on the CPU; on CUDA its row becomes NaN and gets no
-    /// gradient.
-    /// </summary>
+    /// <summary>Int32 [B,T], 0 &lt;= id &lt; V.</summary>
     public required TensorView Ids { get; init; }
 
     /// <summary>Float32 [V,E].</summary>

@@ -47,10 +47,7 @@ public readonly partial struct HeadLoss
     /// <summary>Float32 [V]; optional.</summary>
     public TensorView Bias { get; init; }
 
-    /// <summary>
-    /// Int32 [N]: ignore_index or 0 .. V-1; another label is refused on the CPU, on CUDA it makes its row's loss and
-    /// gradient NaN.
-    /// </summary>
+    /// <summary>Int32 [N]: ignore_index or 0 .. V-1.</summary>
     public required TensorView Labels { get; init; }
 
     /// <summary>Out. Float64 [3]: loss, rows, correct.</summary>

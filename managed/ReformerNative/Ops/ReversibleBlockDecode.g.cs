@@ -89,7 +89,7 @@ public readonly partial struct ReversibleBlockDecode
     /// <summary>LSH, as in <see cref="Attention"/></summary>
     public TensorView Rotations { get; init; }
 
-    /// <summary>LSH: in/out Int32 [B*H,R,buckets,W]; one that is not before position is refused on the CPU.</summary>
+    /// <summary>LSH: in/out Int32 [B*H,R,buckets,W], of positions before this one.</summary>
     public TensorView Rings { get; init; }
 
     /// <summary>LSH: in/out Int32 [B*H,R,buckets], 0 .. position.</summary>

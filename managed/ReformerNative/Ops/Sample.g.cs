@@ -30,12 +30,10 @@ public readonly partial struct Sample
     /// <summary>Training step; what a step draws is the same in both passes.</summary>
     public ulong Step { get; init; }
 
-    /// <summary>Float32 [N,V].</summary>
+    /// <summary>Float32 [N,V]; finite or -inf, and a row is not all -inf.</summary>
     public required TensorView Logits { get; init; }
 
-    /// <summary>
-    /// Out: Int32 [N]. A row with NaN or inf, or without a finite logit, is refused on the CPU; on CUDA its id is -1.
-    /// </summary>
+    /// <summary>Out: Int32 [N].</summary>
     public required TensorView Ids { get; init; }
 
     /// <summary>

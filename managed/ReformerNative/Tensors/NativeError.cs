@@ -21,6 +21,7 @@ internal static unsafe class NativeError
         NativeConstants.RFN_INVALID_ARGUMENT => new ArgumentException(message),
         NativeConstants.RFN_UNSUPPORTED => new NotSupportedException(message),
         NativeConstants.RFN_OUT_OF_MEMORY => new InsufficientMemoryException(message),
+        NativeConstants.RFN_BUSY => new InvalidOperationException(message),
         _ => new ReformerNativeException((NativeStatus)status, message),
     };
 

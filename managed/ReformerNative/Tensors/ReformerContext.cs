@@ -89,6 +89,23 @@ public sealed unsafe class ReformerContext : IDisposable
         }
     }
 
+    /// <summary>Whether the device's backend has an op.</summary>
+    /// <param name="function">The native function that runs it, such as
+    /// <c>rfn_reversible_block_decode_forward</c>.</param>
+    /// <returns>Whether it does; an op that it lacks throws <see cref="NotSupportedException"/>.</returns>
+    /// <exception cref="ArgumentException">There is no such function.</exception>
+    public bool Supports(string function)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(function);
+        int supported = 0;
+        fixed (byte* name = System.Text.Encoding.UTF8.GetBytes(function + "\0"))
+        {
+            NativeError.ThrowIfFailed(NativeMethods.rfn_op_supported(Handle, name, &supported));
+        }
+
+        return supported != 0;
+    }
+
     internal ContextHandle Handle
     {
         get

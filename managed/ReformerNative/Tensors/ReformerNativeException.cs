@@ -25,6 +25,9 @@ public enum NativeStatus
     /// <summary>An earlier device error was fatal; the context takes no further work.</summary>
     DeviceLost = NativeConstants.RFN_DEVICE_LOST,
 
+    /// <summary>The context is in another call. Thrown as <see cref="InvalidOperationException"/>.</summary>
+    Busy = NativeConstants.RFN_BUSY,
+
     /// <summary>A bug in the native library.</summary>
     Internal = NativeConstants.RFN_INTERNAL,
 }

@@ -30,7 +30,6 @@ internal static class ShellRun
             RedirectStandardError = true,
         };
         start.Environment["R"] = $"dotnet {Path.Combine(AppContext.BaseDirectory, "reformer.dll")}";
-        start.Environment["OMP_WAIT_POLICY"] = "passive";
         using Process process = Process.Start(start)!;
         Task<string> errors = process.StandardError.ReadToEndAsync();
         Task<string> output = process.StandardOutput.ReadToEndAsync();

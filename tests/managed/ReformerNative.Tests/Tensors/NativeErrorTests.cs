@@ -7,6 +7,7 @@ public sealed class NativeErrorTests
 {
     [TestCase(NativeConstants.RFN_INVALID_ARGUMENT, typeof(ArgumentException))]
     [TestCase(NativeConstants.RFN_UNSUPPORTED, typeof(NotSupportedException))]
+    [TestCase(NativeConstants.RFN_BUSY, typeof(InvalidOperationException))]
     [TestCase(NativeConstants.RFN_OUT_OF_MEMORY, typeof(InsufficientMemoryException))]
     [TestCase(NativeConstants.RFN_DEVICE_ERROR, typeof(ReformerNativeException))]
     [TestCase(NativeConstants.RFN_DEVICE_LOST, typeof(ReformerNativeException))]
