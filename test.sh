@@ -19,7 +19,7 @@ add() { # add PASSED FAILED SKIPPED
   passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
 }
 
-step() { echo "== $*"; }
+step() { echo "== $* (after $((SECONDS / 60)) min $((SECONDS % 60)) s)"; }
 
 skip_reasons() { # of ctest's JUnit file: a line for each, with the number of tests
   awk '/<testcase / { skipped = /status="disabled"/; reason = skipped ? "disabled in this build" : "" }

@@ -28,22 +28,22 @@ internal static class Flops
     /// computed once and differentiated. Without <paramref name="kept"/>, layers keep nothing.
     /// </summary>
     public static double Step(
-        ReformerConfig config, long length, long batch, IReadOnlyList<KeepActivations>? kept = null)
+        ReformerConfig config, int length, long batch, IReadOnlyList<KeepActivations>? kept = null)
     {
         double tokens = (double)length * batch;
         double e = config.HiddenSize;
         double inner = (double)config.NumAttentionHeads * config.AttentionHeadSize;
         double sum = 3 * 2 * tokens * config.FinalWidth * config.VocabSize;
-        foreach (
-            (AttentionKind kind, KeepActivations keep) in config.AttnLayers.Zip(
-                kept ?? new KeepActivations[config.AttnLayers.Count])
-        )
+        var forms = new LayerForms(
+            LayerForms.WithBuckets(config, length), length, config.NumHashes, fullAttention: false);
+        for (int layer = 0; layer < forms.Count; layer++)
         {
+            KeepActivations keep = kept?[layer] ?? default;
             // Queries and keys are one for LSH.
-            int projections = kind is AttentionKind.Lsh or AttentionKind.Auto ? 2 : 3;
+            int projections = config.AttnLayers[layer] is AttentionKind.Lsh or AttentionKind.Auto ? 2 : 3;
             double first = 2 * tokens * e * ((projections * inner) + config.FeedForwardSize);
             double second = 2 * tokens * e * (inner + config.FeedForwardSize);
-            AttentionOptions options = Options(config, AttentionCost.Resolve(config, kind, length));
+            AttentionOptions options = forms.Attention(layer, dropout: false, masked: false);
             double attention = AttentionForward(
                 options, length, batch, config.NumAttentionHeads, config.AttentionHeadSize);
             sum += 3 * (first + second);
@@ -55,15 +55,4 @@ internal static class Flops
 
         return sum;
     }
-
-    private static AttentionOptions Options(ReformerConfig config, AttentionKind kind) =>
-        kind switch
-        {
-            AttentionKind.Lsh => AttentionOptions.Lsh(
-                config.Lsh, config.IsDecoder, config.LshAttnChunkLength, config.NumHashes, default),
-            AttentionKind.Local => AttentionOptions.Local(
-                config.IsDecoder, config.LocalAttnChunkLength, config.LocalNumChunksBefore, config.LocalNumChunksAfter,
-                config.LocalWrap),
-            _ => AttentionOptions.Full(config.IsDecoder),
-        };
 }

@@ -64,7 +64,16 @@ internal sealed class LayerForms
             }
         }
 
-        return length > smallest ? checked((length + common - 1) / common * common) : length;
+        if (length <= smallest)
+        {
+            return length;
+        }
+
+        long last = int.MaxValue / common * common;
+        return length <= last
+            ? (length + common - 1) / common * common
+            : throw new ArgumentException(
+                $"length: expected at most {last}, a multiple of the chunks' lengths, found {length}");
     }
 
     /// <summary>

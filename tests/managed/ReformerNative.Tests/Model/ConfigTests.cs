@@ -305,4 +305,15 @@ public sealed class ConfigTests
         config = fullAttention ? config : config with { LshAttnChunkLength = 16, LocalAttnChunkLength = 96 };
         Assert.That(LayerForms.PaddedLength(config, length, fullAttention), Is.EqualTo(padded));
     }
+
+    [Test]
+    public void PaddedLength_BeyondTheLongest_IsRefusedWithTheLongest()
+    {
+        ReformerConfig config = new() { LshAttnChunkLength = 64, LocalAttnChunkLength = 64 };
+        Assert.That(LayerForms.PaddedLength(config, 2_147_483_584, fullAttention: false), Is.EqualTo(2_147_483_584));
+        Assert.That(
+            () => LayerForms.PaddedLength(config, int.MaxValue, fullAttention: false),
+            Throws.ArgumentException.With.Message.EqualTo(
+                "length: expected at most 2147483584, a multiple of the chunks' lengths, found 2147483647"));
+    }
 }
