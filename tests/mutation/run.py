@@ -267,7 +267,7 @@ def not_for_devices():
 
 def run_native(number, tests, cuda=None, seed=0, aligned=False, limit=900):
     """None, or what noticed."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "RFN_MUTANT": str(number)}
+    environment = {**os.environ, "RFN_MUTANT": str(number)}
     if cuda:
         environment["RFN_TEST_DEVICE"] = "cuda_on_host"
         environment["RFN_CUDA_ON_HOST_PLUGIN"] = str(BINARIES / cuda)
@@ -283,7 +283,7 @@ def run_native(number, tests, cuda=None, seed=0, aligned=False, limit=900):
 
 def run_managed(number, tests, limit=900):
     built = WORK / "managed-tree/artifacts/bin/ReformerNative.Tests/release/ReformerNative.Tests.dll"
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "RFN_MUTANT": str(number)}
+    environment = {**os.environ, "RFN_MUTANT": str(number)}
     run = ["env", "--default-signal=HUP,INT,QUIT", "dotnet", "test", str(built), "--filter", tests]
     return finish([*run, "--", "NUnit.StopOnError=true"], environment, limit, r"^\s*Failed (\S+)")
 

@@ -209,9 +209,8 @@ internal static class TrainCommand
             MaxGradientNorm = parsed.GetValue(Clip),
             FullAttention = parsed.GetValue(Full),
         };
-        options = WithIntervals(parsed, options) with
+        options = WithIntervals(parsed, options, data) with
         {
-            EvaluateEvery = data.HasHeldOut ? parsed.GetValue(EvaluateEvery) ?? defaults.EvaluateEvery : 0,
             CheckpointDirectory = parsed.GetValue(Out), // null: the next free one, once all else is known to be well
         };
         if (options.CheckpointDirectory is { } chosen
@@ -244,7 +243,7 @@ internal static class TrainCommand
             run = run with { Data = run.Data with { Paths = [.. moved.Select(Path.GetFullPath)] } };
         }
 
-        TrainingOptions options = WithIntervals(parsed, run.Options) with
+        TrainingOptions options = WithIntervals(parsed, run.Options, run.Data) with
         {
             Steps = parsed.GetValue(Steps) ?? run.Options.Steps,
             CheckpointDirectory = parsed.GetValue(Out) ?? DirectoryOf(checkpoint),
@@ -260,12 +259,22 @@ internal static class TrainCommand
         return CheckpointStore.List(parent).Any(item => Path.GetFullPath(item.Path) == place) ? parent : checkpoint;
     }
 
-    private static TrainingOptions WithIntervals(ParseResult parsed, TrainingOptions options) => options with
+    private static TrainingOptions WithIntervals(ParseResult parsed, TrainingOptions options, DataDescription data)
     {
-        EvaluateEvery = parsed.GetValue(EvaluateEvery) ?? options.EvaluateEvery,
-        EvaluationBatches = parsed.GetValue(EvaluationBatches) ?? options.EvaluationBatches,
-        CheckpointEvery = parsed.GetValue(CheckpointEvery) ?? options.CheckpointEvery,
-    };
+        long? every = parsed.GetValue(EvaluateEvery);
+        if (every > 0 && !data.HasHeldOut)
+        {
+            throw new UsageException(
+                $"--evaluate-every: expected 0 where no text is held out (--held-out 0), found {every}");
+        }
+
+        return options with
+        {
+            EvaluateEvery = data.HasHeldOut ? every ?? options.EvaluateEvery : 0,
+            EvaluationBatches = parsed.GetValue(EvaluationBatches) ?? options.EvaluationBatches,
+            CheckpointEvery = parsed.GetValue(CheckpointEvery) ?? options.CheckpointEvery,
+        };
+    }
 
     private static TrainingOptions Checked(TrainingOptions options)
     {

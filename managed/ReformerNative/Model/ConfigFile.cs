@@ -19,12 +19,7 @@ internal static class ConfigFile
 
     private static readonly string[] Layers = ["lsh", "local", "full", "auto"];
     private static readonly AttentionKind[] Kinds =
-    [
-        AttentionKind.Lsh,
-        AttentionKind.Local,
-        AttentionKind.Full,
-        AttentionKind.Auto,
-    ];
+        [AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Full, AttentionKind.Auto];
     private static readonly string[] Residuals = ["float", "exact"];
     private static readonly string[] Combines = ["concatenate", "mean"];
     private static readonly string[] Presets = [.. AttentionPreset.All.Select(preset => preset.Name)];
@@ -299,58 +294,4 @@ internal static class ConfigFile
     private sealed record Key(
         string Name, Func<ReformerConfig, JsonNode?> Write, Func<ReformerConfig, ConfigValue, ReformerConfig> Read,
         bool Addition = false, AttentionKind[]? Layers = null);
-
-    private readonly struct ConfigValue(JsonNode? node)
-    {
-        public bool IsNull => node is null;
-
-        public int Int() =>
-            node is JsonValue value && value.GetValueKind() == JsonValueKind.Number && value.TryGetValue(out int number)
-                ? number
-                : throw new ConfigValueException("a 32-bit integer", Found);
-
-        public double Double() =>
-            node is JsonValue value
-            && value.GetValueKind() == JsonValueKind.Number
-            && value.TryGetValue(out double number)
-                ? number
-                : throw new ConfigValueException("a number", Found);
-
-        public bool Bool() => node?.GetValueKind() switch
-        {
-            JsonValueKind.True => true,
-            JsonValueKind.False => false,
-            _ => throw new ConfigValueException("true or false", Found),
-        };
-
-        public string Text() => node?.GetValueKind() == JsonValueKind.String
-            ? node.GetValue<string>()
-            : throw new ConfigValueException("a string", Found);
-
-        public int OneOf(string[] names)
-        {
-            string expected = names.Length == 1 ? names[0] : $"one of {string.Join(", ", names)}";
-            int index =
-                node?.GetValueKind() == JsonValueKind.String
-                    ? System.Array.IndexOf(names, node.GetValue<string>())
-                    : -1;
-            return index >= 0 ? index : throw new ConfigValueException(expected, Found);
-        }
-
-        public IReadOnlyList<T> List<T>(Func<ConfigValue, T> item) => node is JsonArray array
-            ? [.. array.Select(element => item(new ConfigValue(element)))]
-            : throw new ConfigValueException("a list", Found);
-
-        public IReadOnlyList<T> ListOrOne<T>(Func<ConfigValue, T> item) =>
-            node is JsonArray ? List(item) : [item(this)];
-
-        public string Json => node?.ToJsonString() ?? "null";
-
-        private string Found => Json is { Length: > 60 } text ? text[..60] + "..." : Json;
-    }
-
-    [System.Diagnostics.CodeAnalysis.SuppressMessage("Design", "CA1032", Justification = "Never leaves this class.")]
-    [System.Diagnostics.CodeAnalysis.SuppressMessage("Design", "CA1064", Justification = "Never leaves this class.")]
-    private sealed class ConfigValueException(string expected, object found)
-        : Exception(FormattableString.Invariant($"expected {expected}, found {found}"));
 }

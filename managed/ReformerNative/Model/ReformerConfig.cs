@@ -3,21 +3,6 @@ using ReformerNative.Ops;
 
 namespace ReformerNative.Model;
 
-/// <summary>What a model's head computes.</summary>
-public enum ReformerTask
-{
-    /// <summary>
-    /// Next-token language model (<c>ReformerModelWithLMHead</c>); needs <see cref="ReformerConfig.IsDecoder"/>.
-    /// </summary>
-    CausalLanguageModel,
-
-    /// <summary>Language model of masked positions (<c>ReformerForMaskedLM</c>); bidirectional.</summary>
-    MaskedLanguageModel,
-
-    /// <summary>One class per sequence, from its first position (<c>ReformerForSequenceClassification</c>).</summary>
-    SequenceClassification,
-}
-
 /// <summary>
 /// Everything that fixes a model's mathematics. Names, meanings and defaults are those of Hugging Face's Reformer
 /// configuration (a <c>config.json</c> of theirs loads, and saves with all its keys); the properties after
@@ -37,12 +22,8 @@ public sealed record ReformerConfig
     /// </summary>
     public IReadOnlyList<AttentionKind> AttnLayers { get; init; } =
     [
-        AttentionKind.Local,
-        AttentionKind.Lsh,
-        AttentionKind.Local,
-        AttentionKind.Lsh,
-        AttentionKind.Local,
-        AttentionKind.Lsh,
+        AttentionKind.Local, AttentionKind.Lsh, AttentionKind.Local,
+        AttentionKind.Lsh, AttentionKind.Local, AttentionKind.Lsh,
     ];
 
     /// <summary>Standard deviation that axial position tables start with (<c>axial_norm_std</c>).</summary>
@@ -314,23 +295,4 @@ public sealed record ReformerConfig
 
         return product;
     }
-}
-
-/// <summary>
-/// A configuration breaks rules. The message lists each broken rule: the key, what was expected and what was found.
-/// </summary>
-[System.Diagnostics.CodeAnalysis.SuppressMessage(
-    "Design",
-    "CA1032",
-    Justification = "The message is made from the problems."
-)]
-public sealed class ReformerConfigException : Exception
-{
-    /// <summary>Creates the exception.</summary>
-    /// <param name="problems">One sentence for each broken rule.</param>
-    public ReformerConfigException(IReadOnlyList<string> problems)
-        : base(string.Join("; ", problems)) => Problems = problems;
-
-    /// <summary>One sentence for each broken rule.</summary>
-    public IReadOnlyList<string> Problems { get; }
 }

@@ -16,6 +16,7 @@ public sealed class UsageTests
         ["train", "--preset", "huge"],
         ["train", "--task", "duplicate", "--length", "100000"],
         ["train", "--task", "duplicate", "--length", "31"],
+        ["train", "--held-out", "0", "--evaluate-every", "5"],
         ["train", "--lr", "nan"],
         ["train", "--lr", "0,002"],
         ["train", "--lr", "infinity"],
