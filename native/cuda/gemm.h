@@ -8,8 +8,12 @@
 
 namespace rfn::cuda {
 
-// Scratch of every product, in bytes; an op takes it once in its workspace, 256-byte aligned.
-inline constexpr int64_t kGemmWorkspace = int64_t{8} << 20;
+// Scratch of every product, in bytes; an op takes it once in its workspace, 256-byte aligned. Tests fill all of a
+// workspace at every call, so their build has less of it.
+#ifndef RFN_GEMM_WORKSPACE_BYTES
+#define RFN_GEMM_WORKSPACE_BYTES (8 << 20)
+#endif
+inline constexpr int64_t kGemmWorkspace = RFN_GEMM_WORKSPACE_BYTES;
 
 enum class Transpose { kNo, kYes };
 enum class Epilogue { kNone, kBias, kBiasRelu };  // bias[n] is added to every row

@@ -1,6 +1,7 @@
 #include "cuda_on_host/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -18,14 +19,26 @@ namespace rfn::cuda_on_host {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kRemembered = 512;  // freed allocations that stay unreadable
+constexpr size_t kRangeBytes = size_t{1} << 40;  // of addresses; device memory never gets one a second time
+constexpr size_t kRemembered = 512;              // freed allocations that stay unreadable
 constexpr int kFill = 0xff;
 
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 char* padding_end(const Allocation& a) { return a.mapping + a.mapping_bytes - kPage; }
 
+// New zeroed pages, at an address if there is one; nullptr: the host has no more.
+char* map(char* begin, size_t bytes, int protection) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (begin == nullptr ? 0 : MAP_FIXED);
+  void* mapped = mmap(begin, bytes, protection, flags, -1, 0);
+  return mapped == MAP_FAILED ? nullptr : static_cast<char*>(mapped);
+}
+
 bool filled(const char* from, const char* to) {
-  return std::all_of(from, to, [](char byte) { return static_cast<unsigned char>(byte) == kFill; });
+  // Of a thousand allocations after every kernel, so in blocks.
+  static const std::vector<char> fill(kPage, static_cast<char>(kFill));
+  for (; to - from > static_cast<ptrdiff_t>(kPage); from += kPage)
+    if (std::memcmp(from, fill.data(), kPage) != 0) return false;
+  return std::memcmp(from, fill.data(), static_cast<size_t>(to - from)) == 0;
 }
 
 const char* name_of(MemoryKind kind) {
@@ -41,12 +54,10 @@ Memory::~Memory() { free_all(); }
 void* Memory::allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t number) {
   const size_t content = round_up(bytes, alignment), middle = round_up(content, kPage),
                mapping_bytes = middle + 2 * kPage;
-  void* mapped = mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) return nullptr;
-  char* mapping = static_cast<char*>(mapped);
-  mprotect(mapping, kPage, PROT_NONE);
-  mprotect(mapping + kPage + middle, kPage, PROT_NONE);
+  char* mapping = kind == MemoryKind::device ? map_device(mapping_bytes) : map(nullptr, mapping_bytes, PROT_NONE);
+  if (mapping == nullptr || map(mapping + kPage, middle, PROT_READ | PROT_WRITE) == nullptr) return nullptr;
   std::memset(mapping + kPage, kFill, middle);
+  if (kind == MemoryKind::device && !device_accessible_) mprotect(mapping + kPage, middle, PROT_NONE);
   char* begin = mapping + kPage + (middle - content);
   const Allocation allocation{kind, number, begin, bytes, mapping, mapping_bytes, nullptr, 0};
   ASAN_POISON_MEMORY_REGION(mapping + kPage, static_cast<size_t>(begin - mapping) - kPage);
@@ -68,8 +79,10 @@ bool Memory::free(MemoryKind kind, void* begin) {
   live_.erase(found);
   if (kind == MemoryKind::device) device_bytes_ -= allocation.bytes;
   if (allocation.mapping == nullptr) return true;
-  madvise(allocation.mapping + kPage, allocation.mapping_bytes - 2 * kPage, MADV_DONTNEED);
-  mprotect(allocation.mapping, allocation.mapping_bytes, PROT_NONE);
+  if (kind == MemoryKind::device)
+    map_nothing(allocation.mapping, allocation.mapping_bytes);
+  else
+    map(allocation.mapping, allocation.mapping_bytes, PROT_NONE);
   freed_.push_back(allocation);
   if (freed_.size() > kRemembered) {
     unmap(freed_.front());
@@ -81,7 +94,26 @@ bool Memory::free(MemoryKind kind, void* begin) {
 void Memory::unmap(const Allocation& allocation) {
   if (allocation.shadow != nullptr) munmap(allocation.shadow, allocation.shadow_bytes);
   ASAN_UNPOISON_MEMORY_REGION(allocation.mapping, allocation.mapping_bytes);
-  munmap(allocation.mapping, allocation.mapping_bytes);
+  if (allocation.kind != MemoryKind::device) munmap(allocation.mapping, allocation.mapping_bytes);
+}
+
+char* Memory::map_device(size_t bytes) {
+  if (range_ == nullptr) {
+    nothing_ = memfd_create("nothing", MFD_CLOEXEC);
+    void* range = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (nothing_ < 0 || range == MAP_FAILED) return nullptr;
+    range_ = static_cast<char*>(range);
+  }
+  if (bytes > kRangeBytes - range_used_) return nullptr;
+  char* begin = range_ + range_used_;
+  if (!map_nothing(begin, bytes)) return nullptr;
+  range_used_ += bytes;
+  return begin;
+}
+
+bool Memory::map_nothing(char* begin, size_t bytes) {
+  const int protection = device_accessible_ ? PROT_READ | PROT_WRITE : PROT_NONE;
+  return mmap(begin, bytes, protection, MAP_SHARED | MAP_FIXED, nothing_, begin - range_) != MAP_FAILED;
 }
 
 void Memory::free_all() {
@@ -91,6 +123,11 @@ void Memory::free_all() {
   live_.clear();
   freed_.clear();
   device_bytes_ = 0;
+  if (range_ != nullptr) munmap(range_, kRangeBytes);
+  if (nothing_ >= 0) close(nothing_);
+  range_ = nullptr;
+  range_used_ = 0;
+  nothing_ = -1;
 }
 
 const Allocation* Memory::find(const void* address, size_t bytes) const {
@@ -158,11 +195,9 @@ std::string Memory::overrun() const {
 }
 
 void Memory::set_device_accessible(bool accessible) {
-  for (const auto& entry : live_) {
-    const Allocation& a = entry.second;
-    if (a.kind == MemoryKind::device)
-      mprotect(a.mapping + kPage, a.mapping_bytes - 2 * kPage, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
-  }
+  if (accessible == device_accessible_) return;
+  device_accessible_ = accessible;
+  if (range_used_ > 0) mprotect(range_, range_used_, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
 }  // namespace rfn::cuda_on_host

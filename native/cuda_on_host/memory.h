@@ -47,10 +47,20 @@ class Memory {
 
  private:
   void unmap(const Allocation& allocation);
+  char* map_device(size_t bytes);
+  bool map_nothing(char* begin, size_t bytes);
 
   std::map<uintptr_t, Allocation> live_;  // by begin
   std::deque<Allocation> freed_;
   size_t device_bytes_ = 0;
+
+  // Device memory lies in one range of addresses, so that one system call hides or shows all of it; a call for each
+  // allocation took most of the time of tests with a thousand of them. What must never be touched in the range (guard
+  // pages and freed memory) is mapped from an empty file: touching it is a fault, whatever its protection says.
+  char* range_ = nullptr;
+  size_t range_used_ = 0;
+  int nothing_ = -1;  // the empty file
+  bool device_accessible_ = true;
 };
 
 // Of the process's one simulated device; the runtime owns it.

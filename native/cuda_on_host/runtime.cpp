@@ -42,7 +42,9 @@ uint3 block_index(uint64_t block, dim3 grid) {
 
 }  // namespace
 
-Runtime::Runtime() : settings(settings_from_environment()) {}
+Runtime::Runtime() : settings(settings_from_environment()) {
+  memory.set_device_accessible(!settings.hide_device_memory);
+}
 
 Runtime& Runtime::instance() {
   static Runtime runtime;

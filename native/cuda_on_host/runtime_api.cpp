@@ -100,9 +100,7 @@ cudaError_t allocate(Runtime& r, void** pointer, size_t bytes, MemoryKind kind) 
                                                    std::to_string(r.settings.memory_bytes) + " in use");
   }
   *pointer = r.memory.allocate(kind, bytes, r.settings.alignment, r.next_number());
-  if (*pointer == nullptr) return cudaErrorMemoryAllocation;
-  if (device && r.settings.hide_device_memory) r.memory.set_device_accessible(false);
-  return cudaSuccess;
+  return *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 
 cudaError_t release(Runtime& r, void* pointer, MemoryKind kind) {

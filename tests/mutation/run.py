@@ -22,6 +22,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+import random
 import re
 import shutil
 import subprocess
@@ -129,6 +130,12 @@ internal static class Mutant
 
 def first_match(table, name):
     return next(tests for pattern, tests in table if re.search(pattern, name))
+
+
+def native_tests(name):
+    """Those of the table, and the op's own: the tests of rms_norm.cpp are called *RmsNorm*."""
+    own = "".join(word.capitalize() for word in pathlib.PurePath(name).stem.split("_"))
+    return f"{first_match(NATIVE_TESTS, name)}:*{own}*"
 
 
 def is_managed(file):
@@ -309,7 +316,7 @@ def checks(mutation):
     if is_managed(file):
         tests = first_match(MANAGED_TESTS, file)
         return [("managed tests " + tests, lambda n, limit: run_managed(n, tests, limit))]
-    tests = first_match(NATIVE_TESTS, file)
+    tests = native_tests(file)
     if not on_cuda(file):
         steps = [("cpu " + tests, lambda n, limit: run_native(n, tests, limit=limit))]
         if file.startswith("native/core/") and file.endswith(".h"):
@@ -397,6 +404,8 @@ def main():
         todo = [(n, m) for n, m in mine if not has_verdict(m)]
         if not todo:
             continue
+        # What is stopped early has tried something of everything.
+        random.Random(arguments.seed).shuffle(todo)
         # One build for all that are wanted, run before or not, so that going on builds nothing new.
         can = build(kind, mine, log, arguments.jobs)
         todo = [pair for pair in todo if pair in can]

@@ -393,6 +393,23 @@ class EveryOp {
   rfn_sample sample_ = make_op<rfn_sample>();
 };
 
+// What EveryOp leaves out is neither in graphs nor among the failing calls.
+TEST_F(CudaBackend, EveryOp_HasACallOfEachOpOfTheBackend) {
+  const EveryOp ops;
+  const auto has = [&](const std::string& name) {
+    return std::any_of(ops.calls.begin(), ops.calls.end(),
+                       [&](const EveryOp::Call& call) { return call.name == name; });
+  };
+#define RFN_BOTH(name) EXPECT_TRUE(has(#name " forward") && has(#name " backward")) << #name;
+#define RFN_ONE(name, ...) EXPECT_TRUE(has(#name)) << #name;
+  RFN_OPS_WITH_BACKWARD(RFN_BOTH)
+  RFN_OPS_OF_ONE_PASS(RFN_ONE)
+  RFN_OPS_WITHOUT_WORKSPACE(RFN_ONE)
+  RFN_LSH_STAGES(RFN_ONE)
+#undef RFN_BOTH
+#undef RFN_ONE
+}
+
 // A context, a stream and a workspace for the ops.
 struct Lane {
   explicit Lane(const EveryOp& ops) : workspace(ops.workspace_bytes(context), 0) {}

@@ -185,15 +185,18 @@ TEST_F(Validation, Decode_WrongArguments_Refused) {
   }
 }
 
-TEST_F(Validation, BucketRings_WrongArguments_Refused) {
-  OpCall<rfn_bucket_rings> call("bucket_rings", [](rfn_stream* s, const rfn_bucket_rings* op, void*, int64_t) {
-    return rfn_bucket_rings_forward(s, op);
-  });
+void bucket_rings(OpCall<rfn_bucket_rings>& call) {
   rfn_bucket_rings& op = call.op;
   op.first = kPosition;
   call.input("buckets", op.buckets, {kBatch, kHeads, kRounds, 3}, RFN_I32);
   call.output("rings", op.rings, {kBatch * kHeads, kRounds, 8, 5}, RFN_I32);
   call.input("counts", op.counts, {kBatch * kHeads, kRounds, 8}, RFN_I32);  // written too, but poison would be refused
+}
+
+TEST_F(Validation, BucketRings_WrongArguments_Refused) {
+  OpCall<rfn_bucket_rings> call(RFN_NO_WORKSPACE(bucket_rings, forward));
+  bucket_rings(call);
+  rfn_bucket_rings& op = call.op;
   const Checker check(stream, call);
   EXPECT_TRUE(Ok(check.run()));
   check.tensors();

@@ -2,14 +2,16 @@
 
 namespace rfn::test {
 
+void random_normal(OpCall<rfn_random_normal>& call) {
+  call.op.site = RFN_SITE_PARAMETERS;
+  call.op.standard_deviation = 1;
+  call.output("destination", call.op.destination, {3, 5});
+}
+
 TEST_F(Validation, RandomNormal_WrongArguments_Refused) {
-  OpCall<rfn_random_normal> call("random_normal", [](rfn_stream* s, const rfn_random_normal* op, void*, int64_t) {
-    return rfn_random_normal_forward(s, op);
-  });
+  OpCall<rfn_random_normal> call(RFN_NO_WORKSPACE(random_normal, forward));
+  random_normal(call);
   rfn_random_normal& op = call.op;
-  op.site = RFN_SITE_PARAMETERS;
-  op.standard_deviation = 1;
-  call.output("destination", op.destination, {3, 5});
   const Checker check(stream, call);
   check.all();
   check.value("layer", [&] { op.layer = -2; });

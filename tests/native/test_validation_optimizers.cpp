@@ -47,9 +47,7 @@ TEST_F(Validation, GlobalNorm_WrongArguments_Refused) {
   EXPECT_TRUE(Ok(check.run()));
 }
 
-TEST_F(Validation, AdamW_WrongArguments_Refused) {
-  OpCall<rfn_adamw> call("adamw",
-                         [](rfn_stream* s, const rfn_adamw* op, void*, int64_t) { return rfn_adamw_step(s, op); });
+void adamw(OpCall<rfn_adamw>& call) {
   rfn_adamw& op = call.op;
   op.learning_rate = 0.1f;
   op.beta1 = 0.9f;
@@ -61,6 +59,12 @@ TEST_F(Validation, AdamW_WrongArguments_Refused) {
   call.output("moment1", op.moment1, {3, 4});
   call.output("moment2", op.moment2, {3, 4});
   call.result("clip", op.clip, Use::kOptionalInput);
+}
+
+TEST_F(Validation, AdamW_WrongArguments_Refused) {
+  OpCall<rfn_adamw> call(RFN_NO_WORKSPACE(adamw, step));
+  adamw(call);
+  rfn_adamw& op = call.op;
   const Checker check(stream, call);
   check.all();
   for (const float value : {-1.0f, kNaN, kInfinity}) {
@@ -76,26 +80,31 @@ TEST_F(Validation, AdamW_WrongArguments_Refused) {
   check.value("step", [&] { op.step = 0; });
 }
 
+void adafactor(OpCall<rfn_adafactor>& call, bool matrix) {
+  rfn_adafactor& op = call.op;
+  op.learning_rate = 0.1f;
+  op.decay_exponent = 0.8f;
+  op.clip_threshold = 1;
+  op.epsilon1 = 1e-30f;
+  op.epsilon2 = 1e-3f;
+  op.step = 1;
+  const std::vector<int64_t> sizes = matrix ? std::vector<int64_t>{2, 3, 5} : std::vector<int64_t>{7};
+  call.output("parameter", op.parameter, sizes);
+  call.input("gradient", op.gradient, sizes);
+  if (matrix) {
+    call.output("row", op.row, {6});
+    call.output("column", op.column, {5});
+  } else {
+    call.output("moment2", op.moment2, sizes);
+  }
+  call.result("clip", op.clip, Use::kOptionalInput);
+}
+
 TEST_F(Validation, Adafactor_WrongArguments_Refused) {
   for (const bool matrix : {true, false}) {
     OpCall<rfn_adafactor> call(RFN_ONE_PASS(adafactor, step));
+    adafactor(call, matrix);
     rfn_adafactor& op = call.op;
-    op.learning_rate = 0.1f;
-    op.decay_exponent = 0.8f;
-    op.clip_threshold = 1;
-    op.epsilon1 = 1e-30f;
-    op.epsilon2 = 1e-3f;
-    op.step = 1;
-    const std::vector<int64_t> sizes = matrix ? std::vector<int64_t>{2, 3, 5} : std::vector<int64_t>{7};
-    call.output("parameter", op.parameter, sizes);
-    call.input("gradient", op.gradient, sizes);
-    if (matrix) {
-      call.output("row", op.row, {6});
-      call.output("column", op.column, {5});
-    } else {
-      call.output("moment2", op.moment2, sizes);
-    }
-    call.result("clip", op.clip, Use::kOptionalInput);
     const Checker check(stream, call);
     check.all();
     for (const float value : {-1.0f, kNaN, kInfinity}) {
@@ -111,13 +120,18 @@ TEST_F(Validation, Adafactor_WrongArguments_Refused) {
   }
 }
 
-TEST_F(Validation, Sample_WrongArguments_Refused) {
-  OpCall<rfn_sample> call(RFN_ONE_PASS(sample, forward));
+void sample(OpCall<rfn_sample>& call) {
   rfn_sample& op = call.op;
   op.temperature = 1;
   op.top_p = 1;
   call.input("logits", op.logits, {3, 5});
   call.output("ids", op.ids, {3}, RFN_I32);
+}
+
+TEST_F(Validation, Sample_WrongArguments_Refused) {
+  OpCall<rfn_sample> call(RFN_ONE_PASS(sample, forward));
+  sample(call);
+  rfn_sample& op = call.op;
   const Checker check(stream, call);
   check.tensors();
   check.overlaps();

@@ -321,6 +321,8 @@ class Checker {
 
 #define RFN_FORWARD(name) #name, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward
 #define RFN_ONE_PASS(name, pass) #name, rfn_##name##_workspace, rfn_##name##_##pass
+#define RFN_NO_WORKSPACE(name, pass) \
+  #name, [](rfn_stream* s, const rfn_##name* op, void*, int64_t) { return rfn_##name##_##pass(s, op); }
 #define RFN_BACKWARD(name) #name, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward
 
 using Validation = OpTest;
@@ -346,5 +348,10 @@ void block(OpCall<rfn_reversible_block>& call, int32_t residual, Kept kept);
 void decode(OpCall<rfn_reversible_block_decode>& call, int32_t residual);
 void final_norm(OpCall<rfn_final_norm>& call, int32_t combine);
 void head(OpCall<rfn_head_loss>& call);
+void random_normal(OpCall<rfn_random_normal>& call);
+void bucket_rings(OpCall<rfn_bucket_rings>& call);
+void adamw(OpCall<rfn_adamw>& call);
+void adafactor(OpCall<rfn_adafactor>& call, bool matrix);
+void sample(OpCall<rfn_sample>& call);
 
 }  // namespace rfn::test
