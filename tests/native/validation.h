@@ -322,7 +322,7 @@ class Checker {
 #define RFN_FORWARD(name) #name, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward
 #define RFN_ONE_PASS(name, pass) #name, rfn_##name##_workspace, rfn_##name##_##pass
 #define RFN_NO_WORKSPACE(name, pass) \
-  #name, [](rfn_stream* s, const rfn_##name* op, void*, int64_t) { return rfn_##name##_##pass(s, op); }
+#name, [](rfn_stream * s, const rfn_##name* op, void*, int64_t) { return rfn_##name##_##pass(s, op); }
 #define RFN_BACKWARD(name) #name, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward
 
 using Validation = OpTest;
