@@ -81,7 +81,8 @@ EOF
   rm -rf "$results/managed"
   # A shell in the background ignores SIGINT, and so would every process it starts; some tests send it.
   (cd "$root" && env --default-signal=HUP,INT,QUIT dotnet test ReformerNative.sln --configuration Release \
-    -p:RfnNativePreset=cpu --nologo --verbosity quiet --collect "XPlat Code Coverage" \
+    -p:RfnNativePreset=cpu --nologo --verbosity quiet --logger "console;verbosity=normal" \
+    --collect "XPlat Code Coverage" \
     --test-adapter-path "$store/coverlet.collector/$collector/build/netstandard2.0" \
     --results-directory "$results/managed" -- \
     'DataCollectionRunSettings.DataCollectors.DataCollector.Configuration.Include=[reformer]*,[ReformerNative*]*' \

@@ -36,12 +36,18 @@ public static class AttentionCost
     /// chooses them.
     /// </summary>
     /// <param name="config">The configuration; its kinds of layers do not matter.</param>
-    /// <returns>The length; null when LSH costs more at every length up to 2^24.</returns>
+    /// <returns>The length; null when LSH costs more at every length up to 2^24, or cannot be: a strict window needs
+    /// tokens that see the past alone.</returns>
     public static long? Crossover(ReformerConfig config)
     {
         ArgumentNullException.ThrowIfNull(config);
         ArgumentOutOfRangeException.ThrowIfLessThan(config.LshAttnChunkLength, 1, nameof(config));
         AttentionPreset preset = config.Lsh;
+        if (preset.Window == AttentionWindow.Strict && !config.IsDecoder)
+        {
+            return null;
+        }
+
         AttentionOptions dense = AttentionOptions.Full(config.IsDecoder);
         long chunk = config.LshAttnChunkLength;
         for (long length = 2 * chunk; length <= LongestLength; length += 2 * chunk)

@@ -230,8 +230,8 @@ public sealed class ReformerModel : IDisposable
             ModelLog.BucketsChosen(_logger, string.Join(" x ", Config.NumBuckets!), Config.Lsh.Buckets, length);
         }
 
-        AttentionKind form = AttentionCost.Resolve(Config, AttentionKind.Auto, length);
-        if (Config.AttnLayers.Contains(AttentionKind.Auto) && form != _autoForm)
+        if (Config.AttnLayers.Contains(AttentionKind.Auto)
+            && AttentionCost.Resolve(Config, AttentionKind.Auto, length) is var form && form != _autoForm)
         {
             _autoForm = form;
             ModelLog.AutoResolved(_logger, form, length, AttentionCost.Crossover(Config));

@@ -127,6 +127,14 @@ public sealed class AutoAttentionTests
     }
 
     [Test]
+    public void Crossover_OfAStrictWindowWhereTokensSeeBothSides_IsNull()
+    {
+        ReformerConfig config = Auto with { LshWindow = AttentionWindow.Strict, LshWrap = false, IsDecoder = true };
+        Assert.That(AttentionCost.Crossover(config), Is.Not.Null);
+        Assert.That(AttentionCost.Crossover(config with { IsDecoder = false }), Is.Null);
+    }
+
+    [Test]
     public void AutoModel_HasTheBitsOfLshLayers_AttendingInFullBelowTheCrossover(
         [Values] ResidualMode residual, [Values(-3, 0, 5)] int beyond)
     {
