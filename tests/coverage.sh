@@ -47,7 +47,7 @@ native() {
   # A line counts when some object has code for it, and as reached when some object ran it. The plug-in whose races are
   # checked is not run.
   find "$build" -name '*.gcno' ! -path '*races*' -print0 |
-    (cd "$results" && xargs -0 -n 20 gcov --stdout 2>/dev/null) |
+    (cd "$build" && xargs -0 -n 20 gcov --stdout 2>/dev/null) | # sources are named from there
     awk -F: '
       $2 + 0 == 0 && $3 == "Source" {
         file = match($4, /native\/(core|cpu|cuda)\/[^\/]*$/) ? substr($4, RSTART) : ""
