@@ -54,16 +54,21 @@ Memory::~Memory() { free_all(); }
 void* Memory::allocate(MemoryKind kind, size_t bytes, size_t alignment, int64_t number) {
   const size_t content = round_up(bytes, alignment), middle = round_up(content, kPage),
                mapping_bytes = middle + 2 * kPage;
-  char* mapping = kind == MemoryKind::device ? map_device(mapping_bytes) : map(nullptr, mapping_bytes, PROT_NONE);
-  if (mapping == nullptr || map(mapping + kPage, middle, PROT_READ | PROT_WRITE) == nullptr) return nullptr;
+  const bool device = kind == MemoryKind::device;
+  char* mapping = device ? map_device(mapping_bytes) : map(nullptr, mapping_bytes, PROT_NONE);
+  if (mapping == nullptr) return nullptr;
+  if (map(mapping + kPage, middle, PROT_READ | PROT_WRITE) == nullptr) {
+    if (!device) munmap(mapping, mapping_bytes);
+    return nullptr;
+  }
   std::memset(mapping + kPage, kFill, middle);
-  if (kind == MemoryKind::device && !device_accessible_) mprotect(mapping + kPage, middle, PROT_NONE);
+  if (device && !device_accessible_) mprotect(mapping + kPage, middle, PROT_NONE);
   char* begin = mapping + kPage + (middle - content);
   const Allocation allocation{kind, number, begin, bytes, mapping, mapping_bytes, nullptr, 0};
   ASAN_POISON_MEMORY_REGION(mapping + kPage, static_cast<size_t>(begin - mapping) - kPage);
   ASAN_POISON_MEMORY_REGION(begin + bytes, static_cast<size_t>(padding_end(allocation) - begin) - bytes);
   live_.emplace(reinterpret_cast<uintptr_t>(begin), allocation);
-  if (kind == MemoryKind::device) device_bytes_ += bytes;
+  if (device) device_bytes_ += bytes;
   return begin;
 }
 
@@ -99,7 +104,7 @@ void Memory::unmap(const Allocation& allocation) {
 
 char* Memory::map_device(size_t bytes) {
   if (range_ == nullptr) {
-    nothing_ = memfd_create("nothing", MFD_CLOEXEC);
+    if (nothing_ < 0) nothing_ = memfd_create("nothing", MFD_CLOEXEC);
     void* range = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (nothing_ < 0 || range == MAP_FAILED) return nullptr;
     range_ = static_cast<char*>(range);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -398,6 +399,12 @@ TEST(AttentionWindowRule, DescribeWrongArguments_RefusedAndNothingWritten) {
   rfn_attention_options wrong = options;
   wrong.factors[1] = 5;
   EXPECT_TRUE(Fails(rfn_attention_describe(&wrong, 10, &geometry), RFN_INVALID_ARGUMENT, {"factors"}));
+  // Without its right size nothing behind it is read: the guard behind these bytes would say so.
+  const GuardedMemory small(sizeof(uint32_t), 0);
+  const uint32_t size = sizeof(uint32_t);
+  std::memcpy(small.data(), &size, sizeof(size));
+  EXPECT_TRUE(Fails(rfn_attention_describe(static_cast<const rfn_attention_options*>(small.data()), 10, &geometry),
+                    RFN_INVALID_ARGUMENT, {"options", "struct_size", "got 4"}));
   EXPECT_EQ(geometry.slots, -7);
 }
 

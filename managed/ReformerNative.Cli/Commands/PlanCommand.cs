@@ -115,7 +115,7 @@ internal static class PlanCommand
         Console.WriteLine(
             AttentionCost.Crossover(config) is long crossover
                 ? Output.Text($"LSH attention costs no more than dense attention from {crossover} tokens on")
-                : "LSH attention costs more than dense attention at every length"
+                : "there is no length from which LSH attention costs no more than dense attention"
         );
         foreach ((AttentionKind kind, int layer) in config.AttnLayers.Select((kind, layer) => (kind, layer)))
         {

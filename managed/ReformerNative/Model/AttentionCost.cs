@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using ReformerNative.Ops;
 
 namespace ReformerNative.Model;
@@ -11,6 +12,10 @@ public static class AttentionCost
 {
     /// <summary>No crossover is looked for beyond this length.</summary>
     private const long LongestLength = 1 << 24;
+
+    /// <summary>Crossovers that were found: every pass of a model with auto layers asks for it several times, and where
+    /// there is none the search goes through all lengths.</summary>
+    private static readonly ConditionalWeakTable<ReformerConfig, StrongBox<long?>> Known = [];
 
     /// <summary>Pairs of query and key that one head of one example looks at; chunks count whole.</summary>
     /// <param name="options">What attends to what.</param>
@@ -42,6 +47,24 @@ public static class AttentionCost
     {
         ArgumentNullException.ThrowIfNull(config);
         ArgumentOutOfRangeException.ThrowIfLessThan(config.LshAttnChunkLength, 1, nameof(config));
+        return Known.GetValue(config, static config => new StrongBox<long?>(FindCrossover(config))).Value;
+    }
+
+    /// <summary>
+    /// The form that a layer takes at a length: of <see cref="AttentionKind.Auto"/> one of the others, which stay as
+    /// they are.
+    /// </summary>
+    /// <param name="config">The configuration.</param>
+    /// <param name="kind">The layer's kind.</param>
+    /// <param name="length">T, tokens of an example.</param>
+    /// <returns>Lsh, Local or Full. A layer that was Auto has the parameters of Lsh in either form.</returns>
+    public static AttentionKind Resolve(ReformerConfig config, AttentionKind kind, long length) =>
+        kind != AttentionKind.Auto ? kind
+        : length >= (Crossover(config) ?? long.MaxValue) ? AttentionKind.Lsh
+        : AttentionKind.Full;
+
+    private static long? FindCrossover(ReformerConfig config)
+    {
         AttentionPreset preset = config.Lsh;
         if (preset.Window == AttentionWindow.Strict && !config.IsDecoder)
         {
@@ -63,17 +86,4 @@ public static class AttentionCost
 
         return null;
     }
-
-    /// <summary>
-    /// The form that a layer takes at a length: of <see cref="AttentionKind.Auto"/> one of the others, which stay as
-    /// they are.
-    /// </summary>
-    /// <param name="config">The configuration.</param>
-    /// <param name="kind">The layer's kind.</param>
-    /// <param name="length">T, tokens of an example.</param>
-    /// <returns>Lsh, Local or Full. A layer that was Auto has the parameters of Lsh in either form.</returns>
-    public static AttentionKind Resolve(ReformerConfig config, AttentionKind kind, long length) =>
-        kind != AttentionKind.Auto ? kind
-        : length >= (Crossover(config) ?? long.MaxValue) ? AttentionKind.Lsh
-        : AttentionKind.Full;
 }

@@ -151,6 +151,7 @@ public readonly record struct AttentionOptions
     /// are added. LSH is so with the strict window alone; local attention unless its chunks form a ring that leads
     /// forwards or meets a chunk twice.
     /// </summary>
+    /// <exception cref="ArgumentException">An option is impossible.</exception>
     public bool IsPrefixCausal => Geometry(1).IsPrefixCausal;
 
     /// <summary>Shape of the rings of an LSH cache: the last positions of every bucket.</summary>
