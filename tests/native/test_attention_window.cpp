@@ -399,12 +399,13 @@ TEST(AttentionWindowRule, DescribeWrongArguments_RefusedAndNothingWritten) {
   rfn_attention_options wrong = options;
   wrong.factors[1] = 5;
   EXPECT_TRUE(Fails(rfn_attention_describe(&wrong, 10, &geometry), RFN_INVALID_ARGUMENT, {"factors"}));
-  // Without its right size nothing behind it is read: the guard behind these bytes would say so.
+  // Without its right size nothing behind it is read: AddressSanitizer would see it, and the sentence would be that of
+  // the check that reads the rest.
   const GuardedMemory small(sizeof(uint32_t), 0);
   const uint32_t size = sizeof(uint32_t);
   std::memcpy(small.data(), &size, sizeof(size));
   EXPECT_TRUE(Fails(rfn_attention_describe(static_cast<const rfn_attention_options*>(small.data()), 10, &geometry),
-                    RFN_INVALID_ARGUMENT, {"options", "struct_size", "got 4"}));
+                    RFN_INVALID_ARGUMENT, {"rfn_attention_describe: options: struct_size", "got 4"}));
   EXPECT_EQ(geometry.slots, -7);
 }
 
