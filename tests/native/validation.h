@@ -321,8 +321,10 @@ class Checker {
 
 #define RFN_FORWARD(name) #name, RFN_PASS_FORWARD, rfn_##name##_workspace, rfn_##name##_forward
 #define RFN_ONE_PASS(name, pass) #name, rfn_##name##_workspace, rfn_##name##_##pass
+// clang-format off
 #define RFN_NO_WORKSPACE(name, pass) \
-#name, [](rfn_stream * s, const rfn_##name* op, void*, int64_t) { return rfn_##name##_##pass(s, op); }
+  #name, [](rfn_stream* s, const rfn_##name* op, void*, int64_t) { return rfn_##name##_##pass(s, op); }
+// clang-format on
 #define RFN_BACKWARD(name) #name, RFN_PASS_BACKWARD, rfn_##name##_workspace, rfn_##name##_backward
 
 using Validation = OpTest;
