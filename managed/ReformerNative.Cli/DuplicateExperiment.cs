@@ -86,10 +86,9 @@ internal sealed class DuplicateExperiment(
         string checkpoint, EvaluationMode mode, int examples, ReformerContext context, CancellationToken cancellation)
     {
         using ReformerModel model = ReformerModel.Load(checkpoint, context, WithOpenBuckets);
-        int batch = Math.Min(examples, EvaluationBatch);
-        return HeldOut
-            .Measure(model, _task, batch, stages[^1].Length, (examples + batch - 1) / batch, seed, mode, cancellation)
-            .Accuracy;
+        var batch = new TokenBatch(Math.Min(examples, EvaluationBatch), stages[^1].Length);
+        int batches = (examples + batch.BatchSize - 1) / batch.BatchSize;
+        return HeldOutLoss.Measure(model, _task, batch, batches, mode.Options(seed), cancellation).Accuracy;
     }
 
     /// <summary>The number of buckets follows from the length of a stage, so it is chosen anew for each.</summary>

@@ -7,6 +7,9 @@ namespace ReformerNative.Cli;
 /// <param name="Rounds">Hash rounds; null for full attention.</param>
 internal readonly record struct EvaluationMode(int? Rounds)
 {
+    /// <summary>Options of the measurement; the same seed has the batches and rotations of the trainer's own.</summary>
+    public RunOptions Options(ulong seed) => new() { Seed = seed, Rounds = Rounds, FullAttention = Rounds is null };
+
     public string Name => Rounds is int rounds ? Output.Text($"{rounds}") : "full";
 
     public static EvaluationMode Parse(string text) =>
@@ -16,38 +19,9 @@ internal readonly record struct EvaluationMode(int? Rounds)
         : throw new UsageException($"--rounds: expected full or an integer from 1 up, found '{text}'");
 }
 
-/// <summary>
-/// Loss on held-out data, as the trainer measures it: the same batches and rotations for the same seed.
-/// </summary>
+/// <summary>What is held out of the data of a run.</summary>
 internal static class HeldOut
 {
-    public static LossResult Measure(
-        ReformerModel model, IBatchSource source, int batchSize, int length, int batches, ulong seed,
-        EvaluationMode mode, CancellationToken cancellation)
-    {
-        var batch = new TokenBatch(batchSize, length);
-        LossResult sum = default;
-        for (int i = 0; i < batches; i++)
-        {
-            cancellation.ThrowIfCancellationRequested();
-            source.Fill(batch, DataSplit.HeldOut, seed, i);
-            sum = sum.Add(
-                model.Evaluate(
-                    batch,
-                    new RunOptions
-                    {
-                        Seed = seed,
-                        Step = (ulong)i,
-                        Rounds = mode.Rounds,
-                        FullAttention = mode.Rounds is null,
-                    }
-                )
-            );
-        }
-
-        return sum;
-    }
-
     /// <summary>What a run will read must be there before its first step, and that includes what is held out.</summary>
     public static void RequireBatches(IBatchSource source, RunDescription run)
     {

@@ -234,7 +234,7 @@ def build(kind, numbered, log, jobs):
         if made.returncode != 0:
             sys.exit(made.stdout)
         make = ["cmake", "--build", str(BINARIES), "--parallel", str(jobs), "--target", "reformer_native_tests"]
-        make += ["--", "-k", "0"]
+        make += ["cuda_gemm_tests", "--", "-k", "0"]
     else:
         place(tree / "managed/ReformerNative/Mutant.cs", CSHARP_SWITCH.encode())
         make = ["dotnet", "build", str(tree / "tests/managed/ReformerNative.Tests"), "-c", "Release", "--nologo"]
@@ -290,6 +290,13 @@ def run_native(number, tests, cuda=None, seed=0, aligned=False, limit=900):
     return finish(run, environment, limit, r"\[  FAILED  \] ([\w/.]+)")
 
 
+def run_products(number, limit=900):
+    """The tests of products over the layer's cuBLASLt, which call gemm.cpp itself."""
+    program = str(BINARIES / "tests/native/cuda_on_host/cuda_gemm_tests")
+    run = [program, "--gtest_fail_fast", "--gtest_brief=1"]
+    return finish(run, {**os.environ, "RFN_MUTANT": str(number)}, limit, r"\[  FAILED  \] ([\w/.]+)")
+
+
 def run_managed(number, tests, limit=900):
     built = WORK / "managed-tree/artifacts/bin/ReformerNative.Tests/release/ReformerNative.Tests.dll"
     environment = {**os.environ, "RFN_MUTANT": str(number)}
@@ -331,6 +338,8 @@ def checks(mutation):
     steps.append(("cuda " + tests, lambda n, limit: run_native(n, tests, PLAIN, limit=limit)))
     aligned = lambda n, limit: run_native(n, tests, PLAIN, aligned=True, limit=limit)
     steps.append(("cuda, aligned tensors " + tests, aligned))
+    if "cuda/gemm" in file:
+        steps.append(("products", lambda n, limit: run_products(n, limit=limit)))
     for seed in (1, 3, 4, 5, 7) if mutation.kind in SCHEDULED else ():
         scheduled = lambda n, limit, seed=seed: run_native(n, tests, PLAIN, seed=seed, limit=limit)
         steps.append((f"cuda, schedule {seed} {tests}", scheduled))

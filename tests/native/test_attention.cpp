@@ -856,6 +856,38 @@ TEST_F(AttentionOpTest, SlotsThatAreNoPermutation_RefusedOrHarmless) {
   }
 }
 
+// Nobody chose how many heads go at a time: as many as divide them and keep what each needs, 44 MiB here (four rounds
+// of a million tokens sorted and their places, three rows of floats), below 256 MiB in all. Only shapes are asked
+// about.
+TEST_F(AttentionOpTest, AutomaticHeadGroup_KeepsWithinItsMemory) {
+  constexpr int64_t kLength = int64_t{1} << 20;
+  Case c;
+  c.length = 64;
+  c.heads = 8;
+  c.rounds = 4;
+  const Problem p(c, 31);
+  Bound b(p);
+  int64_t place = int64_t{1} << 40;
+  for (rfn_tensor* const tensor : {&b.op.q, &b.op.v, &b.op.out}) {
+    tensor->shape[1] = kLength;
+    tensor->data = reinterpret_cast<void*>(place += int64_t{1} << 40);
+  }
+  b.op.log_sum_exp.shape[2] = kLength;
+  b.op.log_sum_exp.data = reinterpret_cast<void*>(place += int64_t{1} << 40);
+  const auto workspace = [&](int64_t group) {
+    b.op.head_group = group;
+    int64_t bytes = 0;
+    EXPECT_TRUE(Ok(rfn_attention_workspace(context, &b.op, RFN_PASS_FORWARD, &bytes)));
+    return bytes;
+  };
+  if (on_cpu()) {
+    EXPECT_EQ(workspace(0), workspace(4));
+    EXPECT_LT(workspace(4), workspace(8));
+  } else {  // a device takes all heads at once, whatever is asked for
+    EXPECT_EQ(workspace(0), workspace(8));
+  }
+}
+
 // Imagined padding takes neither memory nor time: with as much of it as is allowed a call asks for the same workspace
 // and gives the same bits as with a little, at once.
 TEST_F(AttentionOpTest, ImaginedPadding_CostsNothing) {

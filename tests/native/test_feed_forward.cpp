@@ -199,6 +199,28 @@ TEST(FeedForward, Gradients_AreFiniteDifferences) {
                 numeric_gradient(w2, loss), numeric_gradient(b2, loss)});
 }
 
+// Items that take long enough for two threads to be in them at once: each has scratch of its own.
+TEST(FeedForwardChunk, ThreadsAtOnce_SameBits) {
+  Random random(98);
+  constexpr int64_t kRows = 2048, kWidth = 16, kHidden = 512;
+  const Problem p = problem(random, kRows, kWidth, kHidden, RFN_ACTIVATION_GELU_TANH, 0.0f);
+  FeedForward op{};
+  op.width = kWidth;
+  op.hidden = kHidden;
+  op.activation = p.activation;
+  op.w1 = p.w1.data();
+  op.b1 = p.b1.data();
+  op.w2 = p.w2.data();
+  op.b2 = p.b2.data();
+  const auto run_on = [&](int32_t threads) {
+    std::vector<float> scratch(cpu::feed_forward_forward_scratch(op, threads, kRows)), y(kRows * kWidth);
+    cpu::feed_forward_chunk_forward(threads, op, 0, kRows, p.x.data(), scratch.data(), nullptr, y.data());
+    return y;
+  };
+  const std::vector<float> one = run_on(1);
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(SameBits(run_on(2), one));
+}
+
 // What exact residuals rest on: the backward pass recomputes y to the bit, whatever the threads.
 TEST(FeedForwardChunk, Backward_RecomputesTheBitsOfForward) {
   Random random(103);

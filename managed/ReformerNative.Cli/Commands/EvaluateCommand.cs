@@ -83,10 +83,12 @@ internal static class EvaluateCommand
                 $"{checkpoint}: expected a causal language model, found one for {model.Config.Task}");
         }
 
+        var heldOut = new TokenBatch(batch, length);
         using var interruption = new Interruption();
         foreach (EvaluationMode mode in modes ?? [new EvaluationMode(model.Config.NumHashes)])
         {
-            LossResult loss = HeldOut.Measure(model, source, batch, length, batches, seed, mode, interruption.Token);
+            LossResult loss = HeldOutLoss.Measure(
+                model, source, heldOut, batches, mode.Options(seed), interruption.Token);
             if (parsed.GetValue(CommonOptions.Json))
             {
                 Output.Json(new JsonObject

@@ -4,7 +4,6 @@ using Microsoft.Extensions.Logging.Abstractions;
 using ReformerNative.Checkpoints;
 using ReformerNative.Data;
 using ReformerNative.Model;
-using ReformerNative.Tensors;
 
 namespace ReformerNative.Training;
 
@@ -19,9 +18,8 @@ public sealed class Trainer : IDisposable
     private readonly ILogger _logger;
     private readonly Optimizer _optimizer;
     private readonly TokenBatch _batch;
-    private readonly RunDirectory? _run; // the right to write to the checkpoint directory
+    private readonly RunCheckpoints _checkpoints;
     private long _tokens;
-    private long _lastSave; // step of the last attempt to save; there is nothing new to save at it
     private bool _updating; // parameters may be half those of one step, half those of the next
 
     /// <summary>Prepares a run from its first step.</summary>
@@ -56,15 +54,15 @@ public sealed class Trainer : IDisposable
         RunChecks.RequireData(source, model.Config, options, _batch);
         model.ResolveBuckets(options.Length);
         Kept = options.MemoryBudget is null ? null : MemoryPlan.ForTraining(model.Config, model.Context, options).Kept;
-        _run = options.CheckpointDirectory is { } directory ? RunDirectory.Claim(directory) : null;
+        _checkpoints = new RunCheckpoints(options, _logger);
         try
         {
-            RunChecks.RequireNewest(_run?.Path, resumed?.Step);
+            RunChecks.RequireNewest(options.CheckpointDirectory, resumed?.Step);
             _optimizer = new Optimizer(model, options);
         }
         catch
         {
-            _run?.Dispose();
+            _checkpoints.Dispose();
             throw;
         }
     }
@@ -82,7 +80,7 @@ public sealed class Trainer : IDisposable
     public long Step { get; private set; }
 
     /// <summary>The newest checkpoint that this trainer wrote or began with; null when there is none.</summary>
-    public string? LastCheckpoint { get; private set; }
+    public string? LastCheckpoint => _checkpoints.Last;
 
     /// <summary>
     /// Goes on with a run. The model must be the checkpoint's, loaded with <see cref="ReformerModel.Load"/>.
@@ -115,8 +113,7 @@ public sealed class Trainer : IDisposable
         {
             trainer._optimizer.Load(Path.Combine(checkpoint, CheckpointFiles.Optimizer));
             trainer.Step = state.Step;
-            trainer._lastSave = state.Step;
-            trainer.LastCheckpoint = checkpoint;
+            trainer._checkpoints.Continue(state.Step, checkpoint);
             trainer._tokens = state.Tokens;
             TrainerLog.Resumed(trainer._logger, state.Step, checkpoint);
             if (state.Options.Steps != options.Steps
@@ -162,9 +159,9 @@ public sealed class Trainer : IDisposable
             loss = loss.Add(Model.ForwardBackward(_batch, run, 1f / Options.AccumulationSteps));
         }
 
-        RequireFinite(step, "loss", loss.LossSum);
+        TrainingDivergedException.ThrowUnlessFinite(step, "loss", loss.LossSum);
         double norm = _optimizer.MeasureNorm();
-        RequireFinite(step, "gradient norm", norm);
+        TrainingDivergedException.ThrowUnlessFinite(step, "gradient norm", norm);
         double rate = Options.LearningRateAt(step);
         _updating = true;
         _optimizer.Update(rate, step);
@@ -201,13 +198,13 @@ public sealed class Trainer : IDisposable
             while (Step < Options.Steps && !cancellation.IsCancellationRequested)
             {
                 done = RunStep();
-                if (Options.CheckpointDirectory is { } directory && IsDue(Options.CheckpointEvery))
+                if (Options.CheckpointDirectory is { } directory && Options.IsDue(Step, Options.CheckpointEvery))
                 {
                     checkpoint = SaveCheckpoint(directory);
                     done = done with { Checkpoint = checkpoint };
                 }
 
-                if (Options.EvaluateEvery > 0 && IsDue(Options.EvaluateEvery))
+                if (Options.EvaluateEvery > 0 && Options.IsDue(Step, Options.EvaluateEvery))
                 {
                     done = done with { HeldOut = Measure(cancellation) };
                     heldOut = done.HeldOut ?? heldOut;
@@ -218,16 +215,20 @@ public sealed class Trainer : IDisposable
         }
         catch
         {
-            SaveLastStep();
+            if (!_updating)
+            {
+                _checkpoints.SaveAfterFailure(Step, WriteCheckpoint);
+            }
+
             throw;
         }
 
         if (Step < Options.Steps)
         {
             TrainerLog.Stopped(_logger, Step);
-            if (Step > _lastSave && Options.CheckpointDirectory is { } directory)
+            if (_checkpoints.HasNews(Step))
             {
-                checkpoint = SaveCheckpoint(directory);
+                checkpoint = SaveCheckpoint(Options.CheckpointDirectory!);
             }
         }
 
@@ -244,21 +245,14 @@ public sealed class Trainer : IDisposable
     public LossResult EvaluateHeldOut(
         int? rounds = null, bool? fullAttention = null, CancellationToken cancellation = default)
     {
-        LossResult sum = default;
         _batch.Reshape(Options.BatchSize, Options.Length);
-        for (int i = 0; i < Options.EvaluationBatches; i++)
+        var run = new RunOptions
         {
-            cancellation.ThrowIfCancellationRequested();
-            _source.Fill(_batch, DataSplit.HeldOut, Options.Seed, i);
-            sum = sum.Add(Model.Evaluate(_batch, new RunOptions
-            {
-                Seed = Options.Seed,
-                Step = (ulong)i,
-                Rounds = rounds ?? Options.EvaluationRounds,
-                FullAttention = fullAttention ?? Options.FullAttention,
-            }));
-        }
-
+            Seed = Options.Seed,
+            Rounds = rounds ?? Options.EvaluationRounds,
+            FullAttention = fullAttention ?? Options.FullAttention,
+        };
+        LossResult sum = HeldOutLoss.Measure(Model, _source, _batch, Options.EvaluationBatches, run, cancellation);
         TrainerLog.HeldOut(_logger, Step, sum.Loss, sum.Bits, sum.Accuracy);
         return sum;
     }
@@ -271,29 +265,13 @@ public sealed class Trainer : IDisposable
     /// <returns>Directory of the checkpoint.</returns>
     /// <exception cref="TrainingDivergedException">A parameter is not finite; nothing was written.</exception>
     /// <exception cref="IOException">The disk did not take it; the older checkpoints are still there.</exception>
-    public string SaveCheckpoint(string directory)
-    {
-        _lastSave = Step;
-        try
-        {
-            LastCheckpoint = _run?.Path == directory
-                ? _run.Add(Step, Options.KeepCheckpoints, WriteCheckpoint)
-                : CheckpointStore.Add(directory, Step, Options.KeepCheckpoints, WriteCheckpoint);
-        }
-        catch (NotFiniteNumberException error)
-        {
-            throw new TrainingDivergedException(Step, error);
-        }
-
-        TrainerLog.Saved(_logger, Step, LastCheckpoint);
-        return LastCheckpoint;
-    }
+    public string SaveCheckpoint(string directory) => _checkpoints.Save(directory, Step, WriteCheckpoint);
 
     /// <summary>Frees the optimizer's state, and lets other processes have the checkpoint directory.</summary>
     public void Dispose()
     {
         _optimizer.Dispose();
-        _run?.Dispose();
+        _checkpoints.Dispose();
     }
 
     private void WriteCheckpoint(string directory)
@@ -303,9 +281,6 @@ public sealed class Trainer : IDisposable
         new TrainerState(TrainerState.CurrentFormat, Step, _tokens, _source.Identity, Options).Save(
             Path.Combine(directory, CheckpointFiles.Trainer));
     }
-
-    /// <summary>Whether something that is done at intervals, and at the last step, is due.</summary>
-    private bool IsDue(long interval) => Step == Options.Steps || (interval > 0 && Step % interval == 0);
 
     /// <summary>The held-out loss; null when the measurement was cut short.</summary>
     private LossResult? Measure(CancellationToken cancellation)
@@ -317,34 +292,6 @@ public sealed class Trainer : IDisposable
         catch (OperationCanceledException) when (cancellation.IsCancellationRequested)
         {
             return null;
-        }
-    }
-
-    /// <summary>
-    /// Saves the steps done when a run fails, so that the failure costs none of them. What stopped the run is what is
-    /// told: a failure to save beside it is not.
-    /// </summary>
-    private void SaveLastStep()
-    {
-        if (Step > _lastSave && !_updating && Options.CheckpointDirectory is { } directory)
-        {
-            try
-            {
-                SaveCheckpoint(directory);
-            }
-            catch (Exception error) when (error is IOException or UnauthorizedAccessException or OutOfMemoryException
-                or TrainingDivergedException or ReformerNativeException)
-            {
-                TrainerLog.NotSaved(_logger, Step, error.Message);
-            }
-        }
-    }
-
-    private static void RequireFinite(long step, string what, double value)
-    {
-        if (!double.IsFinite(value))
-        {
-            throw new TrainingDivergedException(step, what, value);
         }
     }
 }

@@ -22,4 +22,12 @@ public sealed class TrainingDivergedException : Exception
 
     /// <summary>The step that failed.</summary>
     public long Step { get; }
+
+    internal static void ThrowUnlessFinite(long step, string what, double value)
+    {
+        if (!double.IsFinite(value))
+        {
+            throw new TrainingDivergedException(step, what, value);
+        }
+    }
 }

@@ -197,6 +197,9 @@ public sealed record TrainingOptions
         };
     }
 
+    /// <summary>Whether something that is done at intervals, and at the last step, is due.</summary>
+    internal bool IsDue(long step, long interval) => step == Steps || (interval > 0 && step % interval == 0);
+
     /// <summary>
     /// These options with the other ones' length, intervals and memory, which a resumed run may change.
     /// </summary>

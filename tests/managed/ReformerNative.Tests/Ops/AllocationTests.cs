@@ -122,23 +122,8 @@ public sealed class AllocationTests
         );
     }
 
-    private static void AssertNoAllocation(string name, Action call)
-    {
-        const int calls = 100;
-        for (int i = 0; i < 2 * calls; i++)
-        {
-            call(); // compiled, workspace grown, pools filled
-        }
-
-        long before = GC.GetAllocatedBytesForCurrentThread();
-        for (int i = 0; i < calls; i++)
-        {
-            call();
-        }
-
-        Assert.That(
-            GC.GetAllocatedBytesForCurrentThread() - before, Is.Zero, $"{name}: bytes allocated by {calls} calls");
-    }
+    private static void AssertNoAllocation(string name, Action call) =>
+        Allocations.AssertNone(100, call, name); // pools filled
 
     private static BlockParameters Block(Tensor row, Tensor square) => new()
     {

@@ -151,6 +151,27 @@ public sealed class TrainerTests
     }
 
     [Test]
+    public void HeldOutLoss_OfAModel_IsTheTrainers()
+    {
+        using var context = new ReformerContext();
+        using ReformerModel model = ReformerModel.Create(Config, context, 4);
+        using var trainer = new Trainer(model, Task, Options);
+        var batch = new TokenBatch(Options.BatchSize, Options.Length);
+        var run = new RunOptions { Seed = Options.Seed, Step = 9, Rounds = 3 };
+        LossResult measured = HeldOutLoss.Measure(model, Task, batch, Options.EvaluationBatches, run);
+        Assert.That(measured, Is.EqualTo(trainer.EvaluateHeldOut(rounds: 3)));
+        Assert.That(measured.Count, Is.GreaterThan(Options.BatchSize * (Options.Length - 1)), "several batches");
+        Assert.That(
+            () => HeldOutLoss.Measure(model, Task, batch, 0, run),
+            Throws.TypeOf<ArgumentOutOfRangeException>().With.Message.Contains("batches"));
+        using var cancellation = new CancellationTokenSource();
+        cancellation.Cancel();
+        Assert.That(
+            () => HeldOutLoss.Measure(model, Task, batch, 1, run, cancellation.Token),
+            Throws.InstanceOf<OperationCanceledException>());
+    }
+
+    [Test]
     public void Run_Intervals_EvaluateAndSaveWhenDue()
     {
         using var directory = new TemporaryDirectory();
