@@ -856,6 +856,26 @@ TEST_F(AttentionOpTest, SlotsThatAreNoPermutation_RefusedOrHarmless) {
   }
 }
 
+// A round in which a token has no key counts for nothing, whatever stands in its row.
+TEST_F(AttentionOpTest, RoundWithoutAKey_CountsForNothingInACombination) {
+  Case c;
+  c.rounds = 2;
+  Problem p(c, 33);
+  Bound b(p);
+  Random random(34);
+  const int64_t n = c.length * c.heads * c.head_size, statistics = c.length * c.heads;
+  std::vector<float> rows = random.floats(2 * n), sums = random.floats(2 * statistics);
+  std::fill(rows.begin() + n, rows.end(), std::numeric_limits<float>::quiet_NaN());
+  std::fill(sums.begin() + statistics, sums.end(), -std::numeric_limits<float>::infinity());
+  const Tensor<float> round_out({2, c.length, c.heads, c.head_size}, rows),
+      round_log_sum_exp({2, 1, c.heads, c.length}, sums);
+  b.op.round_out = round_out;
+  b.op.round_log_sum_exp = round_log_sum_exp;
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine)));
+  EXPECT_TRUE(Close(widen(b.out.values()), widen({rows.begin(), rows.begin() + n}), kForwardLimit));
+  EXPECT_TRUE(Close(widen(b.log_sum_exp.values()), widen({sums.begin(), sums.begin() + statistics}), kForwardLimit));
+}
+
 // Nobody chose how many heads go at a time: as many as divide them and keep what each needs, 44 MiB here (four rounds
 // of a million tokens sorted and their places, three rows of floats), below 256 MiB in all. Only shapes are asked
 // about.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -75,6 +76,20 @@ class Call {
       if (attempt == 200) throw std::runtime_error("no inputs without a near tie");
     }
     if (reference.lsh()) reference.sort();
+  }
+
+  // Every key has 1 in its first channel, and queries have `scores` there: what a query has of all its keys, beside
+  // what the other channels add. Not of hashed attention.
+  void set_scores(const std::function<float(int64_t position)>& scores) {
+    for (int64_t i = 0; i < length_; ++i) {
+      for (int64_t head = 0; head < heads_; ++head) {
+        const int64_t first = (i * heads_ + head) * head_size_;
+        k_[first] = 1;
+        q_[first] = scores(i) * std::sqrt(static_cast<float>(head_size_));
+      }
+    }
+    reference.q = widen(q_);
+    reference.k = widen(k_);
   }
 
   ReferenceAttention reference;
@@ -197,6 +212,21 @@ TEST_F(AttentionEdges, CausalOwnKeys_AtEveryEndOfATile) {
                      std::to_string(kind));
         Call(o, length, 2, 8, ++seed).expect_close(stream);
       }
+    }
+  }
+}
+
+// The exponentials of a query are taken from its own largest score: from a neighbour's, which is 110 above, float32 has
+// nothing left of them. Neighbours in vectors of 4, 8 and 16 queries differ.
+TEST_F(AttentionEdges, NeighboursWithFarHigherScores_EachHasItsOwnMaximum) {
+  for (const int32_t kind : {RFN_ATTENTION_FULL, RFN_ATTENTION_LOCAL}) {
+    for (const int64_t length : {64, 200}) {
+      SCOPED_TRACE("kind " + std::to_string(kind) + ", length " + std::to_string(length));
+      rfn_attention_options o = options_of(kind, kind == RFN_ATTENTION_LOCAL ? 40 : 0);
+      o.chunks_before = kind == RFN_ATTENTION_LOCAL ? 2 : 0;
+      Call call(o, length, 2, 8, 41);
+      call.set_scores([](int64_t i) { return ((i / 4) ^ (i / 8) ^ (i / 16)) % 2 == 0 ? -55.0f : 55.0f; });
+      call.expect_close(stream);
     }
   }
 }
