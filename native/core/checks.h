@@ -142,7 +142,7 @@ void check_activation(Checks& checks, int32_t activation);
 void check_residual(Checks& checks, int32_t residual, int32_t grid_exponent);
 
 // validate_attention.cpp: options of attention over `length` tokens in `batch` examples of `heads` heads, and rotations
-// [S,D,R,sum(factors)/2].
+// [sets,D,R,sum(factors)/2].
 void check_options(Checks& checks, const rfn_attention_options& options, int64_t batch, int64_t length, int64_t heads);
 void check_rotations(Checks& checks, const rfn_tensor& rotations, const rfn_attention_options& options, int64_t batch,
                      int64_t heads, int64_t head_size);

@@ -84,7 +84,7 @@ void check_rotations(Checks& checks, const rfn_tensor& rotations, const rfn_atte
                      int64_t heads, int64_t head_size) {
   if (!checks.ok()) return;
   const int64_t sets = rotations.shape[0];
-  checks.input("rotations", rotations, RFN_F32, "[S,D,R,sum(factors)/2]",
+  checks.input("rotations", rotations, RFN_F32, "[sets,D,R,sum(factors)/2]",
                {sets, head_size, options.rounds, rotation_columns(options)});
   if (is_absent(rotations) || sets == 1 || sets == heads || sets == batch * heads) return;
   checks.failed("rotations: expected S = 1, H = %" PRId64 " or B*H = %" PRId64 ", got %" PRId64, heads, batch * heads,

@@ -406,7 +406,7 @@ typedef struct rfn_attention {
   rfn_tensor k;                  /* F32 [B,T,H,D]; absent when shared */
   rfn_tensor v;                  /* F32 [B,T,H,D] */
   rfn_tensor mask;               /* U8 [B,T], 1 real, 0 padding; optional */
-  rfn_tensor rotations;   /* LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head) */
+  rfn_tensor rotations;          /* LSH: F32 [sets,D,R,sum(factors)/2], sets = 1, H (per head) or B*H */
   rfn_tensor buckets;     /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
                              optional (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
   rfn_tensor sorted;      /* LSH stages: I32 [B,H,R,padded]: position at each slot, a permutation; positions >= T are

@@ -2,11 +2,14 @@
 // every output as it was. A correct call of each op, and the checks that all ops share.
 #pragma once
 #include <algorithm>
+#include <cctype>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -192,9 +195,11 @@ class Checker {
     }
   }
 
-  // A size that does not fit the others: which argument the message names is the op's choice.
+  // A size that does not fit the others: which argument the message names is the op's choice. Where it names the one
+  // that is wrong it gives its shape in letters and in numbers, and a letter means the same number in all messages.
   void sizes() const {
     if (call_.arguments.size() == 1) return;  // nothing to fit
+    std::vector<std::pair<std::string, int64_t>> named;
     for (const auto& argument : call_.arguments) {
       if (argument.view == nullptr) continue;
       rfn_tensor& t = *argument.view;
@@ -203,9 +208,52 @@ class Checker {
           t.shape[i] += 1;
           t.bytes = INT64_MAX;  // the size itself is what is wrong
         });
+        const std::string message = rfn_last_error(), start = call_.name + ": " + argument.name + ": expected ";
+        if (message.rfind(start, 0) == 0) add_named_sizes(message, &named);
       }
       if (t.rank > 0 && t.rank < 4) {
         refused(argument.name + ": one rank more", "", false, [&] { t.shape[t.rank++] = 1; });
+      }
+    }
+    expect_consistent(named);
+  }
+
+  // The pairs of "[B,2E] = [3, 8]" in a message.
+  static void add_named_sizes(const std::string& message, std::vector<std::pair<std::string, int64_t>>* named) {
+    const size_t between = message.find("] = ["), begin = message.rfind('[', between);
+    if (between == std::string::npos || begin == std::string::npos) return;
+    std::stringstream letters(message.substr(begin + 1, between - begin - 1)), numbers(message.substr(between + 5));
+    std::string name, number;
+    while (std::getline(letters, name, ',') && std::getline(numbers, number, ','))
+      named->emplace_back(name, std::stoll(number));
+  }
+
+  // A size is a name, or a product of names and of numbers in front of them: 2E, H*D.
+  static void expect_consistent(const std::vector<std::pair<std::string, int64_t>>& named) {
+    std::map<std::string, int64_t> values;
+    const auto is_product = [](const std::string& name) {
+      return name.find('*') != std::string::npos || std::isdigit(name[0]) != 0;
+    };
+    for (const auto& [name, number] : named) {
+      if (is_product(name)) continue;
+      const int64_t first = values.emplace(name, number).first->second;
+      EXPECT_EQ(number, first) << "what messages call " << name;
+    }
+    for (const auto& [name, number] : named) {
+      if (!is_product(name)) continue;
+      std::stringstream factors(name);
+      std::string factor;
+      int64_t product = 1;
+      bool known = true;
+      while (known && std::getline(factors, factor, '*')) {
+        size_t digits = 0;
+        while (std::isdigit(factor[digits]) != 0) ++digits;
+        const auto found = values.find(factor.substr(digits));
+        known = found != values.end();
+        if (known) product *= found->second * (digits == 0 ? 1 : std::stoll(factor));
+      }
+      if (known) {
+        EXPECT_EQ(number, product) << "what messages call " << name;
       }
     }
   }

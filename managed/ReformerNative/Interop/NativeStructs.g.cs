@@ -271,7 +271,7 @@ internal unsafe struct rfn_attention
     internal rfn_tensor v;
     /// <summary>U8 [B,T], 1 real, 0 padding; optional</summary>
     internal rfn_tensor mask;
-    /// <summary>LSH: F32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head)</summary>
+    /// <summary>LSH: F32 [sets,D,R,sum(factors)/2], sets = 1, H (per head) or B*H</summary>
     internal rfn_tensor rotations;
     /// <summary>
     /// LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,

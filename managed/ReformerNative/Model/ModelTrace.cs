@@ -40,7 +40,7 @@ public sealed class ModelTrace
 /// <param name="Stream1">Stream 1 after the layer [B, T, E].</param>
 /// <param name="Stream2">Stream 2 after the layer [B, T, E].</param>
 /// <param name="Buckets">Hash buckets [B, H, R, T] without round offset; null when the layer did not hash.</param>
-/// <param name="Rotations">The rotations [S, D, R, columns] used; null when the layer did not hash.</param>
+/// <param name="Rotations">The rotations [sets, D, R, columns] used; null when the layer did not hash.</param>
 [System.Diagnostics.CodeAnalysis.SuppressMessage(
     "Performance", "CA1819", Justification = "Raw results, made for the caller.")]
 public sealed record LayerTrace(

@@ -24,7 +24,7 @@ public readonly record struct RunOptions
     public bool FullAttention { get; init; }
 
     /// <summary>
-    /// Rotations to use instead of random ones: one array for each layer, [S, D, R, columns] row-major (S by the
+    /// Rotations to use instead of random ones: one array for each layer, [sets, D, R, columns] row-major (sets by the
     /// rotation scope: 1, H or B·H), null for layers that do not hash.
     /// </summary>
     public IReadOnlyList<float[]?>? Rotations { get; init; }

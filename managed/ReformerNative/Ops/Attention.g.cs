@@ -60,7 +60,7 @@ public readonly partial struct Attention
     /// <summary>UInt8 [B,T], 1 real, 0 padding; optional.</summary>
     public TensorView Mask { get; init; }
 
-    /// <summary>LSH: Float32 [S,D,R,sum(factors)/2], S = 1, H (per head) or B*H (per example and head).</summary>
+    /// <summary>LSH: Float32 [sets,D,R,sum(factors)/2], sets = 1, H (per head) or B*H.</summary>
     public TensorView Rotations { get; init; }
 
     /// <summary>

@@ -193,6 +193,18 @@ public sealed class OpsTests
         Assert.That(logSumExp.ToArray<float>(), Is.EqualTo(new[] { 0, MathF.Log(2), MathF.Log(3) }).Within(1e-6));
     }
 
+    [Test]
+    public void AttentionPreset_OfAName_IsThatOne()
+    {
+        Assert.That(
+            AttentionPreset.All.Select(preset => AttentionPreset.FromName(preset.Name)),
+            Is.EqualTo(AttentionPreset.All));
+        Assert.That(AttentionPreset.FromName("trax").Rotations, Is.EqualTo(AttentionPreset.Trax.Rotations));
+        Assert.That(
+            () => AttentionPreset.FromName("Trax"),
+            Throws.ArgumentException.With.Message.Contains("(trax, hf, paper, lucidrains, strict), got 'Trax'"));
+    }
+
     [TestCase("trax")]
     [TestCase("hf")]
     [TestCase("paper")]

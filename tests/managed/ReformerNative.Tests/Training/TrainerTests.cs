@@ -151,6 +151,29 @@ public sealed class TrainerTests
     }
 
     [Test]
+    public void WeightDecay_TakesWeightsAndEmbeddings_ButNoVectors([Values] OptimizerKind optimizer)
+    {
+        (string Name, int Rank, float[] Values)[] Trained(double decay)
+        {
+            using var context = new ReformerContext();
+            using ReformerModel model = ReformerModel.Create(Config, context, 4);
+            using var trainer = new Trainer(
+                model, Task, Options with { Optimizer = optimizer, WeightDecay = decay, WarmupSteps = 0 });
+            trainer.RunStep();
+            return
+            [
+                .. model.Parameters.Select(
+                    parameter => (parameter.Name, parameter.Value.Shape.Rank, parameter.Value.ToArray<float>())),
+            ];
+        }
+
+        foreach (var (without, with) in Trained(0).Zip(Trained(0.5)))
+        {
+            Assert.That(with.Values.SequenceEqual(without.Values), Is.EqualTo(with.Rank < 2), with.Name);
+        }
+    }
+
+    [Test]
     public void HeldOutLoss_OfAModel_IsTheTrainers()
     {
         using var context = new ReformerContext();
