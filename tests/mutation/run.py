@@ -25,6 +25,7 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -96,7 +97,7 @@ MANAGED_TESTS = [
     (r"/Model/AttentionCost", named(".Model.", "Bench", "MemoryPlan")),
     (r"/Model/", named(".Model.", "TrainerTests")),
     (r"/Training/Memory", named("Memory")),
-    (r"/Training/", named("TrainerTests", "Memory", "LearningTests", "Optimizer")),
+    (r"/Training/", named("TrainerTests", "TrainerFailure", "Memory", "LearningTests", "Optimizer")),
     (r"", named("ReformerNative.Tests")),
 ]
 
@@ -306,14 +307,17 @@ def run_managed(number, tests, limit=900):
 
 
 def finish(run, environment, limit, failed):
-    try:
-        done = command(run, env=environment, timeout=limit, start_new_session=True)
-    except subprocess.TimeoutExpired:
-        return "does not end"
-    if done.returncode == 0:
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(run, env=environment, start_new_session=True, **output) as process:
+        try:
+            text, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too
+            return "does not end"
+    if process.returncode == 0:
         return None
-    match = re.search(failed, done.stdout, re.M)
-    return match[1] if match else f"status {done.returncode}"
+    match = re.search(failed, text, re.M)
+    return match[1] if match else f"status {process.returncode}"
 
 
 PLAIN, RACES = "libreformer_native_cuda_on_host.so", "libreformer_native_cuda_on_host_races.so"
@@ -442,7 +446,7 @@ def main():
                 usual = sound(name, step)
                 if usual is None:
                     return
-                noticed = step(number, 120 + 8 * usual)
+                noticed = step(number, 60 + 5 * usual)
                 if noticed:
                     verdict = f"{name.split()[0]} {noticed}"
                     break
