@@ -20,6 +20,7 @@ needs the race checker's build); `--meaning`: only the rest. `--per-file N` and 
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import random
@@ -303,21 +304,31 @@ def run_managed(number, tests, limit=900):
     built = WORK / "managed-tree/artifacts/bin/ReformerNative.Tests/release/ReformerNative.Tests.dll"
     environment = {**os.environ, "RFN_MUTANT": str(number)}
     run = ["env", "--default-signal=HUP,INT,QUIT", "dotnet", "test", str(built), "--filter", tests]
-    return finish([*run, "--", "NUnit.StopOnError=true"], environment, limit, r"^\s*Failed (\S+)")
+    return finish(run, environment, limit, r"^\s*Failed (\S+)")
 
 
 def finish(run, environment, limit, failed):
+    """What noticed: the first test that fails, which ends the run, or how the run ended; None when all is well."""
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(run, env=environment, start_new_session=True, **output) as process:
+        late = threading.Event()
+
+        def end():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started too
+
+        timer = threading.Timer(limit, lambda: (late.set(), end()))
+        timer.start()
         try:
-            text, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # what it started too
-            return "does not end"
-    if process.returncode == 0:
-        return None
-    match = re.search(failed, text, re.M)
-    return match[1] if match else f"status {process.returncode}"
+            for line in process.stdout:
+                if match := re.search(failed, line):
+                    end()
+                    return match[1]
+        finally:
+            timer.cancel()
+    if late.is_set():
+        return "does not end"
+    return None if process.returncode == 0 else f"status {process.returncode}"
 
 
 PLAIN, RACES = "libreformer_native_cuda_on_host.so", "libreformer_native_cuda_on_host_races.so"

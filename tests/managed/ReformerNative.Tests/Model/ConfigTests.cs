@@ -13,10 +13,37 @@ public sealed class ConfigTests
         ReformerConfig config = ReformerConfig.Parse("{}");
         Assert.Multiple(() =>
         {
-            Assert.That(config.NumAttentionHeads, Is.EqualTo(12));
-            Assert.That(config.AttnLayers, Has.Count.EqualTo(6));
-            Assert.That(config.NumBuckets, Is.Null);
+            Assert.That(config.AttentionHeadSize, Is.EqualTo(64));
+            Assert.That(
+                config.AttnLayers,
+                Is.EqualTo(Enumerable.Repeat(new[] { AttentionKind.Local, AttentionKind.Lsh }, 3).SelectMany(x => x)));
+            Assert.That(config.AxialNormStd, Is.EqualTo(1));
+            Assert.That(config.AxialPosShape, Is.EqualTo(new[] { 64, 64 }));
+            Assert.That(config.AxialPosEmbdsDim, Is.EqualTo(new[] { 64, 192 }));
+            Assert.That(config.Positions, Is.EqualTo(PositionEncoding.Axial));
+            Assert.That(config.ChunkSizeLmHead, Is.Zero);
+            Assert.That(config.EosTokenId, Is.EqualTo(2));
+            Assert.That(config.FeedForwardSize, Is.EqualTo(512));
+            Assert.That(config.HashSeed, Is.Null);
+            Assert.That(config.HiddenAct, Is.EqualTo("relu"));
+            Assert.That(config.HiddenDropoutProb, Is.EqualTo(0.05));
+            Assert.That(config.HiddenSize, Is.EqualTo(256));
+            Assert.That(config.InitializerRange, Is.EqualTo(0.02));
             Assert.That(config.IsDecoder, Is.False);
+            Assert.That(config.LayerNormEps, Is.EqualTo(1e-12));
+            Assert.That(config.LocalAttentionProbsDropoutProb, Is.EqualTo(0.05));
+            Assert.That(config.LshAttentionProbsDropoutProb, Is.Zero);
+            Assert.That((config.LocalAttnChunkLength, config.LshAttnChunkLength), Is.EqualTo((64, 64)));
+            Assert.That((config.LocalNumChunksBefore, config.LocalNumChunksAfter), Is.EqualTo((1, 0)));
+            Assert.That((config.LshNumChunksBefore, config.LshNumChunksAfter), Is.EqualTo((1, 0)));
+            Assert.That(config.MaxPositionEmbeddings, Is.EqualTo(4096));
+            Assert.That(config.NumAttentionHeads, Is.EqualTo(12));
+            Assert.That(config.NumBuckets, Is.Null);
+            Assert.That(config.NumHashes, Is.EqualTo(1));
+            Assert.That(config.NumLabels, Is.EqualTo(2));
+            Assert.That(config.PadTokenId, Is.Zero);
+            Assert.That(config.TieWordEmbeddings, Is.False);
+            Assert.That(config.VocabSize, Is.EqualTo(320));
             Assert.That(config.Task, Is.EqualTo(ReformerTask.MaskedLanguageModel));
             Assert.That(config.Residual, Is.EqualTo(ResidualMode.Float));
             Assert.That(config.LshPreset, Is.EqualTo(AttentionPreset.HuggingFace));
