@@ -4,6 +4,25 @@ namespace ReformerNative.Tests.Checkpoints;
 
 public sealed class CheckpointStoreTests
 {
+    /// <summary>Sizes around the stretches in which a file is read.</summary>
+    [TestCase(0)]
+    [TestCase(1)]
+    [TestCase(65536)]
+    [TestCase(65537)]
+    public void TextFile_OfAnySize_IsReadWhole(int bytes)
+    {
+        using var directory = new TemporaryDirectory();
+        string path = directory.File("text"), text = new('x', bytes);
+        File.WriteAllText(path, text);
+        Assert.That(RegularFile.ReadText(path, "a text", 65537), Is.EqualTo(text));
+        if (bytes > 0)
+        {
+            Assert.That(
+                () => RegularFile.ReadText(path, "a text", bytes - 1),
+                Throws.TypeOf<ReformerFormatException>().With.Message.Contains($"at most {bytes - 1} bytes"));
+        }
+    }
+
     [Test]
     public void Add_MoreThanKept_RemovesTheOldest()
     {

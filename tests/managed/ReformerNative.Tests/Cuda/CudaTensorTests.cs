@@ -36,6 +36,15 @@ public sealed class CudaTensorTests
         Assert.That(tensor.View.Part(18, new TensorShape(3)).ToArray<float>(), Is.EqualTo(Values[18..21]));
     }
 
+    /// <summary>The simulated device gives memory that is full of NaN.</summary>
+    [Test]
+    public void Zeros_AreZero()
+    {
+        using Tensor unset = new(_cuda, new TensorShape(5)), zeros = _cuda.Zeros(new TensorShape(5));
+        Assert.That(unset.ToArray<float>(), Has.None.Zero);
+        Assert.That(zeros.ToArray<float>(), Has.All.Zero);
+    }
+
     [Test]
     public void DeviceMemory_AsSpan_IsRefused()
     {

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Runtime.InteropServices;
 using ReformerNative.Interop;
 
@@ -5,6 +6,24 @@ namespace ReformerNative.Tests.Interop;
 
 public sealed class NativeLoaderTests
 {
+    public static IEnumerable<string> FirstCalls => Program.FirstCalls.Keys;
+
+    [TestCaseSource(nameof(FirstCalls))]
+    public void AnyCall_AsTheFirstOfAProcess_FindsTheLibrary(string call)
+    {
+        var start = new ProcessStartInfo("dotnet", ["exec", typeof(Program).Assembly.Location, call])
+        {
+            RedirectStandardOutput = true,
+            RedirectStandardError = true,
+        };
+        using Process child = Process.Start(start)!;
+        Task<string> errors = child.StandardError.ReadToEndAsync();
+        string output = child.StandardOutput.ReadToEnd().Trim();
+        child.WaitForExit();
+        Assert.That(child.ExitCode, Is.Zero, errors.GetAwaiter().GetResult());
+        Assert.That(output, Is.Not.Empty);
+    }
+
     [Test]
     public void Load_NothingFits_ListsEveryPathWithItsReason()
     {

@@ -333,6 +333,38 @@ public sealed class ConfigTests
         Assert.That(LayerForms.PaddedLength(config, length, fullAttention), Is.EqualTo(padded));
     }
 
+    /// <summary>With the length after it a layer takes another form, with its own it does not.</summary>
+    [TestCase(10, 16)] // no layer has more than one chunk
+    [TestCase(17, 48)] // local layers have
+    [TestCase(49, int.MaxValue)] // LSH layers too
+    public void LastLength_OfForms_IsTheLongestThatHasThem(int length, int last)
+    {
+        ReformerConfig config = new() { LocalAttnChunkLength = 16, LshAttnChunkLength = 48 };
+        Assert.That(LayerForms.LastLength(config, length), Is.EqualTo(last));
+        Assert.That(LayerForms.LastLength(config, Math.Min(last, 1 << 20)), Is.EqualTo(last));
+    }
+
+    [Test]
+    public void LastLength_BelowACrossover_EndsBeforeIt()
+    {
+        ReformerConfig config =
+            new() { AttnLayers = [AttentionKind.Auto], LshAttnChunkLength = 16, LocalAttnChunkLength = 16 };
+        int crossover = (int)AttentionCost.Crossover(config)!.Value;
+        Assert.That(LayerForms.LastLength(config, crossover - 1), Is.EqualTo(crossover - 1));
+        Assert.That(LayerForms.LastLength(config, crossover - 2), Is.EqualTo(crossover - 1));
+        Assert.That(LayerForms.LastLength(config, crossover), Is.EqualTo(int.MaxValue));
+    }
+
+    [TestCase(-1, "the embedding, stream 2, example 3, token 4, channel 5: ")]
+    [TestCase(0, "layer 0, stream 2, example 3, token 4, channel 5: ")]
+    [TestCase(7, "layer 7, stream 2, example 3, token 4, channel 5: ")]
+    public void RangeException_SaysWhere(int layer, string start)
+    {
+        var error = new ResidualRangeException(layer, 2, 3, 4, 5, 6, -16);
+        Assert.That(
+            error.Message, Does.StartWith(start + "expected a finite value within ±256, ").And.Contain("6 such"));
+    }
+
     [Test]
     public void PaddedLength_BeyondTheLongest_IsRefusedWithTheLongest()
     {

@@ -106,20 +106,23 @@ public sealed class TrainerFailureTests
             Throws.InstanceOf<OperationCanceledException>());
     }
 
-    [Test]
-    public void ParametersThatAreNotFinite_AreNotSaved()
+    [TestCase(0)]
+    [TestCase(2)]
+    public void ParametersThatAreNotFinite_AreNotSaved(int element)
     {
         using var trainer = new Trainer(
             _model, Task, Options with { CheckpointDirectory = _directory.Path, KeepCheckpoints = 1 });
         trainer.RunStep();
         string saved = trainer.SaveCheckpoint(_directory.Path);
-        _model.Parameters[^1].Value.CopyFrom<float>(
-            Enumerable.Repeat(float.NaN, (int)_model.Parameters[^1].Value.ElementCount).ToArray());
+        float[] values = _model.Parameters[^1].Value.ToArray<float>();
+        values[element] = float.NaN;
+        _model.Parameters[^1].Value.CopyFrom<float>(values);
         Assert.That(() => _model.Save(_directory.File("model")), Throws.TypeOf<NotFiniteNumberException>());
         Assert.That(Directory.EnumerateFiles(_directory.File("model")), Is.Empty);
         Assert.That(
             () => trainer.SaveCheckpoint(_directory.Path),
-            Throws.TypeOf<TrainingDivergedException>().With.Message.StartsWith("step 1: '"));
+            Throws.TypeOf<TrainingDivergedException>()
+                .With.Message.StartsWith("step 1: '").And.Message.Contains($"found NaN at element {element}"));
         Assert.That(CheckpointStore.List(_directory.Path).Select(item => item.Path), Is.EqualTo(new[] { saved }));
         Assert.That(trainer.LastCheckpoint, Is.EqualTo(saved));
     }
