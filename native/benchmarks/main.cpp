@@ -88,8 +88,8 @@ int main(int argc, char** argv) {
       return usage(argument);
     }
   }
+  char device[4096];
   try {
-    char device[4096];
     const rfn::benchmarks::Device probe;  // says what is missing where there is no such device
     rfn::benchmarks::check(rfn_device_describe(settings.device_type, 0, device, sizeof(device)));
     benchmark::AddCustomContext("device", device);
@@ -104,6 +104,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   Lines line_by_line;
+  if (lines) std::printf("{\"device\": %s, \"library\": %s}\n", device, rfn_build_info());
   const size_t run = lines ? benchmark::RunSpecifiedBenchmarks(&line_by_line) : benchmark::RunSpecifiedBenchmarks();
   if (rfn::benchmarks::failures == 0 && run > 0) return 0;
   std::fprintf(stderr, "%d of %zu benchmarks failed\n", rfn::benchmarks::failures, run);
