@@ -21,14 +21,16 @@ for stage in cublaslt large conformance; do
   expect "the skip of $stage is counted and fails" grep -E "^failed +$stage .* [1-9][0-9]* skipped" "$kit/refused"
 done
 
-# cuBLASLt is found in Python's packages, where nvcc's major version has none elsewhere.
-mkdir -p "$kit/found/bin" "$kit/found/nvidia/cu99/lib"
-: >"$kit/found/nvidia/cu99/lib/libcublasLt.so.99"
-printf '#!/bin/sh\necho "%s"\n' "$kit/found/nvidia" >"$kit/found/bin/python3"
-chmod +x "$kit/found/bin/python3"
-expect "cuBLASLt in Python's packages" \
-  [ "$(PATH=$kit/found/bin:$PATH "$kit/run.sh" --cublaslt 99)" = "$kit/found/nvidia/cu99/lib" ]
-if PATH=$kit/found/bin:$PATH "$kit/run.sh" --cublaslt 98 >/dev/null; then
+# cuBLASLt is found in Python's packages, where the toolkit has none of that major version.
+python=$kit/python
+mkdir -p "$python/bin" "$python"/nvidia/cu{98,99}/{include,lib}
+: >"$python/nvidia/cu99/lib/libcublasLt.so.99"
+for major in 98 99; do echo "#define CUBLAS_VER_MAJOR $major" >"$python/nvidia/cu$major/include/cublas_api.h"; done
+printf '#!/bin/sh\necho "%s"\n' "$python/nvidia" >"$python/bin/python3"
+chmod +x "$python/bin/python3"
+expect "cuBLASLt in Python's packages" [ "$(PATH=$python/bin:$PATH "$kit/run.sh" --cublaslt 99 | tr '\n' ' ')" = \
+  "$python/nvidia/cu99/lib $python/nvidia/cu99/include " ]
+if PATH=$python/bin:$PATH "$kit/run.sh" --cublaslt 98 >/dev/null; then
   echo "FAILED: another major version was taken"
   wrong=1
 fi

@@ -3,32 +3,51 @@
 # the GPU, runs the tests, and times every op. Lives in the folder that stage.sh made; README.md says more.
 #
 #   run.sh [--seconds N] [--out FOLDER] [--on-host PLUG_IN]
-#   run.sh --cublaslt MAJOR     only says in which folder that version of cuBLASLt is
+#   run.sh --cublaslt MAJOR     only says in which folders that version's library and headers are
 #
 # --seconds: for everything, 350. --out: for results and logs, `results` beside this file. --on-host: instead of a GPU,
 # the layer that runs kernels on the CPU; few cases, small. Exit 0: everything ran and passed, nothing was skipped.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 limit=350 out=$here/results device=cuda
+# in_packages NAME: files of that name in Python's nvidia packages.
+in_packages() {
+  python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null | while read -r folder; do
+    find -L "$folder" -maxdepth 3 -name "$1" 2>/dev/null
+  done
+}
+
+toolkit() { dirname "$(dirname "$(realpath "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")"; }
+
 # cublaslt MAJOR: the folder of libcublasLt.so.MAJOR: the loader's own (nothing to say), the toolkit's, or that of
 # Python's packages.
 cublaslt() {
-  local name=libcublasLt.so.$1 own=${LD_LIBRARY_PATH:-} toolkit folder
-  PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -qF "$name" && return 0
-  toolkit=$(dirname "$(dirname "$(realpath "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")")")
+  local name=libcublasLt.so.$1 own=${LD_LIBRARY_PATH:-} toolkit folder file
+  PATH=$PATH:/sbin ldconfig -p 2>/dev/null | grep -F "$name" >/dev/null && return 0
+  toolkit=$(toolkit)
   for folder in ${own//:/ } "$toolkit"/lib64 "$toolkit"/lib "$toolkit"/targets/*/lib; do
     [ -e "$folder/$name" ] && echo "$folder" && return 0
   done
-  while read -r folder; do
-    folder=$(find -L "$folder" -maxdepth 3 -name "$name" -printf '%h\n' 2>/dev/null | head -n 1)
-    [ -n "$folder" ] && echo "$folder" && return 0
-  done < <(python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null)
-  return 1
+  file=$(in_packages "$name" | head -n 1)
+  [ -n "$file" ] && dirname "$file"
+}
+
+# cublaslt_headers MAJOR: the folder of that version's headers in Python's packages, where the toolkit has none.
+cublaslt_headers() {
+  local toolkit folder file
+  toolkit=$(toolkit)
+  for folder in "$toolkit"/include "$toolkit"/targets/*/include; do
+    grep -qsE "define +CUBLAS_VER_MAJOR +$1\\b" "$folder/cublas_api.h" && return 0
+  done
+  file=$(in_packages cublas_api.h | while read -r file; do
+    grep -lE "define +CUBLAS_VER_MAJOR +$1\\b" "$file"
+  done | head -n 1)
+  [ -n "$file" ] && dirname "$file"
 }
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --cublaslt) cublaslt "${2:?}"; exit ;;
+    --cublaslt) cublaslt "${2:?}" && cublaslt_headers "$2"; exit ;;
     --seconds) limit=${2:?} ;;
     --out) out=${2:?} ;;
     --on-host) device=cuda_on_host; RFN_CUDA_ON_HOST_PLUGIN=$(realpath -e "${2:?}") || exit 2 ;;
@@ -160,6 +179,10 @@ fi
 
 begin plug-in
 log=$out/logs/plug-in
+if ! on_host && headers=$(cublaslt_headers "${nvcc%%.*}") && [ -n "$headers" ]; then
+  machine "headers of cuBLASLt: $headers"
+  export CPLUS_INCLUDE_PATH=$headers
+fi
 configure=(cmake -S "$here/source" -B "$out/build" -DRFN_CPU=OFF -DRFN_TESTS=OFF -DRFN_CUDA=ON
   "-DCMAKE_CUDA_ARCHITECTURES=$architecture")
 if on_host && [ -z "$nvcc" ]; then
