@@ -1,12 +1,21 @@
 #!/usr/bin/env python3
 """PyTorch on the same device at the shapes of reformer_native_benchmarks: ceilings, scaled_dot_product_attention.
 
-Prints a line of JSON for each measurement, as reformer_native_benchmarks --lines does.
+Prints a line of JSON for each measurement, as reformer_native_benchmarks --lines does. Exit 3: there is no PyTorch that
+sees a GPU.
 """
 import json
+import sys
 
-import torch
-from torch.nn import functional
+try:
+    import torch
+    from torch.nn import functional
+except ImportError as error:
+    print(error)
+    sys.exit(3)
+if not torch.cuda.is_available():
+    print("PyTorch sees no GPU")
+    sys.exit(3)
 
 HEADS, HEAD_SIZE = 8, 64
 PRECISIONS = {"f32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}

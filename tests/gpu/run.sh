@@ -154,6 +154,7 @@ fi
 ended passed "the programs of $(cat "$here/commit") start with $(getconf GNU_LIBC_VERSION)"
 
 command -v nvcc >/dev/null 2>&1 || PATH=$PATH:/usr/local/cuda/bin
+command -v nvidia-smi >/dev/null 2>&1 || PATH=$PATH:/usr/local/nvidia/bin
 nvcc=$(nvcc --version 2>/dev/null | sed -nE 's/.*release ([0-9.]+).*/\1/p')
 architecture=80-real
 if on_host; then
@@ -168,10 +169,8 @@ fi
 
 # PyTorch, while the compiler has the processors and nobody the GPU.
 torch=
-if on_host; then
-  :
-elif python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' >"$out/logs/torch" 2>&1; then
-  (box 90 "$out/logs/torch" python3 "$here/attention_torch.py"; echo $? >"$out/logs/torch.status") &
+if ! on_host; then
+  box 100 "$out/logs/torch" python3 "$here/attention_torch.py" &
   torch=$!
 fi
 
@@ -204,16 +203,16 @@ fi
 
 if [ -n "$torch" ]; then # nothing else may use the GPU while something is timed
   begin torch
+  log=$out/logs/torch
   wait "$torch"
-  status=$(cat "$out/logs/torch.status")
-  sed -n 's/^{"name"/{"stage": "torch", "name"/p' "$out/logs/torch" >>"$lines"
-  count=$(grep -c '^{"name"' "$out/logs/torch")
-  if [ "$status" -eq 0 ]; then ended passed "$count times"; else
-    ended failed "$count times, exit status $status: $(last_lines 3 "$out/logs/torch")"
-  fi
-elif ! on_host; then
-  begin torch
-  ended "left out" "python3 has no PyTorch that sees the GPU: $(last_lines 1 "$out/logs/torch")"
+  status=$?
+  sed -n 's/^{"name"/{"stage": "torch", "name"/p' "$log" >>"$lines"
+  count=$(grep -c '^{"name"' "$log")
+  case $status in
+    0) ended passed "$count times" ;;
+    3 | 127) ended "left out" "$(last_lines 1 "$log")" ;; # says that it is not there
+    *) ended failed "$count times, exit status $status: $(last_lines 3 "$log")" ;;
+  esac
 fi
 
 if ! on_host; then
@@ -229,7 +228,7 @@ elif ! folder=$(cublaslt "${nvcc%%.*}"); then
   ended failed "expected libcublasLt.so.${nvcc%%.*}, as nvcc $nvcc asks for, in the loader's folders, the toolkit's or \
 Python's nvidia packages, found none"
 else
-  export LD_LIBRARY_PATH=${folder:+$folder:}${LD_LIBRARY_PATH:-}
+  [ -z "$folder" ] || export LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   machine "cuBLASLt: ${folder:-where the loader looks}"
   box 60 "$out/logs/cublaslt" "$here/reformer_native_tests" --gtest_color=no '--gtest_filter=LinearOp.NoGradX*'
   judge $? "$out/logs/cublaslt"
