@@ -13,7 +13,7 @@ expect() { # expect WHAT COMMAND...
 }
 
 # What must fail: a device that is not there, which the tests would skip.
-if "$kit/run.sh" --seconds 300 --on-host "$build/libreformer_native.so" >"$kit/refused"; then
+if "$kit/run.sh" --seconds 400 --on-host "$build/libreformer_native.so" >"$kit/refused"; then
   echo "FAILED: a plug-in that is none passed"
   wrong=1
 fi
@@ -43,7 +43,7 @@ fi
 expect "a stage without time fails" grep -E '^failed +times-f32 .*nothing was left of 1 s' "$kit/stopped"
 expect "what was there stays" grep '"stage": "starts", "outcome": "passed"' "$kit/results/results.json"
 
-"$kit/run.sh" --seconds 300 --on-host "$plugin"
+"$kit/run.sh" --seconds 400 --on-host "$plugin"
 results=$kit/results
 
 # JSON: a list of flat objects, a line for each, with a comma after all but the last.
