@@ -2,16 +2,9 @@
 #include "harness.h"
 
 namespace rfn::benchmarks {
-namespace {
 
-constexpr int64_t kHeads = 8, kHeadSize = 64, kChunk = 64;
-constexpr int64_t kBackwardDense = 16384;  // longer backward passes of dense attention take minutes
-
-// FLOPs of the mathematics for each pair of query and key: two products of the head size forward, five backward.
-constexpr double kForward = 4 * kHeadSize, kBackward = 10 * kHeadSize;
-
-rfn_attention_options lsh_options(int64_t length, int32_t rounds, bool causal) {
-  auto options = make_op<rfn_attention_options>();  // the form of Trax and Hugging Face
+rfn_attention_options lsh_options(int64_t length, int32_t rounds, bool causal, int64_t chunk) {
+  auto options = make_op<rfn_attention_options>();
   options.kind = RFN_ATTENTION_LSH;
   options.shared_qk = 1;
   options.causal = causal ? 1 : 0;
@@ -22,11 +15,26 @@ rfn_attention_options lsh_options(int64_t length, int32_t rounds, bool causal) {
   options.rounds = rounds;
   options.pad_bucket = 1;
   options.chunks_before = 1;
-  options.chunk_length = kChunk;
-  const int64_t padded = (length + kChunk - 1) / kChunk * kChunk;
-  check(rfn_lsh_automatic_buckets(RFN_BUCKETS_TRAX, padded, kChunk, padded, options.factors, &options.factor_count));
+  options.chunk_length = chunk;
+  const int64_t padded = (length + chunk - 1) / chunk * chunk;
+  check(rfn_lsh_automatic_buckets(RFN_BUCKETS_TRAX, padded, chunk, padded, options.factors, &options.factor_count));
   return options;
 }
+
+int64_t rotation_columns(const rfn_attention_options& options) {
+  int64_t sum = 0;
+  for (int32_t i = 0; i < options.factor_count; ++i) sum += options.factors[i] / 2;
+  return sum;
+}
+
+namespace {
+
+constexpr int64_t kHeads = 8, kHeadSize = 64, kChunk = 64;
+constexpr int64_t kLongest[] = {65536, 1048576};  // of all attention; of LSH attention on a GPU
+constexpr int64_t kBackwardDense = 16384;         // longer backward passes of dense attention take minutes
+
+// FLOPs of the mathematics for each pair of query and key: two products of the head size forward, five backward.
+constexpr double kForward = 4 * kHeadSize, kBackward = 10 * kHeadSize;
 
 rfn_attention_options dense_options(bool causal) {
   auto options = make_op<rfn_attention_options>();
@@ -35,11 +43,7 @@ rfn_attention_options dense_options(bool causal) {
   return options;
 }
 
-int64_t columns(const rfn_attention_options& options) {
-  int64_t sum = 0;
-  for (int32_t i = 0; i < options.factor_count; ++i) sum += options.factors[i] / 2;
-  return sum;
-}
+rfn_attention_options lsh(int64_t length, int32_t rounds) { return lsh_options(length, rounds, true, kChunk); }
 
 // The tensors of one attention.
 struct Problem {
@@ -48,7 +52,7 @@ struct Problem {
         q(device, {1, length, kHeads, kHeadSize}),
         k(device, {shared ? 0 : 1, length, kHeads, kHeadSize}),
         v(device, {1, length, kHeads, kHeadSize}),
-        rotations(device, {kHeads, kHeadSize, options.rounds, columns(options)}),
+        rotations(device, {kHeads, kHeadSize, options.rounds, rotation_columns(options)}),
         out(device, {1, length, kHeads, kHeadSize}),
         log_sum_exp(device, {1, kHeads, length}),
         grad_out(device, {1, length, kHeads, kHeadSize}),
@@ -99,19 +103,19 @@ void attention(benchmark::State& state, const rfn_attention_options& options, in
 
 void hash(benchmark::State& state, int64_t length, int32_t rounds) {
   const Device device;
-  const rfn_attention_options options = lsh_options(length, rounds, true);
+  const rfn_attention_options options = lsh(length, rounds);
   Problem p(device, options, length);
   const Tensor buckets(device, {1, kHeads, rounds, length}, RFN_I32);
   p.op.buckets = buckets;
   const Call call(device, p.op, rfn_attention_workspace, RFN_PASS_FORWARD, rfn_lsh_hash);
-  const double products = 2.0 * static_cast<double>(length * kHeads * kHeadSize * rounds * columns(options));
+  const double products = 2.0 * static_cast<double>(length * kHeads * kHeadSize * rounds * rotation_columns(options));
   measure(state, device, {products, bytes({p.q, p.rotations, buckets})}, [&] { call(); });
 }
 
 void sort(benchmark::State& state, int64_t length, int32_t rounds) {
   const Device device;
   const int64_t padded = (length + kChunk - 1) / kChunk * kChunk;
-  Problem p(device, lsh_options(length, rounds, true), length);
+  Problem p(device, lsh(length, rounds), length);
   const Tensor buckets(device, {1, kHeads, rounds, length}, RFN_I32),
       sorted(device, {1, kHeads, rounds, padded}, RFN_I32);
   p.op.buckets = buckets;
@@ -127,16 +131,18 @@ void sort(benchmark::State& state, int64_t length, int32_t rounds) {
 void add_attention() {
   for (const bool with_backward : {false, true}) {
     const std::string pass = with_backward ? "forward_backward" : "forward";
-    for (const int64_t length : lengths({1024, 2048, 4096, 8192, 16384, 32768, 65536})) {
+    for (const int64_t length :
+         lengths({1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576})) {
+      if (length > kLongest[settings.device_type == RFN_DEVICE_CUDA]) continue;
       const std::string of_length = "/length:" + std::to_string(length);
       for (const int32_t rounds : {1, 2, 4, 8}) {
         add("lsh_attention/" + pass + "/causal" + of_length + "/rounds:" + std::to_string(rounds),
             [=](benchmark::State& state) {
               const double pairs = static_cast<double>(rounds * length * 2 * kChunk);
-              attention(state, lsh_options(length, rounds, true), length, pairs, with_backward);
+              attention(state, lsh(length, rounds), length, pairs, with_backward);
             });
       }
-      if (with_backward && length > kBackwardDense) continue;
+      if (length > kLongest[0] || (with_backward && length > kBackwardDense)) continue;
       for (const bool causal : {true, false}) {
         add("dense_attention/" + pass + (causal ? "/causal" : "/all") + of_length, [=](benchmark::State& state) {
           const double all = static_cast<double>(length) * static_cast<double>(length);

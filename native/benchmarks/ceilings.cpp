@@ -31,8 +31,8 @@ void in_parallel(const Device& device, int64_t floats, const Function& work) {
 void sgemm(benchmark::State& state, int32_t threads) {
   const Device device(threads);
   const Sgemm product(device);
-  product();
-  for ([[maybe_unused]] auto _ : state) product();
+  device.seconds([&] { product(); });
+  for ([[maybe_unused]] auto _ : state) state.SetIterationTime(device.seconds([&] { product(); }));
   state.counters["FLOP/s"] =
       benchmark::Counter(product.flops() * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
@@ -40,8 +40,8 @@ void sgemm(benchmark::State& state, int32_t threads) {
 void copy(benchmark::State& state) {
   const Device device;
   const Copy run(device);
-  run();
-  for ([[maybe_unused]] auto _ : state) run();
+  device.seconds([&] { run(); });
+  for ([[maybe_unused]] auto _ : state) state.SetIterationTime(device.seconds([&] { run(); }));
   state.SetBytesProcessed(static_cast<int64_t>(run.bytes()) * static_cast<int64_t>(state.iterations()));
 }
 
@@ -54,18 +54,18 @@ void read(benchmark::State& state) {
     in_parallel(device, memory_floats(),
                 [&](int64_t begin, int64_t end) { benchmark::DoNotOptimize(sum(data + begin, data + end)); });
   };
-  run();
-  for ([[maybe_unused]] auto _ : state) run();
+  device.seconds([&] { run(); });
+  for ([[maybe_unused]] auto _ : state) state.SetIterationTime(device.seconds([&] { run(); }));
   state.SetBytesProcessed(view.bytes * static_cast<int64_t>(state.iterations()));
 }
 
 }  // namespace
 
-int64_t memory_floats() { return size(int64_t{1} << 26, 1 << 10); }
+int64_t memory_floats() { return large_size(int64_t{1} << 26, 1 << 10); }
 
 namespace {
 
-int64_t sgemm_size() { return size(2048, 64); }
+int64_t sgemm_size() { return size(settings.device_type == RFN_DEVICE_CUDA ? 8192 : 2048, 64); }
 
 rfn_linear product(const Tensor& x, const Tensor& weight, const Tensor& y) {
   auto op = make_op<rfn_linear>();
@@ -78,37 +78,28 @@ rfn_linear product(const Tensor& x, const Tensor& weight, const Tensor& y) {
 }  // namespace
 
 Sgemm::Sgemm(const Device& device)
-    : device_(device),
-      x_(device, {sgemm_size(), sgemm_size()}),
+    : x_(device, {sgemm_size(), sgemm_size()}),
       weight_(device, {sgemm_size(), sgemm_size()}),
       y_(device, {sgemm_size(), sgemm_size()}),
-      call_(device, product(x_, weight_, y_), rfn_linear_workspace, RFN_PASS_FORWARD, rfn_linear_forward) {
-  device.synchronize();
-}
+      call_(device, product(x_, weight_, y_), rfn_linear_workspace, RFN_PASS_FORWARD, rfn_linear_forward) {}
 
 double Sgemm::flops() const {
   const auto n = static_cast<double>(sgemm_size());
   return 2 * n * n * n;
 }
 
-void Sgemm::operator()() const {
-  call_();
-  device_.synchronize();
-}
+void Sgemm::operator()() const { call_(); }
 
 Copy::Copy(const Device& device)
     : device_(device),
       bytes_(memory_floats() * static_cast<int64_t>(sizeof(float))),
       source_(device, {memory_floats()}),
-      destination_(device, {memory_floats()}) {
-  device.synchronize();
-}
+      destination_(device, {memory_floats()}) {}
 
 void Copy::operator()() const {
   const rfn_tensor source = source_, destination = destination_;
   if (settings.device_type != RFN_DEVICE_CPU) {
     check(rfn_copy(device_.stream(), destination.data, source.data, bytes_, RFN_COPY_DEVICE_TO_DEVICE));
-    device_.synchronize();
     return;
   }
   in_parallel(device_, memory_floats(), [&](int64_t begin, int64_t end) {

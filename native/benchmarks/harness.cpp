@@ -15,13 +15,10 @@ using Clock = std::chrono::steady_clock;
 constexpr int kRuns = 3;                   // of each ceiling, after one that is not counted
 constexpr std::chrono::seconds kFresh{1};  // ceilings move, so older ones are measured again
 
-template <class Function>
-double best_seconds(const Function& run) {
+double best_seconds(const Device& device, const std::function<void()>& run) {
   double best = 0;
   for (int i = 0; i <= kRuns; ++i) {
-    const auto start = Clock::now();
-    run();
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    const double seconds = device.seconds(run);
     if (i == 1 || (i > 1 && seconds < best)) best = seconds;
   }
   return best;
@@ -47,10 +44,15 @@ void check(rfn_status status) {
 
 Device::Device(int32_t threads) {
   check(rfn_context_create(settings.device_type, 0, threads, &context_));
+  check(rfn_context_set_precision(context_, settings.precision));
   check(rfn_stream_create(context_, &stream_));
+  check(rfn_event_create(context_, &start_));
+  check(rfn_event_create(context_, &stop_));
 }
 
 Device::~Device() {
+  rfn_event_destroy(stop_);
+  rfn_event_destroy(start_);
   rfn_stream_destroy(stream_);
   rfn_context_destroy(context_);
 }
@@ -61,7 +63,18 @@ int32_t Device::threads() const {
   return threads;
 }
 
-Tensor::Tensor(const Device& device, const std::vector<int64_t>& sizes, int32_t dtype) : device_(&device) {
+double Device::seconds(const std::function<void()>& run) const {
+  check(rfn_event_record(start_, stream_));
+  run();
+  check(rfn_event_record(stop_, stream_));
+  synchronize();
+  double milliseconds = 0;
+  check(rfn_event_elapsed(start_, stop_, &milliseconds));
+  return milliseconds / 1000;
+}
+
+Tensor::Tensor(const Device& device, const std::vector<int64_t>& sizes, int32_t dtype, float deviation)
+    : device_(&device) {
   view_.struct_size = sizeof(view_);
   view_.dtype = dtype;
   view_.rank = static_cast<int32_t>(sizes.size());
@@ -79,7 +92,7 @@ Tensor::Tensor(const Device& device, const std::vector<int64_t>& sizes, int32_t 
   auto op = make_op<rfn_random_normal>();
   op.site = RFN_SITE_DATA;
   op.layer = count++;
-  op.standard_deviation = 1;
+  op.standard_deviation = deviation;
   op.destination = view_;
   check(rfn_random_normal_forward(device.stream(), &op));
 }
@@ -108,10 +121,12 @@ Ceilings measure_ceilings(const Device& device) {
   static Clock::time_point measured;
   static int32_t threads = -1;
   if (threads == device.threads() && Clock::now() - measured < kFresh) return ceilings;
-  const Sgemm product(device);
-  ceilings.flops = product.flops() / best_seconds(product);
+  {
+    const Sgemm product(device);
+    ceilings.flops = product.flops() / best_seconds(device, [&] { product(); });
+  }
   const Copy copy(device);
-  ceilings.bytes = copy.bytes() / best_seconds(copy);
+  ceilings.bytes = copy.bytes() / best_seconds(device, [&] { copy(); });
   threads = device.threads();
   measured = Clock::now();
   return ceilings;
@@ -127,20 +142,19 @@ void add(const std::string& name, std::function<void(benchmark::State&)> make) {
           state.SkipWithError(error.what());
         }
       });
-  registered->UseRealTime()->Unit(benchmark::kMillisecond);
+  registered->UseManualTime()->Unit(benchmark::kMillisecond);
   if (settings.smoke) registered->Iterations(1);
 }
 
 void measure(benchmark::State& state, const Device& device, const Work& work, const std::function<void()>& run) {
   const Ceilings ceilings = measure_ceilings(device);
-  run();  // touches memory, lets the device load its kernels
-  device.synchronize();
-  const auto start = Clock::now();
+  device.seconds(run);  // touches memory, lets the device load its kernels
+  double taken = 0;
   for ([[maybe_unused]] auto _ : state) {
-    run();
-    device.synchronize();
+    const double seconds = device.seconds(run);
+    state.SetIterationTime(seconds);
+    taken += seconds;
   }
-  const double taken = std::chrono::duration<double>(Clock::now() - start).count();
   using benchmark::Counter;
   const auto iterations = static_cast<double>(state.iterations());
   if (work.flops > 0) state.counters["FLOP/s"] = Counter(work.flops * iterations, Counter::kIsRate);

@@ -17,6 +17,7 @@ namespace rfn::benchmarks {
 
 struct Settings {
   int32_t device_type = RFN_DEVICE_CPU;
+  int32_t precision = RFN_PRECISION_F32;
   int32_t threads = 0;  // CPU: 0 = all processors
   bool smoke = false;   // every benchmark once, with tiny sizes
 };
@@ -28,7 +29,7 @@ extern int failures;
 // Throws with the library's message.
 void check(rfn_status status);
 
-// A context and a stream.
+// A context of the chosen precision, and a stream.
 class Device {
  public:
   explicit Device(int32_t threads = settings.threads);
@@ -40,16 +41,19 @@ class Device {
   rfn_stream* stream() const { return stream_; }
   int32_t threads() const;
   void synchronize() const { check(rfn_stream_synchronize(stream_)); }
+  // What the stream took for what `run` puts on it, between two events; waits for it.
+  double seconds(const std::function<void()>& run) const;
 
  private:
   rfn_context* context_ = nullptr;
   rfn_stream* stream_ = nullptr;
+  rfn_event *start_ = nullptr, *stop_ = nullptr;
 };
 
-// A tensor on the device. Floats hold normal numbers, integers zeros.
+// A tensor on the device. Floats hold normal numbers of that standard deviation, integers zeros.
 class Tensor {
  public:
-  Tensor(const Device& device, const std::vector<int64_t>& sizes, int32_t dtype = RFN_F32);
+  Tensor(const Device& device, const std::vector<int64_t>& sizes, int32_t dtype = RFN_F32, float deviation = 1);
   Tensor(const Device& device, const std::vector<int64_t>& sizes, const std::vector<int32_t>& values);
   ~Tensor();
   Tensor(Tensor&& other) noexcept;
@@ -124,14 +128,14 @@ struct Work {
 // Bytes of tensors that are there.
 double bytes(std::initializer_list<rfn_tensor> tensors);
 
-// What the device reaches right now: a product of 2048^3 in FLOP/s, a copy in bytes/s (read plus written). 0 for a
-// simulated device.
+// What the device reaches right now: a square product in the chosen precision in FLOP/s, a copy in bytes/s (read plus
+// written). 0 for a simulated device.
 struct Ceilings {
   double flops = 0;
   double bytes = 0;
 };
 Ceilings measure_ceilings(const Device& device);
-// The product [n,n] x [n,n] through rfn_linear, n = 2048. A call waits for it.
+// The product [n,n] x [n,n] through rfn_linear, n = 2048, on a GPU 8192.
 class Sgemm {
  public:
   explicit Sgemm(const Device& device);
@@ -139,7 +143,6 @@ class Sgemm {
   void operator()() const;
 
  private:
-  const Device& device_;
   Tensor x_, weight_, y_;
   Call call_;
 };
@@ -169,9 +172,33 @@ void measure(benchmark::State& state, const Device& device, const Work& work, co
 std::vector<int64_t> lengths(std::initializer_list<int64_t> full);
 // A size, or what a smoke run takes for it.
 inline int64_t size(int64_t full, int64_t smoke) { return settings.smoke ? smoke : full; }
+// A size of tensors that are to be beyond the caches, which on a GPU are larger.
+inline int64_t large_size(int64_t full, int64_t smoke) {
+  return size(settings.device_type == RFN_DEVICE_CUDA ? 16 * full : full, smoke);
+}
+
+// Those of a model of width 512.
+struct Sizes {
+  int64_t rows = large_size(4096, 5);
+  int64_t width = size(512, 8);
+  int64_t inner = size(2048, 12);
+  int64_t heads = size(8, 2);
+  int64_t head_size = width / heads;
+};
+
+// FLOPs of a matrix product.
+inline double product(int64_t m, int64_t n, int64_t k) {
+  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+}
+
+// LSH attention in the form of Trax and Hugging Face, with as many buckets as they take.
+rfn_attention_options lsh_options(int64_t length, int32_t rounds, bool causal, int64_t chunk);
+// Columns of its rotations.
+int64_t rotation_columns(const rfn_attention_options& options);
 
 void add_ceilings();
 void add_attention();
 void add_ops();
+void add_blocks();
 
 }  // namespace rfn::benchmarks

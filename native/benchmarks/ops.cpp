@@ -1,21 +1,9 @@
-// All other ops, at the sizes of a model of width 512 on 4,096 tokens; those that only move memory at sizes beyond the
-// caches.
+// All other ops, at the sizes of a model of width 512 on 4,096 tokens, on a GPU 65,536; those that only move memory at
+// sizes beyond the caches.
 #include "harness.h"
 
 namespace rfn::benchmarks {
 namespace {
-
-struct Sizes {
-  int64_t rows = size(4096, 5);
-  int64_t width = size(512, 8);
-  int64_t inner = size(2048, 12);
-  int64_t heads = size(8, 2);
-  int64_t head_size = width / heads;
-};
-
-double product(int64_t m, int64_t n, int64_t k) {
-  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-}
 
 void linear(benchmark::State& state, int64_t outputs, int32_t pass) {
   const Device device;
@@ -200,75 +188,9 @@ void embedding(benchmark::State& state, int32_t pass) {
   measure(state, device, {0, bytes({ids, stream1, stream2})}, [&] { call(); });
 }
 
-// A whole reversible block with local attention; LSH attention is measured by itself.
-void block(benchmark::State& state, int32_t pass) {
-  const Device device;
-  const Sizes s;
-  const int64_t inner = s.heads * s.head_size, chunk = size(64, 2);
-  Tensor stream1(device, {1, s.rows, s.width}), stream2(device, {1, s.rows, s.width});
-  Tensor grad1(device, {1, s.rows, s.width}), grad2(device, {1, s.rows, s.width});
-  const Tensor report(device, {4}, RFN_I64);
-  const Tensor norm(device, {s.width}), into(device, {inner, s.width}), out(device, {s.width, inner});
-  const Tensor w1(device, {s.inner, s.width}), b1(device, {s.inner}), w2(device, {s.width, s.inner});
-  Tensor sums[] = {
-      Tensor(device, {s.width}),        Tensor(device, {s.width}),          Tensor(device, {inner, s.width}),
-      Tensor(device, {inner, s.width}), Tensor(device, {inner, s.width}),   Tensor(device, {s.width, inner}),
-      Tensor(device, {s.width}),        Tensor(device, {s.width}),          Tensor(device, {s.inner, s.width}),
-      Tensor(device, {s.inner}),        Tensor(device, {s.width, s.inner}), Tensor(device, {s.width})};
-  auto op = make_op<rfn_reversible_block>();
-  op.attention.struct_size = sizeof(op.attention);
-  op.attention.kind = RFN_ATTENTION_LOCAL;
-  op.attention.causal = 1;
-  op.attention.chunks_before = 1;
-  op.attention.chunk_length = chunk;
-  op.heads = static_cast<int32_t>(s.heads);
-  op.activation = RFN_ACTIVATION_GELU_TANH;
-  op.layer_norm_epsilon = 1e-6f;
-  op.residual = RFN_RESIDUAL_EXACT;
-  op.grid_exponent = -12;  // range +-4096, since the weights are not scaled down
-  op.stream1 = stream1;
-  op.stream2 = stream2;
-  op.grad_stream1 = grad1;
-  op.grad_stream2 = grad2;
-  op.range_report = report.as<rfn_range_report>();
-  op.parameters = {
-      sizeof(rfn_block_parameters), 0, norm, norm, into, into, into, out, {}, norm, norm, w1, b1, w2, norm};
-  op.gradients = {sizeof(rfn_block_parameters),
-                  0,
-                  sums[0],
-                  sums[1],
-                  sums[2],
-                  sums[3],
-                  sums[4],
-                  sums[5],
-                  {},
-                  sums[6],
-                  sums[7],
-                  sums[8],
-                  sums[9],
-                  sums[10],
-                  sums[11]};
-  const double dense = 4 * product(s.rows, inner, s.width) + 2 * product(s.rows, s.inner, s.width);
-  const double pair = static_cast<double>(s.rows * 2 * chunk * inner);
-  if (pass == RFN_PASS_FORWARD) {
-    const Call call(device, op, rfn_reversible_block_workspace, pass, rfn_reversible_block_forward);
-    measure(state, device, {dense + 4 * pair, 0}, [&] {  // in place: zeroed, so that values do not grow from run to run
-      stream1.zero();
-      stream2.zero();
-      call();
-    });
-    return;
-  }
-  const Call call(device, op, rfn_reversible_block_workspace, pass, rfn_reversible_block_backward);
-  measure(state, device, {3 * dense + 14 * pair, 0}, [&] {
-    for (Tensor* const tensor : {&stream1, &stream2, &grad1, &grad2}) tensor->zero();
-    call();
-  });
-}
-
 void adamw(benchmark::State& state) {
   const Device device;
-  const int64_t n = size(int64_t{1} << 24, 100);
+  const int64_t n = large_size(int64_t{1} << 24, 100);
   const Tensor parameter(device, {n}), gradient(device, {n});
   Tensor moment1(device, {n}), moment2(device, {n});
   moment1.zero();
@@ -290,7 +212,7 @@ void adamw(benchmark::State& state) {
 
 void adafactor(benchmark::State& state) {
   const Device device;
-  const int64_t rows = size(4096, 6), columns = size(4096, 10);
+  const int64_t rows = large_size(4096, 6), columns = size(4096, 10);
   const Tensor parameter(device, {rows, columns}), gradient(device, {rows, columns});
   Tensor row(device, {rows}), column(device, {columns});
   row.zero();
@@ -312,7 +234,7 @@ void adafactor(benchmark::State& state) {
 
 void global_norm(benchmark::State& state) {
   const Device device;
-  const Tensor gradient(device, {size(int64_t{1} << 24, 100)}), result(device, {2});
+  const Tensor gradient(device, {large_size(int64_t{1} << 24, 100)}), result(device, {2});
   const rfn_tensor list[] = {gradient};
   auto op = make_op<rfn_global_norm>();
   op.max_norm = 1;
@@ -325,7 +247,7 @@ void global_norm(benchmark::State& state) {
 
 void random_normal(benchmark::State& state) {
   const Device device;
-  const Tensor destination(device, {size(int64_t{1} << 24, 100)});
+  const Tensor destination(device, {large_size(int64_t{1} << 24, 100)});
   auto op = make_op<rfn_random_normal>();
   op.site = RFN_SITE_DATA;
   op.standard_deviation = 1;
@@ -337,7 +259,7 @@ void random_normal(benchmark::State& state) {
 void sample(benchmark::State& state) {
   const Device device;
   const int64_t vocabulary = size(32768, 50);
-  const Tensor logits(device, {size(64, 3), vocabulary}), ids(device, {size(64, 3)}, RFN_I32);
+  const Tensor logits(device, {large_size(64, 3), vocabulary}), ids(device, {large_size(64, 3)}, RFN_I32);
   auto op = make_op<rfn_sample>();
   op.temperature = 0.8f;
   op.top_p = 0.95f;
@@ -358,7 +280,7 @@ void add_ops() {
           [=](benchmark::State& state) { linear(state, outputs, pass); });
     }
     add("feed_forward" + name, [=](benchmark::State& state) { feed_forward(state, pass); });
-    for (const int64_t rows : {size(4096, 5), size(65536, 9)}) {
+    for (const int64_t rows : {large_size(4096, 5), large_size(65536, 9)}) {
       add("layer_norm" + name + "/rows:" + std::to_string(rows),
           [=](benchmark::State& state) { layer_norm(state, rows, pass); });
     }
@@ -368,7 +290,6 @@ void add_ops() {
           [=](benchmark::State& state) { head_loss(state, vocabulary, pass); });
     }
     add("embedding" + name, [=](benchmark::State& state) { embedding(state, pass); });
-    add("block_local" + name, [=](benchmark::State& state) { block(state, pass); });
   }
   add("adamw", adamw);
   add("adafactor", adafactor);

@@ -32,8 +32,8 @@ rfn_status null_argument(const char* function, const char* argument) {
 rfn_status find_backend(const char* function, int32_t device_type, const Backend** out) {
   switch (device_type) {
     case RFN_DEVICE_CPU:
-      *out = &embedded_backend();
-      return RFN_OK;
+      *out = embedded_backend();
+      return *out == nullptr ? RFN_UNSUPPORTED : RFN_OK;
     case RFN_DEVICE_CUDA:
     case RFN_DEVICE_CUDA_ON_HOST:
       *out = cuda_backend(device_type);

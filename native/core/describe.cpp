@@ -112,9 +112,15 @@ std::string describe_build() {
       .text("sanitizers", RFN_SANITIZERS);
   describe_embedded_backend(build);
   const std::string message = last_error();
+  const bool cpu = embedded_backend() != nullptr;
+  const std::string cpu_missing = cpu ? "null" : json_quoted(last_error());
   const bool cuda = cuda_backend(RFN_DEVICE_CUDA) != nullptr;
-  build.json("backends", cuda ? "[\"cpu\", \"cuda\"]" : "[\"cpu\"]")
-      .json("cuda_missing", cuda ? "null" : json_quoted(last_error()));
+  const std::string cuda_missing = cuda ? "null" : json_quoted(last_error());
+  build
+      .json("backends",
+            std::string("[") + (cpu ? "\"cpu\"" : "") + (cpu && cuda ? ", " : "") + (cuda ? "\"cuda\"" : "") + "]")
+      .json("cpu_missing", cpu_missing)
+      .json("cuda_missing", cuda_missing);
   fail(RFN_OK, "%s", message.c_str());  // a description is not a failed call: the message of the last one stays
   return build.str();
 }

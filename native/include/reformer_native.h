@@ -1,7 +1,7 @@
 /* reformer_native.h - the whole C ABI of ReformerNative (C99, no other header is installed).
  *
  * LSH attention and reversible residual blocks of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020), forward and
- * backward, on a CPU backend that is always there and a CUDA backend that is loaded on request.
+ * backward, on a CPU backend that is linked in and a CUDA backend that is loaded on request.
  *
  * Letters used for shapes: B batch, T tokens, E model width (hidden size), H heads, D head size, F feed-forward width,
  * V vocabulary, R hash rounds, C chunk length, N rows (usually B*T). All tensors are dense and row-major.
@@ -99,7 +99,7 @@ typedef struct rfn_context rfn_context; /* one device; one calling thread at a t
 typedef struct rfn_stream rfn_stream;   /* an order of work in a context; keeps its context alive */
 typedef struct rfn_event rfn_event;
 
-/* Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why for CUDA. */
+/* Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why. */
 RFN_API rfn_status rfn_device_count(int32_t device_type, int32_t* count);
 /* Writes a zero-terminated JSON object (name, memory_bytes, ...) of at most capacity bytes. */
 RFN_API rfn_status rfn_device_describe(int32_t device_type, int32_t device_index, char* text, int64_t capacity);

@@ -152,7 +152,8 @@ def sources():
     patterns = [f"native/{room}/*.{ending}" for room in ("core", "cpu", "cuda") for ending in ("h", "cpp", "cu", "cuh")]
     patterns.append("managed/ReformerNative/*/*.cs")
     files = sorted({str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)})
-    return [f for f in files if not f.endswith((".g.cs", "device.cuh")) and "/obj/" not in f]
+    others = (".g.cs", "device.cuh", "not_embedded.cpp")  # the last is not in the build that is mutated
+    return [f for f in files if not f.endswith(others) and "/obj/" not in f]
 
 
 def chosen(arguments):

@@ -90,7 +90,8 @@ TEST(Abi, Exports_AreTheFunctionsOfTheHeader) {
 
 TEST(Abi, BuildInfo_NamesCompilerSimdAndBlas) {
   const std::string info = rfn_build_info();
-  for (const std::string key : {"version", "compiler", "simd", "simd_available", "blas", "kernel", "backends"}) {
+  for (const std::string key :
+       {"version", "compiler", "simd", "simd_available", "blas", "kernel", "backends", "cpu_missing", "cuda_missing"}) {
     EXPECT_NE(info.find('"' + key + "\": "), std::string::npos) << key << " in " << info;
   }
   const char* const simd = std::getenv("RFN_SIMD");

@@ -44,9 +44,7 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial long rfn_live_objects();
 
-    /// <summary>
-    /// Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why for CUDA.
-    /// </summary>
+    /// <summary>Number of devices of a type. 0 with RFN_OK when there is none; rfn_last_error then says why.</summary>
     [LibraryImport(NativeLoader.LibraryName)]
     internal static partial int rfn_device_count(int device_type, int* count);
 
