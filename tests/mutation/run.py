@@ -90,11 +90,11 @@ def named(*texts):
 
 
 MANAGED_TESTS = [
-    (r"/Checkpoints/", named(".Checkpoints.", "TrainerTests", ".Model.")),
+    (r"/Checkpoints/", named(".Checkpoints.", "TrainerTests", "TrainerFailure", ".Model.")),
     (r"/Data/", named(".Data.")),
     (r"/Interop/", named(".Interop.", ".Tensors.")),
     (r"/Tensors/", named(".Tensors.", ".Interop.", ".Ops.")),
-    (r"/Ops/", named(".Ops.", ".OracleComparison.", "AutoAttention")),
+    (r"/Ops/", named(".Ops.", ".OracleComparison.", "AutoAttention", "AnyCall")),
     (r"/Model/AttentionCost", named(".Model.", "Bench", "MemoryPlan")),
     (r"/Model/", named(".Model.", "TrainerTests")),
     (r"/Training/Memory", named("Memory")),
