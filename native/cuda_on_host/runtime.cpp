@@ -359,7 +359,7 @@ void reset() {
   Runtime& r = Runtime::instance();
   const Lock lock(r.mutex_);
   r.reset_device();
-  r.settings = settings_from_environment();
+  set_settings(settings_from_environment());
   r.clear_statistics();
   r.fail_in = 0;
 }

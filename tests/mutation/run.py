@@ -93,7 +93,7 @@ MANAGED_TESTS = [
     (r"/Checkpoints/", named(".Checkpoints.", "TrainerTests", "TrainerFailure", ".Model.")),
     (r"/Data/", named(".Data.")),
     (r"/Interop/", named(".Interop.", ".Tensors.")),
-    (r"/Tensors/", named(".Tensors.", ".Interop.", ".Ops.")),
+    (r"/Tensors/", named(".Tensors.", ".Interop.", ".Ops.", "CudaTensorTests")),
     (r"/Ops/", named(".Ops.", ".OracleComparison.", "AutoAttention", "AnyCall")),
     (r"/Model/AttentionCost", named(".Model.", "Bench", "MemoryPlan")),
     (r"/Model/", named(".Model.", "TrainerTests")),

@@ -159,6 +159,15 @@ TEST_F(RuntimeTest, HiddenDeviceMemory_FaultsTheHostButNotKernels) {
 }
 #endif
 
+TEST_F(RuntimeTest, Reset_HidesNoMemoryThatItsSettingsShow) {
+  change([](Settings& s) { s.hide_device_memory = true; });
+  { const Device<int> hidden(std::vector<int>(64, 1)); }
+  reset();
+  const Device<int> values(std::vector<int>(64, 1));
+  ASSERT_CUDA(RFN_LAUNCH(add_kernel, 1, 64, 0, nullptr, values.get(), 1, 64));
+  EXPECT_EQ(values.read(), std::vector<int>(64, 2));
+}
+
 // ---- streams ------------------------------------------------------------------------------------
 
 TEST_F(RuntimeTest, LateStreams_RunNothingBeforeSomethingWaits) {
