@@ -1,16 +1,5 @@
 /* The core without a CPU backend: what it says of the CPU, and that all else of it answers. */
-#include <stdio.h>
-#include <string.h>
-
-#include "reformer_native.h"
-
-static int failures;
-
-static void expect(int ok, const char* what) {
-  if (ok) return;
-  printf("FAILED: %s; the last error is: %s\n", what, rfn_last_error());
-  ++failures;
-}
+#include "c_program.h"
 
 static const char* const kMissing =
     "the CPU is not available: this library was built without its CPU backend (RFN_CPU=OFF)";

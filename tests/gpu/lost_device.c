@@ -2,31 +2,7 @@
    crashes or stays alive. A process of its own, because no other work comes after it.
 
      lost_device cuda|cuda_on_host */
-#include <stdio.h>
-#include <string.h>
-
-#include "reformer_native.h"
-
-static int failures;
-
-static void expect(int ok, const char* what) {
-  if (ok) return;
-  printf("FAILED: %s; the last error is: %s\n", what, rfn_last_error());
-  ++failures;
-}
-
-static rfn_tensor rows(void* data, int64_t n, int64_t e) {
-  rfn_tensor t;
-  memset(&t, 0, sizeof t);
-  t.struct_size = sizeof t;
-  t.dtype = RFN_F32;
-  t.rank = n > 0 ? 2 : 1;
-  t.shape[0] = n > 0 ? n : e;
-  t.shape[1] = n > 0 ? e : 0;
-  t.data = data;
-  t.bytes = (n > 0 ? n : 1) * e * (int64_t)sizeof(float);
-  return t;
-}
+#include "c_program.h"
 
 int main(int argc, char** argv) {
   /* Below what a process can map, so that no device that shares the host's memory finds anything there either. */

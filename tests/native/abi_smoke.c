@@ -1,31 +1,8 @@
 /* The header as C99: an op from C, and the layout of the structs as this compiler sees it. */
 #include <math.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <string.h>
 
-#include "reformer_native.h"
-
-static int failures = 0;
-
-static void expect(int condition, const char* what) {
-  if (condition) return;
-  printf("failed: %s (%s)\n", what, rfn_last_error());
-  ++failures;
-}
-
-static rfn_tensor rows(float* data, int64_t n, int64_t e) {
-  rfn_tensor t;
-  memset(&t, 0, sizeof t);
-  t.struct_size = sizeof t;
-  t.dtype = RFN_F32;
-  t.rank = n > 0 ? 2 : 1;
-  t.shape[0] = n > 0 ? n : e;
-  t.shape[1] = n > 0 ? e : 0;
-  t.data = data;
-  t.bytes = (n > 0 ? n : 1) * e * (int64_t)sizeof(float);
-  return t;
-}
+#include "c_program.h"
 
 int main(void) {
   float x[2][4] = {{1, 2, 3, 4}, {-1, 1, -1, 1}}, weight[4] = {1, 1, 1, 2}, bias[4] = {0, 0, 0, 1}, y[2][4];

@@ -4,8 +4,8 @@ namespace ReformerNative.Tests;
 internal static class Allocations
 {
     /// <summary>
-    /// Fails if a step allocates. One that does so does it every time; but the runtime too may allocate on this thread,
-    /// once (5,240 bytes were seen in one of several thousand steps), so of three rows of steps one must be clean.
+    /// Fails if a step allocates. The runtime too may allocate on this thread, once (5,240 bytes were seen in one of
+    /// several thousand steps), so of three rows of steps two must be clean.
     /// </summary>
     /// <param name="steps">Steps of a row; as many go before, in which code is compiled and buffers are made.</param>
     /// <param name="step">The step.</param>
@@ -24,6 +24,6 @@ internal static class Allocations
             allocated[row] = GC.GetAllocatedBytesForCurrentThread() - before;
         }
 
-        Assert.That(allocated[1..], Has.Some.Zero, $"{name}: bytes allocated by rows of {steps}");
+        Assert.That(allocated[1..], Has.AtLeast(2).Items.Zero, $"{name}: bytes allocated by rows of {steps}");
     }
 }
