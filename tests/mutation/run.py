@@ -91,7 +91,7 @@ def named(*texts):
 
 MANAGED_TESTS = [
     (r"/Checkpoints/", named(".Checkpoints.", "TrainerTests", "TrainerFailure", ".Model.")),
-    (r"/Data/", named(".Data.")),
+    (r"/Data/", named(".Data.", "StepAllocation")),
     (r"/Interop/", named(".Interop.", ".Tensors.")),
     (r"/Tensors/", named(".Tensors.", ".Interop.", ".Ops.", "CudaTensorTests")),
     (r"/Ops/", named(".Ops.", ".OracleComparison.", "AutoAttention", "AnyCall")),

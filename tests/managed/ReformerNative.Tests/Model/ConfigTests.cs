@@ -355,6 +355,27 @@ public sealed class ConfigTests
         Assert.That(LayerForms.LastLength(config, crossover), Is.EqualTo(int.MaxValue));
     }
 
+    /// <summary>Sizes of the two published models and of the paper's duplication task.</summary>
+    [Test]
+    public void Presets_HaveThePublishedSizes()
+    {
+        ReformerConfig crime = ReformerPresets.CrimeAndPunishment, task = ReformerPresets.Duplication;
+        Assert.Multiple(() =>
+        {
+            Assert.That(crime.MaxPositionEmbeddings, Is.EqualTo(524288));
+            Assert.That(crime.AxialPosShape, Is.EqualTo(new[] { 512, 1024 }));
+            Assert.That(crime.AxialPosEmbdsDim, Is.EqualTo(new[] { 64, 192 }));
+            Assert.That((crime.HiddenSize, crime.FeedForwardSize, crime.VocabSize), Is.EqualTo((256, 512, 320)));
+            Assert.That((crime.NumAttentionHeads, crime.AttentionHeadSize), Is.EqualTo((2, 64)));
+            Assert.That(crime.NumBuckets, Is.EqualTo(new[] { 64, 128 }));
+            Assert.That((crime.NumHashes, crime.AttnLayers.Count, crime.IsDecoder), Is.EqualTo((1, 6, true)));
+            Assert.That((task.HiddenSize, task.FeedForwardSize, task.VocabSize), Is.EqualTo((256, 256, 128)));
+            Assert.That((task.NumAttentionHeads, task.AttentionHeadSize, task.NumHashes), Is.EqualTo((4, 64, 4)));
+            Assert.That((task.MaxPositionEmbeddings, task.LshAttnChunkLength), Is.EqualTo((1024, 16)));
+            Assert.That(task.Positions, Is.EqualTo(PositionEncoding.Learned));
+        });
+    }
+
     [TestCase(-1, "the embedding, stream 2, example 3, token 4, channel 5: ")]
     [TestCase(0, "layer 0, stream 2, example 3, token 4, channel 5: ")]
     [TestCase(7, "layer 7, stream 2, example 3, token 4, channel 5: ")]

@@ -1,3 +1,5 @@
+using ReformerNative.Model;
+using ReformerNative.Ops;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Tests.Tensors;
@@ -20,6 +22,42 @@ public sealed class TensorTests
         Assert.That(tensor.ToString(), Is.EqualTo("Float64 [2, 3]"));
         tensor.Rows(1, 1).Zero();
         Assert.That(tensor.AsSpan<double>().ToArray(), Is.EqualTo(new double[] { 1, 2, 3, 0, 0, 0 }));
+    }
+
+    /// <summary>Sizes around the stretches that are compared at a time.</summary>
+    [TestCase(1)]
+    [TestCase(65536)]
+    [TestCase(65537)]
+    public void Reconstruction_OfAnySize_SeesTheLastValue(int size)
+    {
+        float[] values = new float[size];
+        using Tensor expected = context.FromValues<float>(values, new TensorShape(size));
+        values[^1] = -0.5f;
+        using Tensor found = context.FromValues<float>(values, new TensorShape(size));
+        Assert.That(Reconstruction.Of(expected.View, expected.View), Is.EqualTo(new Reconstruction(true, 0)));
+        Assert.That(Reconstruction.Of(expected.View, found.View), Is.EqualTo(new Reconstruction(false, 0.5)));
+    }
+
+    [Test]
+    public void PositionTables_OutsideTheirNumber_AreRefused()
+    {
+        using Tensor tensor = context.Zeros(new TensorShape(2, 3));
+        var tables = new PositionTables(tensor.View);
+        Assert.That(tables[0].Shape, Is.EqualTo(tensor.Shape));
+        foreach (int index in new[] { -1, 1, PositionTables.MaxCount })
+        {
+            Assert.That(() => tables[index], Throws.TypeOf<ArgumentOutOfRangeException>());
+        }
+    }
+
+    [Test]
+    public void Workspace_AfterItsEnd_HasNoBytes()
+    {
+        var workspace = new Workspace(context);
+        workspace.Reserve(100);
+        Assert.That(workspace.Bytes, Is.GreaterThanOrEqualTo(100));
+        workspace.Dispose();
+        Assert.That(workspace.Bytes, Is.Zero);
     }
 
     [Test]

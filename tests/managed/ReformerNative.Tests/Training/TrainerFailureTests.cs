@@ -43,6 +43,36 @@ public sealed class TrainerFailureTests
         AssertSaved(trainer, 3);
     }
 
+    /// <summary>A run that ends at a step which is saved already saves nothing again.</summary>
+    [Test]
+    public void StepThatIsSaved_IsNotSavedAgain([Values] bool fails)
+    {
+        TrainingOptions options = Options with { CheckpointDirectory = _directory.Path, CheckpointEvery = 1 };
+        using var cancellation = new CancellationTokenSource();
+        using var trainer = new Trainer(_model, Task, options with { KeepCheckpoints = 0 });
+        var listener = new Listener(step =>
+        {
+            if (step.Step == 3)
+            {
+                cancellation.Cancel();
+                Fail(fails);
+            }
+        });
+        if (fails)
+        {
+            Assert.That(() => trainer.Run(listener, cancellation.Token), Throws.TypeOf<IOException>());
+        }
+        else
+        {
+            Assert.That(trainer.Run(listener, cancellation.Token).Checkpoint, Is.EqualTo(trainer.LastCheckpoint));
+        }
+
+        Assert.That(
+            Directory.EnumerateDirectories(_directory.Path, "step-*").Select(path => Path.GetFileName(path)),
+            Is.EquivalentTo(new[] { "step-00000001", "step-00000002", "step-00000003" }));
+        AssertSaved(trainer, 3);
+    }
+
     [Test]
     public void DataThatFails_CostsNoStep()
     {

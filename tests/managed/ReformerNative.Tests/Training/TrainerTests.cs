@@ -172,6 +172,32 @@ public sealed class TrainerTests
     }
 
     [Test]
+    public void Options_ByDefault_AreThoseOfTheDocumentation()
+    {
+        TrainingOptions options = new();
+        Assert.Multiple(() =>
+        {
+            Assert.That(options.Steps, Is.EqualTo(1000));
+            Assert.That((options.BatchSize, options.Length, options.AccumulationSteps), Is.EqualTo((1, 1024, 1)));
+            Assert.That(options.Optimizer, Is.EqualTo(OptimizerKind.AdamW));
+            Assert.That(options.LearningRate, Is.EqualTo(1e-3));
+            Assert.That(options.Schedule, Is.EqualTo(LearningRateSchedule.Cosine));
+            Assert.That((options.WarmupSteps, options.FinalLearningRateFraction), Is.EqualTo((100L, 0.1)));
+            Assert.That((options.Beta1, options.Beta2, options.Epsilon), Is.EqualTo((0.9, 0.98, 1e-8)));
+            Assert.That((options.WeightDecay, options.MaxGradientNorm), Is.EqualTo((0.0, 1.0)));
+            Assert.That(
+                (options.AdafactorDecayExponent, options.AdafactorClipThreshold, options.AdafactorScaleParameter),
+                Is.EqualTo((0.8, 1.0, true)));
+            Assert.That((options.EvaluateEvery, options.EvaluationBatches), Is.EqualTo((0L, 8)));
+            Assert.That((options.CheckpointEvery, options.KeepCheckpoints), Is.EqualTo((0L, 2)));
+        });
+    }
+
+    [Test]
+    public void Step_SaysHowManyTokensASecond() =>
+        Assert.That(new TrainingStep(1, default, 0, 0, 300, 0.5, null, null).TokensPerSecond, Is.EqualTo(600));
+
+    [Test]
     public void HeldOutLoss_OfAModel_IsTheTrainers()
     {
         using var context = new ReformerContext();
