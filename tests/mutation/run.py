@@ -94,7 +94,7 @@ MANAGED_TESTS = [
     (r"/Data/", named(".Data.", "StepAllocation")),
     (r"/Interop/", named(".Interop.", ".Tensors.")),
     (r"/Tensors/", named(".Tensors.", ".Interop.", ".Ops.", "CudaTensorTests")),
-    (r"/Ops/", named(".Ops.", ".OracleComparison.", "AutoAttention", "AnyCall")),
+    (r"/Ops/", named(".Ops.", "TensorTests", ".OracleComparison.", "AutoAttention", "AnyCall")),
     (r"/Model/AttentionCost", named(".Model.", "Bench", "MemoryPlan")),
     (r"/Model/", named(".Model.", "TrainerTests")),
     (r"/Training/Memory", named("Memory")),

@@ -1,4 +1,3 @@
-using ReformerNative.Model;
 using ReformerNative.Ops;
 using ReformerNative.Tensors;
 
@@ -22,20 +21,6 @@ public sealed class TensorTests
         Assert.That(tensor.ToString(), Is.EqualTo("Float64 [2, 3]"));
         tensor.Rows(1, 1).Zero();
         Assert.That(tensor.AsSpan<double>().ToArray(), Is.EqualTo(new double[] { 1, 2, 3, 0, 0, 0 }));
-    }
-
-    /// <summary>Sizes around the stretches that are compared at a time.</summary>
-    [TestCase(1)]
-    [TestCase(65536)]
-    [TestCase(65537)]
-    public void Reconstruction_OfAnySize_SeesTheLastValue(int size)
-    {
-        float[] values = new float[size];
-        using Tensor expected = context.FromValues<float>(values, new TensorShape(size));
-        values[^1] = -0.5f;
-        using Tensor found = context.FromValues<float>(values, new TensorShape(size));
-        Assert.That(Reconstruction.Of(expected.View, expected.View), Is.EqualTo(new Reconstruction(true, 0)));
-        Assert.That(Reconstruction.Of(expected.View, found.View), Is.EqualTo(new Reconstruction(false, 0.5)));
     }
 
     [Test]

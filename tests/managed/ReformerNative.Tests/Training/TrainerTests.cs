@@ -193,6 +193,26 @@ public sealed class TrainerTests
         });
     }
 
+    /// <summary>The same batch again and again has the gradient of once, however many of it make a step.</summary>
+    [Test]
+    public void GradientNorm_OfEqualBatches_IsThatOfOne()
+    {
+        TrainingStep Step(int batches)
+        {
+            using var context = new ReformerContext();
+            ReformerConfig config = ModelTests.Small with { VocabSize = 32, AttnLayers = [AttentionKind.Local] };
+            using ReformerModel model = ReformerModel.Create(config, context, 4);
+            using var trainer = new Trainer(
+                model, new FirstBatch(), Options with { AccumulationSteps = batches, EvaluateEvery = 0 });
+            return trainer.RunStep();
+        }
+
+        TrainingStep one = Step(1), four = Step(4);
+        Assert.That(four.GradientNorm, Is.EqualTo(one.GradientNorm).Within(1e-6 * one.GradientNorm));
+        Assert.That(four.Loss.Loss, Is.EqualTo(one.Loss.Loss).Within(1e-6));
+        Assert.That(four.Tokens, Is.EqualTo(4 * one.Tokens));
+    }
+
     [Test]
     public void Step_SaysHowManyTokensASecond() =>
         Assert.That(new TrainingStep(1, default, 0, 0, 300, 0.5, null, null).TokensPerSecond, Is.EqualTo(600));
@@ -505,6 +525,15 @@ public sealed class TrainerTests
             byte[] b = File.ReadAllBytes(Path.Combine(found, file));
             Assert.That(b.AsSpan().SequenceEqual(a), Is.True, file);
         }
+    }
+
+    private sealed class FirstBatch : IBatchSource
+    {
+        public string Identity => Task.Identity;
+
+        public int VocabularySize => Task.VocabularySize;
+
+        public void Fill(TokenBatch batch, DataSplit split, ulong seed, long index) => Task.Fill(batch, split, seed, 0);
     }
 
     private sealed class Observer(Action<TrainingStep> report) : IProgress<TrainingStep>
