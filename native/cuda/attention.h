@@ -5,6 +5,7 @@
 
 #include "core/attention_call.h"
 #include "core/workspace.h"
+#include "cuda/lsh_chunks.h"
 #include "cuda/state.h"
 
 namespace rfn::cuda {
@@ -22,8 +23,9 @@ struct AttentionScratch {
   float* maximum = nullptr;    // [sequence-heads, T]: running maximum (base 2) between rounds; R > 1
   float* sum = nullptr;        // [sequence-heads, T]: running sum; R > 1
   float* delta = nullptr;      // backward [sequence-heads, T]: dO . O - grad_log_sum_exp
+  ChunkScratch chunks = {};    // of calls that takes_chunks has
 };
-AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass);
+AttentionScratch attention_layout(Arena& arena, const rfn_context& context, const Attention& a, int32_t pass);
 
 // Head sizes and the like that the kernels have no code for: RFN_UNSUPPORTED.
 rfn_status attention_supported(const rfn_context& context, const Attention& a);

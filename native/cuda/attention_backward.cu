@@ -216,6 +216,7 @@ __global__ void __launch_bounds__((Tile<precision, D, true>::kThreads), (kBackwa
 
 rfn_status attention_backward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first,
                                      int64_t last, bool overwrite) {
+  if (takes_chunks(*stream.context, a)) return chunks_backward(stream, a, s);
   RFN_CUDA_TRY(
       stream, RFN_LAUNCH(attention_delta_kernel, blocks_for(a.sequence_heads() * a.length, kDeltaThreads / kDeltaLanes),
                          kDeltaThreads, 0, native_stream(stream), tile_call(a, s, first)));

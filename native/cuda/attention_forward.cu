@@ -174,6 +174,7 @@ __global__ void __launch_bounds__((Tile<precision, D, false>::kThreads), (Tile<p
 
 rfn_status attention_forward_rounds(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int64_t first,
                                     int64_t last) {
+  if (takes_chunks(*stream.context, a)) return chunks_forward(stream, a, s);
   for (int64_t round = first; round < last; ++round) {
     const TileCall call = tile_call(a, s, round);
     RFN_TRY(with_tile(*stream.context, a.head_size, [&](auto precision, auto size) -> rfn_status {

@@ -31,7 +31,7 @@ TileCall tile_call(const Attention& a, const AttentionScratch& s, int64_t round)
   return c;
 }
 
-AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass) {
+AttentionScratch attention_layout(Arena& arena, const rfn_context& context, const Attention& a, int32_t pass) {
   AttentionScratch s;
   const int64_t sequence_heads = a.sequence_heads(), rounds = a.rounds();
   if (a.lsh()) {
@@ -39,6 +39,10 @@ AttentionScratch attention_layout(Arena& arena, const Attention& a, int32_t pass
     s.sorted = arena.take<int32_t>(sequence_heads * rounds * a.stored());
     if (a.window().log_counts) s.slot_of = arena.take<int32_t>(sequence_heads * rounds * a.length);
     s.sort = arena.take<char>(sort_scratch_bytes(a));
+  }
+  if (takes_chunks(context, a)) {
+    s.chunks = chunk_scratch(arena, a, pass);
+    return s;
   }
   if (rounds > 1) {
     s.maximum = arena.take<float>(sequence_heads * a.length);
@@ -78,13 +82,13 @@ namespace {
 
 constexpr int64_t kHeadGroupBytes = int64_t{1} << 30;  // scratch of an automatic head group
 
-int64_t head_group(const rfn_attention& op, const Attention& whole) {
+int64_t head_group(const rfn_context& context, const rfn_attention& op, const Attention& whole) {
   if (op.head_group > 0) return std::min(op.head_group, whole.heads);
   Attention one = whole;
   one.heads = 1;
   one.buckets = nullptr;  // whether the caller has them is not known yet when only the size is asked for
   Arena arena;
-  attention_layout(arena, one, RFN_PASS_BACKWARD);
+  attention_layout(arena, context, one, RFN_PASS_BACKWARD);
   return std::clamp<int64_t>(kHeadGroupBytes / std::max<int64_t>(arena.used(), 1), 1, whole.heads);
 }
 
@@ -96,11 +100,11 @@ rfn_status for_head_groups(rfn_stream& stream, const rfn_attention& op, void* wo
   RFN_TRY(current.status());
   const Attention whole = attention_call(op);
   RFN_TRY(attention_supported(*stream.context, whole));
-  const int64_t group = head_group(op, whole);
+  const int64_t group = head_group(*stream.context, op, whole);
   for (int64_t first = 0; first < whole.heads; first += group) {
     const Attention a = slice_heads(whole, first, std::min(group, whole.heads - first));
     Arena arena(workspace, bytes);
-    RFN_TRY(body(a, attention_layout(arena, a, pass)));
+    RFN_TRY(body(a, attention_layout(arena, *stream.context, a, pass)));
   }
   return RFN_OK;
 }
@@ -125,10 +129,10 @@ rfn_status copy_sorted(rfn_stream& stream, const Attention& a, const AttentionSc
 rfn_status attention_workspace(const rfn_context& context, const rfn_attention& op, int32_t pass, int64_t* bytes) {
   Attention a = attention_call(op);
   RFN_TRY(attention_supported(context, a));
-  a.heads = head_group(op, a);
+  a.heads = head_group(context, op, a);
   a.buckets = nullptr;  // a query may come without data
   Arena arena;
-  attention_layout(arena, a, pass);
+  attention_layout(arena, context, a, pass);
   if (arena.overflowed()) return fail(RFN_INVALID_ARGUMENT, "attention: the workspace size overflows 64 bits");
   *bytes = arena.used();
   return RFN_OK;

@@ -59,7 +59,8 @@ struct AttentionBuffers {
   AttentionScratch attention;
 };
 
-AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t pass) {
+AttentionBuffers attention_buffers(Arena& arena, const rfn_context& context, const rfn_reversible_block& op,
+                                   const Shape& s, int32_t pass) {
   AttentionBuffers b{};
   const int64_t group = s.rows * s.group * s.head_size, chunk = s.chunk * s.width;
   b.gemm = arena.take<char>(kGemmWorkspace);
@@ -80,7 +81,7 @@ AttentionBuffers attention_buffers(Arena& arena, const rfn_reversible_block& op,
     b.norm_sums = take_norm_sums(arena, s.chunk, s.width);
     b.bias_sums = take_column_sums(arena, s.chunk, s.width);
   }
-  b.attention = attention_layout(arena, attention_call(op, s, 0, s.group), pass);
+  b.attention = attention_layout(arena, context, attention_call(op, s, 0, s.group), pass);
   return b;
 }
 
@@ -378,7 +379,7 @@ rfn_status reversible_block_workspace(const rfn_context& context, const rfn_reve
   const Shape s = shape_of(op);
   RFN_TRY(attention_supported(context, attention_call(op, s, 0, s.group)));
   Arena attention, feed_forward;
-  attention_buffers(attention, op, s, pass);
+  attention_buffers(attention, context, op, s, pass);
   feed_forward_buffers(feed_forward, op, s, pass);
   if (attention.overflowed() || feed_forward.overflowed()) {
     return fail(RFN_INVALID_ARGUMENT, "reversible_block: the workspace size overflows 64 bits");
@@ -394,7 +395,7 @@ rfn_status reversible_block_forward(rfn_stream& stream, const rfn_reversible_blo
   const Block block(stream, op);
   RFN_TRY(attention_supported(*stream.context, attention_call(op, block.s, 0, block.s.group)));
   Arena attention(workspace, workspace_bytes), feed_forward(workspace, workspace_bytes);
-  RFN_TRY(block.forward_attention(attention_buffers(attention, op, block.s, RFN_PASS_FORWARD)));
+  RFN_TRY(block.forward_attention(attention_buffers(attention, *stream.context, op, block.s, RFN_PASS_FORWARD)));
   return block.forward_feed_forward(feed_forward_buffers(feed_forward, op, block.s, RFN_PASS_FORWARD));
 }
 
@@ -406,7 +407,7 @@ rfn_status reversible_block_backward(rfn_stream& stream, const rfn_reversible_bl
   RFN_TRY(attention_supported(*stream.context, attention_call(op, block.s, 0, block.s.group)));
   Arena attention(workspace, workspace_bytes), feed_forward(workspace, workspace_bytes);
   RFN_TRY(block.backward_feed_forward(feed_forward_buffers(feed_forward, op, block.s, RFN_PASS_BACKWARD)));
-  return block.backward_attention(attention_buffers(attention, op, block.s, RFN_PASS_BACKWARD));
+  return block.backward_attention(attention_buffers(attention, *stream.context, op, block.s, RFN_PASS_BACKWARD));
 }
 
 }  // namespace rfn::cuda

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <string>
@@ -280,6 +281,112 @@ TEST_P(AttentionWindowOp, RandomOptions_DeviceSeesWhatTheRuleSays) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Part, AttentionWindowOp, testing::Range(0, kParts));
+
+// The same for the kernels that CUDA has for bf16, shared projections and chunks of 64 with one before. Values have
+// fewer elements than there are keys, so a pass shows some keys at a time. RFN_TEST_CASES: how many, 100 if unset.
+Case random_chunk_case(Random& random) {
+  Case c;
+  rfn_attention_options& o = c.options;
+  o.struct_size = sizeof(o);
+  o.kind = RFN_ATTENTION_LSH;
+  o.shared_qk = 1;
+  o.causal = static_cast<int32_t>(random.below(2));
+  o.window = static_cast<int32_t>(random.below(3));
+  if (o.window == RFN_WINDOW_STRICT) o.causal = 1;
+  o.wrap = static_cast<int32_t>(random.below(2));
+  o.repeat_chunks = static_cast<int32_t>(random.below(2));
+  o.logit_scale = 1e-30f;  // all scores alike
+  o.key_norm = static_cast<int32_t>(random.below(3));
+  o.chunk_length = 64;
+  o.chunks_before = 1;
+  o.rounds = 1 + static_cast<int32_t>(random.below(3));
+  o.factor_count = 1;
+  o.factors[0] = 2 + 2 * static_cast<int32_t>(random.below(4));
+  o.pad_bucket = static_cast<int32_t>(random.below(2));
+  c.length = 1 + random.below(200);
+  c.batch = 1 + random.below(4) / 3;
+  if (random.below(4) == 0) o.padded_length = round_up(c.length, 64) + random.below(3) * 64;
+  if (random.below(2) == 0) {
+    c.mask.resize(static_cast<size_t>(c.batch * c.length));
+    for (uint8_t& real : c.mask) real = random.below(4) != 0;
+  }
+  return c;
+}
+
+class AttentionWindowChunks : public OpTest {};
+
+TEST_F(AttentionWindowChunks, RandomOptions_DeviceSeesWhatTheRuleSays) {
+  const char* const wanted = std::getenv("RFN_TEST_CASES");
+  const int cases = wanted == nullptr ? 100 : std::atoi(wanted);
+  const std::vector<int32_t> have = precisions();
+  const bool bf16 = std::find(have.begin(), have.end(), RFN_PRECISION_BF16) != have.end();
+  ASSERT_TRUE(!bf16 || Ok(rfn_context_set_precision(context, RFN_PRECISION_BF16)));
+  for (int i = 0; i < cases; ++i) {
+    Random random(2 * kSeed + i);
+    const Case c = random_chunk_case(random);
+    SCOPED_TRACE("seed " + std::to_string(2 * kSeed + i) + ": " + text(c));
+    const int64_t d = random.below(2) == 0 ? 30 : 64, rows = c.batch * c.length, rounds = c.options.rounds;
+    const std::vector<int64_t> sizes = {c.batch, c.length, 1, d};
+    const Tensor<float> q(sizes, random.floats(rows * d)), out(sizes), log_sum_exp({c.batch, 1, c.length}),
+        grad_q(sizes), grad_v(sizes);
+    const Tensor<uint8_t> mask({c.batch, c.length}, c.mask.empty() ? std::vector<uint8_t>(rows, 1) : c.mask);
+    const int64_t columns = rotation_columns(c.options);
+    const Tensor<float> rotations({1, d, rounds, columns}, random.floats(d * rounds * columns));
+    const Tensor<int32_t> buckets({c.batch, 1, rounds, c.length});
+    auto op = make_op<rfn_attention>();
+    op.options = c.options;
+    op.q = q;
+    op.out = out;
+    op.log_sum_exp = log_sum_exp;
+    op.grad_q = grad_q;
+    op.grad_v = grad_v;
+    if (!c.mask.empty()) op.mask = mask;
+    op.rotations = rotations;
+    op.buckets = buckets;
+    std::vector<std::vector<Meeting>> by_rule;
+    for (int64_t first = 0; first < c.length; first += d) {
+      std::vector<float> unit(static_cast<size_t>(rows * d));
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t at = row % c.length - first;
+        if (at >= 0 && at < d) unit[static_cast<size_t>(row * d + at)] = 1;
+      }
+      const Tensor<float> v(sizes, unit), grad_out(sizes, unit);
+      op.v = v;
+      op.grad_out = grad_out;
+      ASSERT_TRUE(Ok(forward(stream, op)));
+      ASSERT_TRUE(Ok(backward(stream, op)));
+      if (first == 0) by_rule = meetings(c, buckets.values(), sorted_by(c, buckets.values()));
+      const std::vector<float> share = out.values(), back = grad_v.values();
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t example = row / c.length, position = row % c.length;
+        std::vector<double> expected(static_cast<size_t>(c.length));
+        double total = 0;
+        for (const Meeting& m : by_rule[static_cast<size_t>(row)]) {
+          expected[static_cast<size_t>(m.position)] += 1;
+          total += 1;
+        }
+        const bool real = c.mask.empty() || c.mask[static_cast<size_t>(row)] != 0;
+        if (total == 0 && real) expected[static_cast<size_t>(position)] = total = 1;  // itself
+        for (int64_t key = first; key < std::min(first + d, c.length); ++key) {
+          const double e = total == 0 ? 0 : expected[static_cast<size_t>(key)] / total;
+          ASSERT_NEAR(share[static_cast<size_t>(row * d + key - first)], e, 2e-6) << "query " << row << ", key " << key;
+        }
+        // The gradient of this row's value counts the queries of the pass that see it, weights rounded to bf16.
+        for (int64_t query = first; query < std::min(first + d, c.length); ++query) {
+          const std::vector<Meeting>& seen = by_rule[static_cast<size_t>(example * c.length + query)];
+          const auto times =
+              std::count_if(seen.begin(), seen.end(), [&](const Meeting& m) { return m.position == position; });
+          const bool query_real = c.mask.empty() || c.mask[static_cast<size_t>(example * c.length + query)] != 0;
+          const double e = !seen.empty() ? static_cast<double>(times) / static_cast<double>(seen.size())
+                           : query_real && query == position ? 1
+                                                             : 0;
+          ASSERT_NEAR(back[static_cast<size_t>(row * d + query - first)], e, e * (bf16 ? 8e-3 : 2e-6))
+              << "backward, query " << query << ", key " << row;
+        }
+      }
+    }
+  }
+}
 
 // Where a token sees what it would see without the tokens after it, it sees the positions from first_seen to end_seen.
 TEST(AttentionWindowRule, PrefixCausalLocal_SeesTheSameWithoutWhatFollows) {
