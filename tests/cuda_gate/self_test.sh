@@ -92,11 +92,14 @@ stack_kernel sm_75: spills or a local array
 stack_kernel sm_80: spills or a local array
 END
 
+expected='expected KERNEL ARCHITECTURE REGISTERS SHARED tensor|f32, and TILE OUTSIDE for a tile loop'
 # Lines and files that can't be read, no kernels, a tool that fails.
-expect "$keepers" '75-real 80-real' 'budgets:3: expected KERNEL ARCHITECTURE REGISTERS SHARED tensor|f32' \
-  'budgets:4: expected KERNEL ARCHITECTURE REGISTERS SHARED tensor|f32' <<<"$good
+expect "$keepers" '75-real 80-real' "budgets:3: $expected" "budgets:4: $expected" \
+  "budgets:5: $expected" "budgets:6: $expected" <<<"$good
 other * 32 0
-other * many 0 f32"
+other * many 0 f32
+other * 32 0 tensor 300
+other * 32 0 f32 300 200"
 expect /bin/true '75-real' 'no kernels' </dev/null
 "$here/check.sh" "$keepers" "$work/none" >"$work/output" 2>&1 && wrong=1
 grep -q "^FAIL .*none: can't be read" "$work/output" || { echo "a missing file of budgets was not reported"; wrong=1; }
@@ -124,9 +127,33 @@ doctored "$kernel" '' "$unreadable"
 doctored '' 'Function : k' "$unreadable"
 doctored "${kernel/LOCAL:0/LOCAL:4}" 'Function : k' \
   'k sm_80: 0 bytes of stack, 4 of local memory, 0 accesses: spills or a local array'
-doctored "$kernel" 'Function : k\n @P0 LDL R1, [R2]' \
+doctored "$kernel" 'Function : k\n /*0000*/ @P0 LDL R1, [R2] ;' \
   'k sm_80: 0 bytes of stack, 0 of local memory, 1 accesses: spills or a local array'
-doctored "$kernel" 'Function : k\n @P0 HGMMA.64x8x8.F32 R1' 'k sm_80: 1 tensor-core instructions in a float32 kernel'
+doctored "$kernel" 'Function : k\n /*0000*/ @P0 HGMMA.64x8x8.F32 R1 ;' 'k sm_80: 1 tensor-core instructions in a float32 kernel'
+
+# Tile loops: three instructions in a loop of six, a barrier around, a pass of its own for maxima.
+looped() { # looped SASS TILE OUTSIDE MESSAGE
+  cat >"$work/cuobjdump" <<END
+#!/bin/sh
+[ "\$1" = --dump-resource-usage ] && printf 'arch = sm_80\n Function lsh_chunks_k:\n  REG:9 STACK:0 SHARED:9 LOCAL:0\n'
+[ "\$1" = --dump-sass ] && printf 'code for sm_80\n Function : lsh_chunks_k\n$1'
+exit 0
+END
+  chmod +x "$work/cuobjdump"
+  CUOBJDUMP=$work/cuobjdump "$here/check.sh" none <(echo "lsh_chunks_k * 9 9 tensor $2 $3") >"$work/output" 2>&1
+  [ $? -eq $((${#4} > 0)) ] && [ "$(sed -n 's/^FAIL //p' "$work/output")" = "$4" ] ||
+    { echo "tile loop, wanted: $4"; cat "$work/output"; wrong=1; }
+}
+line() { printf ' /*%04x*/ %s ;\\n' "$@"; }
+loops=$(line 0 'BAR.SYNC 0x0' 16 'HMMA.16816.F32 R1' 32 '@!P0 BRA 0x10' 48 'HMMA.16816.F32 R1' 64 'MUFU.EX2 R1' \
+  80 '@P0 BRA 0x30' 96 'IADD3 R1' 112 'BRA 0x0' 128 'BRA 0x80')
+looped "$loops" 3 3 ''
+looped "$loops" 2 3 'lsh_chunks_k sm_80: 3 instructions for a tile, budget 2'
+looped "$loops" 3 2 'lsh_chunks_k sm_80: 3 instructions outside of a tile, budget 2'
+looped "${loops/'@!P0 BRA 0x10'/NOP}" 3 4 'lsh_chunks_k sm_80: 5 instructions outside of a tile, budget 4'
+looped "${loops/MUFU/MOV}" 3 3 'lsh_chunks_k sm_80: no tile loop with a loop around it'
+looped "${loops/BAR.SYNC/NOP}" 9 9 'lsh_chunks_k sm_80: no tile loop with a loop around it'
+looped "${loops/'IADD3 R1'/'@P0 BRA 0x10'}" 6 2 'lsh_chunks_k sm_80: 2 loops inside the tile loop'
 
 [ "$wrong" -eq 0 ] && echo "every failure is seen"
 exit "$wrong"
