@@ -52,6 +52,14 @@ std::vector<Case> cases() {
     c.output_bias = true;
     c.rounds = 1;
   });
+  add("LshExactChunk64", [](Case& c) {
+    c.residual = RFN_RESIDUAL_EXACT;
+    c.length = 150;
+    c.batch = 1;
+    c.masked = true;
+    c.head_group = 1;
+    c.attention = [](rfn_attention_options& o) { o.chunk_length = 64; };
+  });
   add("LocalFloat", [](Case& c) {
     c.kind = RFN_ATTENTION_LOCAL;
     c.activation = RFN_ACTIVATION_GELU_ERF;
