@@ -38,6 +38,8 @@ internal static class Conventions
         ["I32"] = "Int32",
         ["I64"] = "Int64",
         ["U8"] = "UInt8",
+        ["BF16"] = "BFloat16",
+        ["F16"] = "Float16",
         ["float"] = "Float32",
         ["double"] = "Float64",
         ["int32_t"] = "Int32",

@@ -325,7 +325,7 @@ internal sealed partial class OpWriter(Header header)
     [GeneratedRegex(@"\b(RFN_[A-Z_]+)_\*")]
     private static partial Regex Macros();
 
-    [GeneratedRegex(@"\b(F32|F64|I32|I64|U8)\b")]
+    [GeneratedRegex(@"\b(F32|F64|I32|I64|U8|BF16|F16)\b")]
     private static partial Regex ElementType();
 
     [GeneratedRegex("`([^`]+)`")]

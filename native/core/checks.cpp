@@ -20,11 +20,14 @@ struct DataType {
 };
 
 // By RFN_F32 ...; [0] stands for every unknown one.
-constexpr DataType kDataTypes[] = {{"?", 0}, {"F32", 4}, {"F64", 8}, {"I32", 4}, {"I64", 8}, {"U8", 1}};
+constexpr DataType kDataTypes[] = {{"?", 0},   {"F32", 4}, {"F64", 8},  {"I32", 4},
+                                   {"I64", 8}, {"U8", 1},  {"BF16", 2}, {"F16", 2}};
 
 const DataType& data_type(int32_t dtype) {
-  return dtype >= RFN_F32 && dtype <= RFN_U8 ? kDataTypes[dtype] : kDataTypes[0];
+  return dtype >= RFN_F32 && dtype <= RFN_F16 ? kDataTypes[dtype] : kDataTypes[0];
 }
+
+bool is_float(int32_t dtype) { return dtype == RFN_F32 || is_half(dtype); }
 
 std::string sizes_text(const int64_t* sizes, int64_t rank) {
   std::string text = "[";
@@ -36,6 +39,18 @@ std::string factors_text(std::initializer_list<int64_t> sizes) {
   std::string text;
   for (const int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
   return text;
+}
+
+bool fits(const DataTypeOf& type, int32_t dtype) {
+  return type.dtype == kAnyFloat ? is_float(dtype) : dtype == type.dtype;
+}
+
+// "F32"; of a tensor that is of another type everything that is said of the right one.
+Name type_text(const DataTypeOf& type, const rfn_tensor& tensor) {
+  if (fits(type, tensor.dtype)) return {data_type(tensor.dtype).name};
+  if (type.dtype == kAnyFloat) return {"F32, BF16 or F16"};
+  if (type.of == nullptr) return {data_type(type.dtype).name};
+  return {data_type(type.dtype).name, " (the type of ", type.of, ")"};
 }
 
 // "F32 rank 3 [2,7,4]"
@@ -126,31 +141,32 @@ void Checks::failed(const char* format, ...) {
 
 // ---- tensors ----
 
-void Checks::anchor(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes) {
-  tensor(name, view, dtype, letters, sizes, Access::kRead, !is_query());
+void Checks::anchor(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, Sizes sizes) {
+  tensor(name, view, type, letters, sizes, Access::kRead, !is_query());
 }
 
-void Checks::shape(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes) {
-  tensor(name, view, dtype, letters, sizes, Access::kRead, false);
+void Checks::shape(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, Sizes sizes) {
+  tensor(name, view, type, letters, sizes, Access::kRead, false);
 }
 
-void Checks::input(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes) {
+void Checks::input(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, Sizes sizes) {
   if (is_query() && is_absent(view)) return;
-  tensor(name, view, dtype, letters, sizes, Access::kRead, !is_query());
+  tensor(name, view, type, letters, sizes, Access::kRead, !is_query());
 }
 
-void Checks::output(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes) {
+void Checks::output(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, Sizes sizes) {
   if (is_query() && is_absent(view)) return;
-  tensor(name, view, dtype, letters, sizes, Access::kWritten, !is_query());
+  tensor(name, view, type, letters, sizes, Access::kWritten, !is_query());
 }
 
-void Checks::optional_input(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes) {
-  if (!is_absent(view)) input(name, view, dtype, letters, sizes);
+void Checks::optional_input(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters,
+                            Sizes sizes) {
+  if (!is_absent(view)) input(name, view, type, letters, sizes);
 }
 
-void Checks::optional_output(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters,
+void Checks::optional_output(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters,
                              Sizes sizes) {
-  if (!is_absent(view)) output(name, view, dtype, letters, sizes);
+  if (!is_absent(view)) output(name, view, type, letters, sizes);
 }
 
 void Checks::absent(const char* name, const rfn_tensor& view, const char* why) {
@@ -176,15 +192,15 @@ void Checks::same_shape(const char* name, const rfn_tensor& view, const char* ot
 }
 
 // Everything about the view itself; rank -1: any.
-void Checks::described(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, int32_t rank,
+void Checks::described(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, int32_t rank,
                        int64_t most) {
   if (!ok()) return;
-  const char* const type = data_type(dtype).name;
-  if (is_absent(view)) return failed("%s: expected %s %s, got an absent tensor", name, type, letters);
+  const Name text = type_text(type, view);
+  if (is_absent(view)) return failed("%s: expected %s %s, got an absent tensor", name, text.text, letters);
   struct_size(name, view.struct_size, sizeof(rfn_tensor));
   if (view.reserved != 0) failed("%s.reserved: expected 0, got %" PRId32, name, view.reserved);
-  if (view.dtype != dtype || view.rank < 0 || view.rank > 4 || (rank >= 0 && view.rank != rank)) {
-    failed("%s: expected %s %s, got %s", name, type, letters, tensor_text(view).c_str());
+  if (!fits(type, view.dtype) || view.rank < 0 || view.rank > 4 || (rank >= 0 && view.rank != rank)) {
+    failed("%s: expected %s %s, got %s", name, text.text, letters, tensor_text(view).c_str());
   }
   if (!ok()) return;
   int64_t count = 1;
@@ -196,7 +212,7 @@ void Checks::described(const char* name, const rfn_tensor& view, int32_t dtype, 
       continue;
     }
     if (view.shape[i] < 1 || view.shape[i] > most) {
-      failed("%s: expected %s %s with sizes of 1 to %" PRId64 ", got %s", name, type, letters, most,
+      failed("%s: expected %s %s with sizes of 1 to %" PRId64 ", got %s", name, text.text, letters, most,
              tensor_text(view).c_str());
     } else if (ok() && (count = product({count, view.shape[i]}, kMostElements)) < 0) {
       failed("%s: expected at most %" PRId64 " elements, got %s", name, kMostElements, tensor_text(view).c_str());
@@ -217,15 +233,15 @@ void Checks::data(const char* name, const rfn_tensor& view, Access access, bool 
   add_span(name, view.data, bytes, access);
 }
 
-void Checks::tensor(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes,
+void Checks::tensor(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, Sizes sizes,
                     Access access, bool needs_data) {
   if (!ok()) return;
   const int32_t rank = static_cast<int32_t>(sizes.size());
-  described(name, view, dtype, letters, rank, kLargestSize);
+  described(name, view, type, letters, rank, kLargestSize);
   if (!ok()) return;
   for (int32_t i = 0; i < rank; ++i) {
     if (view.shape[i] == sizes.begin()[i]) continue;
-    return failed("%s: expected %s %s = %s, got %s", name, data_type(dtype).name, letters,
+    return failed("%s: expected %s %s = %s, got %s", name, data_type(view.dtype).name, letters,
                   sizes_text(sizes.begin(), rank).c_str(), tensor_text(view).c_str());
   }
   data(name, view, access, needs_data);

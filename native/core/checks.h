@@ -49,6 +49,15 @@ struct Name {
   };
 };
 
+// The data type that a tensor is expected to have: RFN_F32 ..., any of those that numbers are stored in, or {q.dtype,
+// "q"}: that of another tensor, which has been checked.
+inline constexpr int32_t kAnyFloat = -1;  // F32, BF16 or F16
+struct DataTypeOf {
+  int32_t dtype;
+  const char* of;
+  DataTypeOf(int32_t type, const char* tensor = nullptr) : dtype(type), of(tensor) {}
+};
+
 // The checks of one call, in the order of its arguments. The first that fails is kept and the rest are passed over, so
 // that an op's checks read as a list of what it expects.
 class Checks {
@@ -76,13 +85,13 @@ class Checks {
   using Sizes = std::initializer_list<int64_t>;
 
   // A tensor that gives sizes: needed by workspace queries too.
-  void anchor(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, Sizes sizes);
+  void anchor(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, Sizes sizes);
   // One that gives sizes and whose data is not used.
-  void shape(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, Sizes sizes);
-  void input(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, Sizes sizes);
-  void output(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, Sizes sizes);
-  void optional_input(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, Sizes sizes);
-  void optional_output(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, Sizes sizes);
+  void shape(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, Sizes sizes);
+  void input(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, Sizes sizes);
+  void output(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, Sizes sizes);
+  void optional_input(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, Sizes sizes);
+  void optional_output(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, Sizes sizes);
   void absent(const char* name, const rfn_tensor& tensor, const char* why);
   // F32 of any shape, and of the shape of another tensor.
   void any_shape(const char* name, const rfn_tensor& tensor, Access access);
@@ -118,11 +127,11 @@ class Checks {
 
   bool may_share(const Span& a, const Span& b) const;
   void add_span(const char* name, const void* data, int64_t bytes, Access access);
-  void described(const char* name, const rfn_tensor& tensor, int32_t dtype, const char* letters, int32_t rank,
+  void described(const char* name, const rfn_tensor& tensor, DataTypeOf type, const char* letters, int32_t rank,
                  int64_t most);
   void data(const char* name, const rfn_tensor& tensor, Access access, bool needed);
-  void tensor(const char* name, const rfn_tensor& view, int32_t dtype, const char* letters, Sizes sizes, Access access,
-              bool needs_data);
+  void tensor(const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters, Sizes sizes,
+              Access access, bool needs_data);
   void pointer(const char* name, const void* data, size_t bytes, size_t alignment, Access access);
 
   const char* op_;

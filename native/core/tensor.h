@@ -15,6 +15,10 @@ inline int32_t* i32(const rfn_tensor& t) { return static_cast<int32_t*>(t.data);
 inline int64_t* i64(const rfn_tensor& t) { return static_cast<int64_t*>(t.data); }
 inline uint8_t* u8(const rfn_tensor& t) { return static_cast<uint8_t*>(t.data); }
 
+// BF16 and F16, whose elements are 16 bits.
+inline bool is_half(int32_t dtype) { return dtype == RFN_BF16 || dtype == RFN_F16; }
+inline uint16_t* u16(const rfn_tensor& t) { return static_cast<uint16_t*>(t.data); }
+
 inline int64_t elements(const rfn_tensor& t) {
   int64_t n = 1;
   for (int32_t i = 0; i < t.rank; ++i) n *= t.shape[i];

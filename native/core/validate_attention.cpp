@@ -108,9 +108,9 @@ void check_attention(Checks& checks, const rfn_attention& op, const AttentionSha
   check_layer(checks, op.layer);
   checks.integer("head_group", op.head_group, 0, INT64_MAX);
   if (reads_q) {
-    checks.anchor("q", op.q, RFN_F32, "[B,T,H,D]", {batch, length, heads, head_size});
+    checks.anchor("q", op.q, kAnyFloat, "[B,T,H,D]", {batch, length, heads, head_size});
   } else {
-    checks.shape("q", op.q, RFN_F32, "[B,T,H,D]", {batch, length, heads, head_size});
+    checks.shape("q", op.q, kAnyFloat, "[B,T,H,D]", {batch, length, heads, head_size});
   }
   checks.largest("H * D", {heads, head_size}, kLargestSize);
   checks.largest("B * T", {batch, length}, kLargestSize);
@@ -127,15 +127,16 @@ rfn_status validate(const rfn_attention& op, int32_t pass, Call call, const Work
   if (!checks.ok()) return checks.finish();
   const auto [batch, length, heads, head_size, rounds] = shape;
   const bool is_forward = pass == RFN_PASS_FORWARD, is_shared = op.options.shared_qk == 1;
+  const DataTypeOf type(op.q.dtype, "q");
   const std::initializer_list<int64_t> per_head = {batch, length, heads, head_size};
   const std::initializer_list<int64_t> per_query = {batch, heads, length};
   const std::initializer_list<int64_t> per_round = {batch, heads, rounds, length};
   if (is_shared) {
     checks.absent("k", op.k, "options.shared_qk is 1");
   } else {
-    checks.input("k", op.k, RFN_F32, "[B,T,H,D]", per_head);
+    checks.input("k", op.k, type, "[B,T,H,D]", per_head);
   }
-  checks.input("v", op.v, RFN_F32, "[B,T,H,D]", per_head);
+  checks.input("v", op.v, type, "[B,T,H,D]", per_head);
   checks.optional_input("mask", op.mask, RFN_U8, "[B,T]", {batch, length});
   if (op.options.kind == RFN_ATTENTION_LSH) {
     if (is_forward) {
@@ -146,20 +147,20 @@ rfn_status validate(const rfn_attention& op, int32_t pass, Call call, const Work
     if (is_forward || is_absent(op.buckets)) check_rotations(checks, op.rotations, op.options, batch, heads, head_size);
   }
   if (is_forward) {
-    checks.output("out", op.out, RFN_F32, "[B,T,H,D]", per_head);
+    checks.output("out", op.out, type, "[B,T,H,D]", per_head);
     checks.optional_output("log_sum_exp", op.log_sum_exp, RFN_F32, "[B,H,T]", per_query);
     return checks.finish();
   }
-  checks.input("out", op.out, RFN_F32, "[B,T,H,D]", per_head);
+  checks.input("out", op.out, type, "[B,T,H,D]", per_head);
   checks.input("log_sum_exp", op.log_sum_exp, RFN_F32, "[B,H,T]", per_query);
-  checks.input("grad_out", op.grad_out, RFN_F32, "[B,T,H,D]", per_head);
-  checks.output("grad_q", op.grad_q, RFN_F32, "[B,T,H,D]", per_head);
+  checks.input("grad_out", op.grad_out, type, "[B,T,H,D]", per_head);
+  checks.output("grad_q", op.grad_q, type, "[B,T,H,D]", per_head);
   if (is_shared) {
     checks.absent("grad_k", op.grad_k, "options.shared_qk is 1");
   } else {
-    checks.output("grad_k", op.grad_k, RFN_F32, "[B,T,H,D]", per_head);
+    checks.output("grad_k", op.grad_k, type, "[B,T,H,D]", per_head);
   }
-  checks.output("grad_v", op.grad_v, RFN_F32, "[B,T,H,D]", per_head);
+  checks.output("grad_v", op.grad_v, type, "[B,T,H,D]", per_head);
   return checks.finish();
 }
 
@@ -184,13 +185,14 @@ rfn_status validate_stage(const rfn_attention& op, LshStage stage, const Workspa
                 rounds = shape.rounds, padded = padded_length(op.options, length);
   checks.absent("k", op.k, "options.shared_qk is 1");
   checks.optional_input("mask", op.mask, RFN_U8, "[B,T]", {batch, length});
-  const auto tensor = [&](Access access, const char* name, const rfn_tensor& view, int32_t dtype, const char* letters,
+  const auto tensor = [&](Access access, const char* name, const rfn_tensor& view, DataTypeOf type, const char* letters,
                           Checks::Sizes sizes) {
-    access == Access::kRead ? checks.input(name, view, dtype, letters, sizes)
-                            : checks.output(name, view, dtype, letters, sizes);
+    access == Access::kRead ? checks.input(name, view, type, letters, sizes)
+                            : checks.output(name, view, type, letters, sizes);
   };
+  const DataTypeOf type_of_q(op.q.dtype, "q");
   const auto per_head = [&](Access access, const char* name, const rfn_tensor& view) {
-    tensor(access, name, view, RFN_F32, "[B,T,H,D]", {batch, length, heads, head_size});
+    tensor(access, name, view, type_of_q, "[B,T,H,D]", {batch, length, heads, head_size});
   };
   const auto buckets = [&](Access access) {
     tensor(access, "buckets", op.buckets, RFN_I32, "[B,H,R,T]", {batch, heads, rounds, length});

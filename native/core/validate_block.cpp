@@ -25,7 +25,7 @@ void check_anchors(Checks& checks, const rfn_block_parameters& parameters, const
   }
 }
 
-using CheckTensor = void (Checks::*)(const char*, const rfn_tensor&, int32_t, const char*, Checks::Sizes);
+using CheckTensor = void (Checks::*)(const char*, const rfn_tensor&, DataTypeOf, const char*, Checks::Sizes);
 
 // Parameters (read) or gradients of them (written).
 void check_parameters(Checks& checks, const char* prefix, const rfn_block_parameters& parameters,

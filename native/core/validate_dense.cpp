@@ -90,10 +90,10 @@ rfn_status validate(const rfn_layer_norm& op, int32_t pass, Call call, const Wor
   checks.input("weight", op.weight, RFN_F32, "[E]", {width});
   checks.input("bias", op.bias, RFN_F32, "[E]", {width});
   if (pass == RFN_PASS_FORWARD) {
-    checks.output("y", op.y, RFN_F32, "[N,E]", {rows, width});
+    checks.output("y", op.y, kAnyFloat, "[N,E]", {rows, width});
     return checks.finish();
   }
-  checks.input("grad_y", op.grad_y, RFN_F32, "[N,E]", {rows, width});
+  checks.input("grad_y", op.grad_y, kAnyFloat, "[N,E]", {rows, width});
   checks.output("grad_x", op.grad_x, RFN_F32, "[N,E]", {rows, width});
   checks.output("grad_weight", op.grad_weight, RFN_F32, "[E]", {width});
   checks.output("grad_bias", op.grad_bias, RFN_F32, "[E]", {width});
@@ -136,16 +136,17 @@ rfn_status validate(const rfn_linear& op, int32_t pass, Call call, const Workspa
   check_pass(checks, pass);
   check_activation(checks, op.activation);
   const int64_t rows = op.x.shape[0], inputs = op.x.shape[1], outputs = op.weight.shape[0];
-  checks.anchor("x", op.x, RFN_F32, "[N,K]", {rows, inputs});
-  checks.anchor("weight", op.weight, RFN_F32, "[M,K]", {outputs, inputs});
+  const DataTypeOf type(op.x.dtype, "x");
+  checks.anchor("x", op.x, kAnyFloat, "[N,K]", {rows, inputs});
+  checks.anchor("weight", op.weight, type, "[M,K]", {outputs, inputs});
   checks.largest("N * M", {rows, outputs}, kMostElements);
   checks.optional_input("bias", op.bias, RFN_F32, "[M]", {outputs});
   if (pass == RFN_PASS_FORWARD) {
-    checks.output("y", op.y, RFN_F32, "[N,M]", {rows, outputs});
+    checks.output("y", op.y, type, "[N,M]", {rows, outputs});
     return checks.finish();
   }
-  checks.input("grad_y", op.grad_y, RFN_F32, "[N,M]", {rows, outputs});
-  checks.optional_output("grad_x", op.grad_x, RFN_F32, "[N,K]", {rows, inputs});
+  checks.input("grad_y", op.grad_y, type, "[N,M]", {rows, outputs});
+  checks.optional_output("grad_x", op.grad_x, type, "[N,K]", {rows, inputs});
   checks.output("grad_weight", op.grad_weight, RFN_F32, "[M,K]", {outputs, inputs});
   checks.optional_output("grad_bias", op.grad_bias, RFN_F32, "[M]", {outputs});
   return checks.finish();
@@ -159,18 +160,19 @@ rfn_status validate(const rfn_feed_forward& op, int32_t pass, Call call, const W
   check_layer(checks, op.layer);
   checks.integer("chunk", op.chunk, 0, INT64_MAX);
   const int64_t rows = op.x.shape[0], width = op.x.shape[1], hidden = op.w1.shape[0];
-  checks.anchor("x", op.x, RFN_F32, "[N,E]", {rows, width});
-  checks.anchor("w1", op.w1, RFN_F32, "[F,E]", {hidden, width});
+  const DataTypeOf type(op.x.dtype, "x");
+  checks.anchor("x", op.x, kAnyFloat, "[N,E]", {rows, width});
+  checks.anchor("w1", op.w1, type, "[F,E]", {hidden, width});
   checks.largest("N * F", {rows, hidden}, kMostElements);
   checks.input("b1", op.b1, RFN_F32, "[F]", {hidden});
-  checks.input("w2", op.w2, RFN_F32, "[E,F]", {width, hidden});
+  checks.input("w2", op.w2, type, "[E,F]", {width, hidden});
   checks.input("b2", op.b2, RFN_F32, "[E]", {width});
   if (pass == RFN_PASS_FORWARD) {
-    checks.output("y", op.y, RFN_F32, "[N,E]", {rows, width});
+    checks.output("y", op.y, type, "[N,E]", {rows, width});
     return checks.finish();
   }
-  checks.input("grad_y", op.grad_y, RFN_F32, "[N,E]", {rows, width});
-  checks.output("grad_x", op.grad_x, RFN_F32, "[N,E]", {rows, width});
+  checks.input("grad_y", op.grad_y, type, "[N,E]", {rows, width});
+  checks.output("grad_x", op.grad_x, type, "[N,E]", {rows, width});
   checks.output("grad_w1", op.grad_w1, RFN_F32, "[F,E]", {hidden, width});
   checks.output("grad_b1", op.grad_b1, RFN_F32, "[F]", {hidden});
   checks.output("grad_w2", op.grad_w2, RFN_F32, "[E,F]", {width, hidden});

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "cpu/attention_walk.h"
 #include "cpu/contents.h"
+#include "cpu/convert.h"
 #include "cpu/head_groups.h"
 
 namespace rfn::cpu {
@@ -56,6 +57,29 @@ SequenceHead sequence_head(const Attention& call, const AttentionScratch& scratc
 
 namespace {
 
+// What a pass reads and writes, between the caller's rows and the floats that stand for them. A stage has some of the
+// tensors; calls of F32 have none.
+using Rows = std::initializer_list<const TypedRows*>;
+
+void widen(int32_t threads, const Attention& call, Rows all) {
+  if (!is_half(call.dtype)) return;
+  const int64_t columns = call.heads * call.head_size;
+  for (const TypedRows* const rows : all) {
+    if (rows->floats == nullptr) continue;  // k, which is q
+    widen_rows(threads, call.dtype, call.batch * call.length, columns, rows->data, rows->stride, rows->floats, columns);
+  }
+}
+
+void narrow(int32_t threads, const Attention& call, Rows all) {
+  if (!is_half(call.dtype)) return;
+  const int64_t columns = call.heads * call.head_size;
+  for (const TypedRows* const rows : all) {
+    if (rows->floats == nullptr) continue;
+    narrow_rows(threads, call.dtype, call.batch * call.length, columns, rows->floats, columns, rows->data,
+                rows->stride);
+  }
+}
+
 // The permutation of a group of heads between the caller's [B,H,R,padded] and the scratch's [B,heads,R,padded].
 void copy_sorted(const Attention& call, const AttentionScratch& scratch, int32_t* outside, bool from_outside) {
   const int64_t row = call.rounds() * call.stored();
@@ -89,6 +113,7 @@ rfn_status attention_workspace(const rfn_context& context, const rfn_attention& 
   call.heads = head_group(op, call);
   Arena arena;
   attention_layout(arena, call, context.threads, pass);
+  take_float_rows(arena, call, pass);
   if (arena.overflowed()) return fail(RFN_INVALID_ARGUMENT, "attention: the workspace size overflows 64 bits");
   *bytes = arena.used();
   return RFN_OK;
@@ -98,11 +123,13 @@ rfn_status attention_forward(rfn_stream& stream, const rfn_attention& op, void* 
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
                   [&](const Attention& call, const AttentionScratch& scratch) {
+                    widen(threads, call, {&call.typed_q, &call.typed_k, &call.typed_v});
                     if (call.lsh()) {
                       attention_hash(threads, call, scratch);
                       attention_sort(threads, call, scratch);
                     }
                     attention_forward_rounds(threads, call, scratch, 0, call.rounds());
+                    narrow(threads, call, {&call.typed_out});
                   });
   return RFN_OK;
 }
@@ -111,20 +138,24 @@ rfn_status attention_backward(rfn_stream& stream, const rfn_attention& op, void*
   if (op.options.kind == RFN_ATTENTION_LSH && op.buckets.data != nullptr)
     RFN_TRY(check_buckets(op, "attention: buckets"));
   const int32_t threads = stream.context->threads;
-  for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
-                  [&](const Attention& call, const AttentionScratch& scratch) {
-                    if (call.lsh()) {
-                      if (call.buckets == nullptr) attention_hash(threads, call, scratch);
-                      attention_sort(threads, call, scratch);
-                    }
-                    attention_backward_rounds(threads, call, scratch, 0, call.rounds(), true);
-                  });
+  for_head_groups(
+      stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
+      [&](const Attention& call, const AttentionScratch& scratch) {
+        widen(threads, call, {&call.typed_q, &call.typed_k, &call.typed_v, &call.typed_out, &call.typed_grad_out});
+        if (call.lsh()) {
+          if (call.buckets == nullptr) attention_hash(threads, call, scratch);
+          attention_sort(threads, call, scratch);
+        }
+        attention_backward_rounds(threads, call, scratch, 0, call.rounds(), true);
+        narrow(threads, call, {&call.typed_grad_q, &call.typed_grad_k, &call.typed_grad_v});
+      });
   return RFN_OK;
 }
 
 rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
                   [&](const Attention& call, const AttentionScratch& scratch) {
+                    widen(stream.context->threads, call, {&call.typed_q});
                     attention_hash(stream.context->threads, call, scratch);
                   });
   return RFN_OK;
@@ -145,6 +176,7 @@ rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspa
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
                   [&](const Attention& call, const AttentionScratch& scratch) {
+                    widen(threads, call, {&call.typed_q, &call.typed_v});
                     copy_sorted(call, scratch, i32(op.sorted), true);
                     attention_arrange_slots(threads, call, scratch);
                     for (int64_t round = 0; round < call.rounds(); ++round)
@@ -158,11 +190,13 @@ rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void
   const int32_t threads = stream.context->threads;
   for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
                   [&](const Attention& call, const AttentionScratch& scratch) {
+                    widen(threads, call, {&call.typed_q, &call.typed_v});
                     copy_sorted(call, scratch, i32(op.sorted), true);
                     attention_arrange_slots(threads, call, scratch);
                     for (int64_t round = 0; round < call.rounds(); ++round)
                       attention_backward_rounds(threads, round_view(call, op, round), scratch, round, round + 1,
                                                 round == 0);
+                    narrow(threads, call, {&call.typed_grad_q, &call.typed_grad_v});
                   });
   return RFN_OK;
 }

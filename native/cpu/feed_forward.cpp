@@ -10,6 +10,7 @@
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "core/workspace_size.h"
+#include "cpu/convert.h"
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_math.h"
@@ -189,34 +190,98 @@ void feed_forward_chunk_backward(int32_t threads, const FeedForward& op, int64_t
   });
 }
 
+namespace {
+
+// The op over rows of floats: those of the caller, or, of BF16 and F16, scratch for the weights and for the rows of a
+// chunk.
+struct OpCall {
+  FeedForward layer;
+  int64_t rows, chunk;
+  float* scratch;                    // of a chunk's passes
+  float *w1, *w2, *x, *y, *dy, *dx;  // BF16 and F16
+};
+
+OpCall op_call(Arena& arena, const rfn_feed_forward& op, int32_t threads, int32_t pass) {
+  OpCall call{};
+  call.layer = feed_forward_call(op);
+  const int64_t width = call.layer.width, hidden = call.layer.hidden;
+  call.rows = op.x.shape[0];
+  call.chunk = feed_forward_chunk_rows(op.chunk, call.rows, width, hidden);
+  const bool forward = pass == RFN_PASS_FORWARD;
+  call.scratch = arena.take<float>(forward ? feed_forward_forward_scratch(call.layer, threads, call.chunk)
+                                           : feed_forward_backward_scratch(call.layer, threads, call.chunk));
+  if (!is_half(op.x.dtype)) return call;
+  call.layer.w1 = call.w1 = arena.take<float>(hidden * width);
+  call.layer.w2 = call.w2 = arena.take<float>(hidden * width);
+  for (float** const rows : {&call.x, forward ? &call.y : &call.dy, forward ? nullptr : &call.dx}) {
+    if (rows != nullptr) *rows = arena.take<float>(call.chunk * width);
+  }
+  return call;
+}
+
+void widen_weights(int32_t threads, const rfn_feed_forward& op, const OpCall& call) {
+  if (!is_half(op.x.dtype)) return;
+  const int64_t width = call.layer.width, hidden = call.layer.hidden;
+  widen_rows(threads, op.x.dtype, hidden, width, u16(op.w1), width, call.w1, width);
+  widen_rows(threads, op.x.dtype, width, hidden, u16(op.w2), hidden, call.w2, hidden);
+}
+
+// Rows [first, first + rows) of a tensor to be read: its own, or `floats` with them.
+const float* read_rows(int32_t threads, const rfn_tensor& tensor, int64_t first, int64_t rows, float* floats) {
+  const int64_t width = tensor.shape[1];
+  if (!is_half(tensor.dtype)) return f32(tensor) + first * width;
+  widen_rows(threads, tensor.dtype, rows, width, u16(tensor) + first * width, width, floats, width);
+  return floats;
+}
+
+// The same to be written, and what follows the writing.
+float* written_rows(const rfn_tensor& tensor, int64_t first, float* floats) {
+  return is_half(tensor.dtype) ? floats : f32(tensor) + first * tensor.shape[1];
+}
+void finish_rows(int32_t threads, const rfn_tensor& tensor, int64_t first, int64_t rows, const float* floats) {
+  const int64_t width = tensor.shape[1];
+  if (is_half(tensor.dtype))
+    narrow_rows(threads, tensor.dtype, rows, width, floats, width, u16(tensor) + first * width, width);
+}
+
+}  // namespace
+
 rfn_status feed_forward_workspace(const rfn_context& context, const rfn_feed_forward& op, int32_t pass,
                                   int64_t* bytes) {
-  const FeedForward f = feed_forward_call(op);
-  const int64_t chunk = feed_forward_chunk_rows(op.chunk, op.x.shape[0], f.width, f.hidden);
   Arena arena;
-  arena.take<float>(pass == RFN_PASS_FORWARD ? feed_forward_forward_scratch(f, context.threads, chunk)
-                                             : feed_forward_backward_scratch(f, context.threads, chunk));
+  op_call(arena, op, context.threads, pass);
   return workspace_size(arena, "feed_forward", bytes);
 }
 
-rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t) {
-  const FeedForward f = feed_forward_call(op);
-  const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
-  for (int64_t first = 0; first < rows; first += chunk) {
-    feed_forward_chunk_forward(stream.context->threads, f, first, std::min(chunk, rows - first),
-                               f32(op.x) + first * f.width, static_cast<float*>(workspace), nullptr,
-                               f32(op.y) + first * f.width);
+rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace,
+                                int64_t workspace_bytes) {
+  const int32_t threads = stream.context->threads;
+  Arena arena(workspace, workspace_bytes);
+  const OpCall call = op_call(arena, op, threads, RFN_PASS_FORWARD);
+  widen_weights(threads, op, call);
+  for (int64_t first = 0; first < call.rows; first += call.chunk) {
+    const int64_t rows = std::min(call.chunk, call.rows - first);
+    const float* const x = read_rows(threads, op.x, first, rows, call.x);
+    feed_forward_chunk_forward(threads, call.layer, first, rows, x, call.scratch, nullptr,
+                               written_rows(op.y, first, call.y));
+    finish_rows(threads, op.y, first, rows, call.y);
   }
   return RFN_OK;
 }
 
-rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace, int64_t) {
-  const FeedForward f = feed_forward_call(op);
-  const int64_t rows = op.x.shape[0], chunk = feed_forward_chunk_rows(op.chunk, rows, f.width, f.hidden);
-  for (int64_t first = 0; first < rows; first += chunk) {
-    feed_forward_chunk_backward(stream.context->threads, f, first, std::min(chunk, rows - first),
-                                f32(op.x) + first * f.width, f32(op.grad_y) + first * f.width,
-                                static_cast<float*>(workspace), nullptr, nullptr, f32(op.grad_x) + first * f.width);
+rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op, void* workspace,
+                                 int64_t workspace_bytes) {
+  const int32_t threads = stream.context->threads;
+  Arena arena(workspace, workspace_bytes);
+  const OpCall call = op_call(arena, op, threads, RFN_PASS_BACKWARD);
+  widen_weights(threads, op, call);
+  for (int64_t first = 0; first < call.rows; first += call.chunk) {
+    const int64_t rows = std::min(call.chunk, call.rows - first);
+    const float* const x = read_rows(threads, op.x, first, rows, call.x);
+    const float* const dy = read_rows(threads, op.grad_y, first, rows, call.dy);
+    feed_forward_chunk_backward(threads, call.layer, first, rows, x, dy, call.scratch, nullptr, nullptr,
+                                written_rows(op.grad_x, first, call.dx));
+    finish_rows(threads, op.grad_x, first, rows, call.dx);
   }
   return RFN_OK;
 }

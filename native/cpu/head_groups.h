@@ -21,9 +21,11 @@ void for_head_groups(const rfn_stream& stream, const rfn_attention& op, void* wo
   const Attention whole = attention_call(op);
   const int64_t group = head_group(op, whole);
   for (int64_t first = 0; first < whole.heads; first += group) {
-    const Attention call = slice_heads(whole, first, std::min(group, whole.heads - first));
+    Attention call = slice_heads(whole, first, std::min(group, whole.heads - first));
     Arena arena(workspace, bytes);
-    body(call, attention_layout(arena, call, stream.context->threads, pass));
+    const AttentionScratch scratch = attention_layout(arena, call, stream.context->threads, pass);
+    take_float_rows(arena, call, pass);
+    body(call, scratch);
   }
 }
 

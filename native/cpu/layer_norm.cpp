@@ -7,6 +7,7 @@
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "core/workspace_size.h"
+#include "cpu/convert.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/vector_math.h"
@@ -73,6 +74,25 @@ void layer_norm_rows(int64_t rows, int64_t n, float epsilon, const float* x, con
   }
 }
 
+// The same with y of BF16 or F16, a part of a row at a time.
+void layer_norm_rows_narrowed(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight,
+                              const float* bias, int32_t dtype, uint16_t* y) {
+  const F32 d;
+  float part[kPart];
+  for (int64_t row = 0; row < rows; ++row, x += n, y += n) {
+    const RowStatistics s = row_statistics(n, epsilon, x);
+    const VecF32 mean = hn::Set(d, s.mean), correction = hn::Set(d, s.correction), inverse = hn::Set(d, s.inverse);
+    for (int64_t first = 0; first < n; first += kPart) {
+      const int64_t count = std::min(kPart, n - first);
+      for_vectors(d, count, [&](auto load, auto store, int64_t) HWY_ATTR {
+        const VecF32 xhat = hn::Mul(hn::Sub(hn::Sub(load(x + first), mean), correction), inverse);
+        store(hn::MulAdd(xhat, load(weight + first), load(bias + first)), part);
+      });
+      narrow(dtype, part, y + first, count);
+    }
+  }
+}
+
 // dx = inverse (g - mean(g) - xhat mean(g xhat)), g = dy weight.
 void layer_norm_rows_backward(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight,
                               const float* dy, float* dx, bool add, float* grad_weight, float* grad_bias) {
@@ -117,6 +137,15 @@ void layer_norm_rows(int64_t rows, int64_t n, float epsilon, const float* x, con
   RFN_SIMD_CHOOSE(layer_norm_rows)(rows, n, epsilon, x, weight, bias, y);
 }
 
+namespace {
+
+void layer_norm_rows_narrowed(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight,
+                              const float* bias, int32_t dtype, uint16_t* y) {
+  RFN_SIMD_CHOOSE(layer_norm_rows_narrowed)(rows, n, epsilon, x, weight, bias, dtype, y);
+}
+
+}  // namespace
+
 void layer_norm_rows_backward(int64_t rows, int64_t n, float epsilon, const float* x, const float* weight,
                               const float* dy, float* dx, bool add, float* grad_weight, float* grad_bias) {
   RFN_SIMD_CHOOSE(layer_norm_rows_backward)(rows, n, epsilon, x, weight, dy, dx, add, grad_weight, grad_bias);
@@ -142,7 +171,13 @@ rfn_status layer_norm_forward(rfn_stream& stream, const rfn_layer_norm& op, void
   const int64_t rows = op.x.shape[0], n = op.x.shape[1];
   parallel_for(stream.context->threads, div_up(rows, kNormBlockRows), [&](int64_t block, int32_t) {
     const int64_t first = block * kNormBlockRows, count = std::min(kNormBlockRows, rows - first);
-    layer_norm_rows(count, n, op.epsilon, f32(op.x) + first * n, f32(op.weight), f32(op.bias), f32(op.y) + first * n);
+    const float* const x = f32(op.x) + first * n;
+    if (is_half(op.y.dtype)) {
+      layer_norm_rows_narrowed(count, n, op.epsilon, x, f32(op.weight), f32(op.bias), op.y.dtype,
+                               u16(op.y) + first * n);
+    } else {
+      layer_norm_rows(count, n, op.epsilon, x, f32(op.weight), f32(op.bias), f32(op.y) + first * n);
+    }
   });
   return RFN_OK;
 }
@@ -154,9 +189,12 @@ rfn_status layer_norm_backward(rfn_stream& stream, const rfn_layer_norm& op, voi
   const NormSums sums = take_norm_sums(arena, threads, rows, n);
   sum_norm_gradients(threads, rows, n, sums, f32(op.grad_weight), f32(op.grad_bias),
                      [&](int64_t first, int64_t count, int32_t, float* weight_sum, float* bias_sum) {
+                       float* const dx = f32(op.grad_x) + first * n;
+                       const bool half = is_half(op.grad_y.dtype);
+                       if (half) widen(op.grad_y.dtype, u16(op.grad_y) + first * n, dx, count * n);
                        layer_norm_rows_backward(count, n, op.epsilon, f32(op.x) + first * n, f32(op.weight),
-                                                f32(op.grad_y) + first * n, f32(op.grad_x) + first * n, false,
-                                                weight_sum, bias_sum);
+                                                half ? dx : f32(op.grad_y) + first * n, dx, false, weight_sum,
+                                                bias_sum);
                      });
   return RFN_OK;
 }

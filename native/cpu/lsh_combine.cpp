@@ -5,8 +5,32 @@
 
 #include "core/backend.h"
 #include "cpu/attention.h"
+#include "cpu/convert.h"
 
 namespace rfn::cpu {
+
+namespace {
+
+// Rows of out and grad_out, of any type, go through floats a piece at a time.
+constexpr int64_t kPiece = 256;
+
+void load(const rfn_tensor& tensor, int64_t first, int64_t n, float* to) {
+  if (is_half(tensor.dtype)) return widen(tensor.dtype, u16(tensor) + first, to, n);
+  std::memcpy(to, f32(tensor) + first, static_cast<size_t>(n) * sizeof(float));
+}
+
+void store(const rfn_tensor& tensor, int64_t first, int64_t n, const float* from) {
+  if (is_half(tensor.dtype)) return narrow(tensor.dtype, from, u16(tensor) + first, n);
+  std::memcpy(f32(tensor) + first, from, static_cast<size_t>(n) * sizeof(float));
+}
+
+// Calls body(first, count) for the pieces of a row of n.
+template <class Body>
+void for_pieces(int64_t n, const Body& body) {
+  for (int64_t first = 0; first < n; first += kPiece) body(first, std::min(kPiece, n - first));
+}
+
+}  // namespace
 
 // out = sum_r w_r out_r, w_r = exp(log_sum_exp_r - log_sum_exp), log_sum_exp = log sum_r exp(log_sum_exp_r). Rounds
 // without a key for a token have log_sum_exp -inf and weight 0; when all have, the token's output is that of round 0
@@ -25,7 +49,7 @@ rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64
           for (int64_t r = 0; r < rounds; ++r)
             maximum = std::max(maximum, round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at]);
           if (maximum == kNegativeInfinity) {
-            std::memcpy(call.out + row_at, round_out + row_at, static_cast<size_t>(call.head_size) * sizeof(float));
+            store(op.out, row_at, call.head_size, round_out + row_at);
             if (call.log_sum_exp != nullptr) call.log_sum_exp[log_sum_exp_at] = kNegativeInfinity;
             continue;
           }
@@ -33,13 +57,16 @@ rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64
             sum += std::exp(round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] - maximum);
           const float log_sum_exp = maximum + std::log(sum);
           if (call.log_sum_exp != nullptr) call.log_sum_exp[log_sum_exp_at] = log_sum_exp;
-          std::fill_n(call.out + row_at, call.head_size, 0.0f);
-          for (int64_t r = 0; r < rounds; ++r) {
-            const float weight = std::exp(round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] - log_sum_exp);
-            if (weight == 0.0f) continue;
-            const float* const source = round_out + r * out_size + row_at;
-            for (int64_t d = 0; d < call.head_size; ++d) call.out[row_at + d] += weight * source[d];
-          }
+          for_pieces(call.head_size, [&](int64_t begin, int64_t count) {
+            float piece[kPiece] = {};
+            for (int64_t r = 0; r < rounds; ++r) {
+              const float weight = std::exp(round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] - log_sum_exp);
+              if (weight == 0.0f) continue;
+              const float* const source = round_out + r * out_size + row_at + begin;
+              for (int64_t d = 0; d < count; ++d) piece[d] += weight * source[d];
+            }
+            store(op.out, row_at + begin, count, piece);
+          });
         }
       });
   return RFN_OK;
@@ -63,11 +90,16 @@ rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, voi
             const float weight =
                 log_sum_exp == kNegativeInfinity ? (r == 0 ? 1.0f : 0.0f) : std::exp(own - log_sum_exp);
             float along = 0.0f;
-            for (int64_t d = 0; d < call.head_size; ++d) {
-              const float gradient = call.grad_out[row_at + d];
-              grad_round_out[r * out_size + row_at + d] = weight * gradient;
-              along += gradient * (round_out[r * out_size + row_at + d] - call.out[row_at + d]);
-            }
+            for_pieces(call.head_size, [&](int64_t begin, int64_t count) {
+              float gradient[kPiece], out[kPiece];
+              load(op.grad_out, row_at + begin, count, gradient);
+              load(op.out, row_at + begin, count, out);
+              const int64_t from = r * out_size + row_at + begin;
+              for (int64_t d = 0; d < count; ++d) {
+                grad_round_out[from + d] = weight * gradient[d];
+                along += gradient[d] * (round_out[from + d] - out[d]);
+              }
+            });
             grad_round_log_sum_exp[r * log_sum_exp_size + log_sum_exp_at] =
                 log_sum_exp == kNegativeInfinity ? 0.0f : weight * along;
           }

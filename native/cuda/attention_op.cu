@@ -4,6 +4,7 @@
 
 #include "core/backend.h"
 #include "cuda/attention_tile.cuh"
+#include "cuda/convert.h"
 #include "cuda/dropout.cuh"
 
 namespace rfn::cuda {
@@ -89,6 +90,7 @@ int64_t head_group(const rfn_context& context, const rfn_attention& op, const At
   one.buckets = nullptr;  // whether the caller has them is not known yet when only the size is asked for
   Arena arena;
   attention_layout(arena, context, one, RFN_PASS_BACKWARD);
+  take_float_rows(arena, one, RFN_PASS_BACKWARD);
   return std::clamp<int64_t>(kHeadGroupBytes / std::max<int64_t>(arena.used(), 1), 1, whole.heads);
 }
 
@@ -102,9 +104,35 @@ rfn_status for_head_groups(rfn_stream& stream, const rfn_attention& op, void* wo
   RFN_TRY(attention_supported(*stream.context, whole));
   const int64_t group = head_group(*stream.context, op, whole);
   for (int64_t first = 0; first < whole.heads; first += group) {
-    const Attention a = slice_heads(whole, first, std::min(group, whole.heads - first));
+    Attention a = slice_heads(whole, first, std::min(group, whole.heads - first));
     Arena arena(workspace, bytes);
-    RFN_TRY(body(a, attention_layout(arena, *stream.context, a, pass)));
+    const AttentionScratch scratch = attention_layout(arena, *stream.context, a, pass);
+    take_float_rows(arena, a, pass);
+    RFN_TRY(body(a, scratch));
+  }
+  return RFN_OK;
+}
+
+// What a pass reads and writes, between the caller's rows and the floats that stand for them. A stage has some of the
+// tensors; calls of F32 have none.
+using Rows = std::initializer_list<const TypedRows*>;
+
+rfn_status widen(rfn_stream& stream, const Attention& a, Rows all) {
+  if (!is_half(a.dtype)) return RFN_OK;
+  const int64_t columns = a.heads * a.head_size;
+  for (const TypedRows* const rows : all) {
+    if (rows->floats == nullptr) continue;  // k, which is q
+    RFN_TRY(widen_rows(stream, a.dtype, a.batch * a.length, columns, rows->data, rows->stride, rows->floats, columns));
+  }
+  return RFN_OK;
+}
+
+rfn_status narrow(rfn_stream& stream, const Attention& a, Rows all) {
+  if (!is_half(a.dtype)) return RFN_OK;
+  const int64_t columns = a.heads * a.head_size;
+  for (const TypedRows* const rows : all) {
+    if (rows->floats == nullptr) continue;
+    RFN_TRY(narrow_rows(stream, a.dtype, a.batch * a.length, columns, rows->floats, columns, rows->data, rows->stride));
   }
   return RFN_OK;
 }
@@ -133,6 +161,7 @@ rfn_status attention_workspace(const rfn_context& context, const rfn_attention& 
   a.buckets = nullptr;  // a query may come without data
   Arena arena;
   attention_layout(arena, context, a, pass);
+  take_float_rows(arena, a, pass);
   if (arena.overflowed()) return fail(RFN_INVALID_ARGUMENT, "attention: the workspace size overflows 64 bits");
   *bytes = arena.used();
   return RFN_OK;
@@ -141,28 +170,36 @@ rfn_status attention_workspace(const rfn_context& context, const rfn_attention& 
 rfn_status attention_forward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
                          [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(widen(stream, a, {&a.typed_q, &a.typed_k, &a.typed_v}));
                            if (a.lsh()) {
                              RFN_TRY(attention_hash(stream, a, s));
                              RFN_TRY(attention_sort(stream, a, s));
                            }
-                           return attention_forward_rounds(stream, a, s, 0, a.rounds());
+                           RFN_TRY(attention_forward_rounds(stream, a, s, 0, a.rounds()));
+                           return narrow(stream, a, {&a.typed_out});
                          });
 }
 
 rfn_status attention_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
-  return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
-                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
-                           if (a.lsh()) {
-                             if (a.buckets == nullptr) RFN_TRY(attention_hash(stream, a, s));
-                             RFN_TRY(attention_sort(stream, a, s));
-                           }
-                           return attention_backward_rounds(stream, a, s, 0, a.rounds(), true);
-                         });
+  return for_head_groups(
+      stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
+      [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+        RFN_TRY(widen(stream, a, {&a.typed_q, &a.typed_k, &a.typed_v, &a.typed_out, &a.typed_grad_out}));
+        if (a.lsh()) {
+          if (a.buckets == nullptr) RFN_TRY(attention_hash(stream, a, s));
+          RFN_TRY(attention_sort(stream, a, s));
+        }
+        RFN_TRY(attention_backward_rounds(stream, a, s, 0, a.rounds(), true));
+        return narrow(stream, a, {&a.typed_grad_q, &a.typed_grad_k, &a.typed_grad_v});
+      });
 }
 
 rfn_status lsh_hash(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
-                         [&](const Attention& a, const AttentionScratch& s) { return attention_hash(stream, a, s); });
+                         [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(widen(stream, a, {&a.typed_q}));
+                           return attention_hash(stream, a, s);
+                         });
 }
 
 rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
@@ -176,6 +213,7 @@ rfn_status lsh_sort(rfn_stream& stream, const rfn_attention& op, void* workspace
 rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_FORWARD,
                          [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(widen(stream, a, {&a.typed_q, &a.typed_v}));
                            RFN_TRY(copy_sorted(stream, a, s, i32(op.sorted), true));
                            RFN_TRY(attention_index_slots(stream, a, s));
                            for (int64_t r = 0; r < a.rounds(); ++r)
@@ -187,11 +225,12 @@ rfn_status lsh_attend(rfn_stream& stream, const rfn_attention& op, void* workspa
 rfn_status lsh_attend_backward(rfn_stream& stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes) {
   return for_head_groups(stream, op, workspace, workspace_bytes, RFN_PASS_BACKWARD,
                          [&](const Attention& a, const AttentionScratch& s) -> rfn_status {
+                           RFN_TRY(widen(stream, a, {&a.typed_q, &a.typed_v}));
                            RFN_TRY(copy_sorted(stream, a, s, i32(op.sorted), true));
                            RFN_TRY(attention_index_slots(stream, a, s));
                            for (int64_t r = 0; r < a.rounds(); ++r)
                              RFN_TRY(attention_backward_rounds(stream, round_view(a, op, r), s, r, r + 1, r == 0));
-                           return RFN_OK;
+                           return narrow(stream, a, {&a.typed_grad_q, &a.typed_grad_v});
                          });
 }
 

@@ -5,6 +5,7 @@
 
 #include "core/backend.h"
 #include "core/tensor.h"
+#include "cuda/convert.h"
 #include "cuda/elementwise.h"
 #include "cuda/gemm.h"
 #include "cuda/quads.cuh"
@@ -134,18 +135,99 @@ rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op
 
 namespace {
 
+// Of an op of BF16 or F16, beside the float32 scratch: what products take of a chunk, and its rows of the result before
+// they are rounded.
+struct HalfScratch {
+  uint16_t* hidden;       // [rows, F]
+  uint16_t* grad_hidden;  // backward [rows, F]
+  uint16_t* grad_output;  // backward with dropout [rows, E]
+  float* output;          // [rows, E]: y, or the gradient of y through the output dropout
+};
+
 struct Call {
   FeedForward op;
   int64_t rows, chunk;
   FeedForwardScratch scratch;
+  HalfScratch half;
 };
 
 Call call_of(Arena& arena, const rfn_feed_forward& op, int32_t pass) {
-  Call c{feed_forward_call(op), op.x.shape[0], 0, {}};
+  Call c{feed_forward_call(op), op.x.shape[0], 0, {}, {}};
   c.chunk = feed_forward_chunk_rows(op.chunk, c.rows, c.op.hidden);
   void* const gemm = arena.take<char>(kGemmWorkspace);
   c.scratch = feed_forward_layout(arena, c.op, c.chunk, pass, gemm);
+  if (!is_half(op.x.dtype)) return c;
+  c.half.hidden = arena.take<uint16_t>(c.chunk * c.op.hidden);
+  c.half.output = arena.take<float>(c.chunk * c.op.width);
+  if (pass == RFN_PASS_FORWARD) return c;
+  c.half.grad_hidden = arena.take<uint16_t>(c.chunk * c.op.hidden);
+  if (c.op.dropout > 0.0f) c.half.grad_output = arena.take<uint16_t>(c.chunk * c.op.width);
   return c;
+}
+
+// C of float32, or with `rounded` of the operands' type.
+rfn_status half_product(rfn_stream& stream, const Call& c, int32_t dtype, Product product, bool rounded = false) {
+  product.operands = dtype;
+  if (rounded) product.result = dtype;
+  return gemm(stream, product, c.scratch.gemm);
+}
+
+// scratch.hidden = x W1^T + b1, or its ReLU.
+rfn_status half_hidden(rfn_stream& stream, const rfn_feed_forward& op, const Call& c, int64_t rows, const uint16_t* x) {
+  const Epilogue epilogue = relu_in_product(c.op) ? Epilogue::kBiasRelu : Epilogue::kBias;
+  return half_product(stream, c, op.x.dtype,
+                      {Transpose::kNo, Transpose::kYes, rows, c.op.hidden, c.op.width, x, c.op.width, op.w1.data,
+                       c.op.width, 1.0f, 0.0f, c.scratch.hidden, c.op.hidden, epilogue, c.op.b1});
+}
+
+// The chunk's passes with operands of BF16 or F16: what is summed, activated and dropped stays float32 until a product
+// takes it, or the caller.
+rfn_status half_chunk_forward(rfn_stream& stream, const rfn_feed_forward& op, const Call& c, int64_t first,
+                              int64_t rows) {
+  const int64_t width = c.op.width, hidden = c.op.hidden, offset = first * width;
+  const int32_t dtype = op.x.dtype;
+  RFN_TRY(half_hidden(stream, op, c, rows, u16(op.x) + offset));
+  RFN_TRY(finish_hidden(stream, c.op, first, rows, c.scratch, nullptr));
+  RFN_TRY(narrow_rows(stream, dtype, rows, hidden, c.scratch.hidden, hidden, c.half.hidden, hidden));
+  RFN_TRY(half_product(stream, c, dtype,
+                       {Transpose::kNo, Transpose::kYes, rows, width, hidden, c.half.hidden, hidden, op.w2.data, hidden,
+                        1.0f, 0.0f, c.half.output, width, Epilogue::kBias, c.op.b2}));
+  RFN_TRY(apply_dropout(stream, c.half.output, c.half.output, rows * width, c.op.output_random,
+                        static_cast<uint64_t>(offset), c.op.dropout));
+  return narrow_rows(stream, dtype, rows, width, c.half.output, width, u16(op.y) + offset, width);
+}
+
+rfn_status half_chunk_backward(rfn_stream& stream, const rfn_feed_forward& op, const Call& c, int64_t first,
+                               int64_t rows) {
+  const int64_t width = c.op.width, hidden = c.op.hidden, offset = first * width;
+  const int32_t dtype = op.x.dtype;
+  const uint16_t *const x = u16(op.x) + offset, *dy = u16(op.grad_y) + offset;
+  RFN_TRY(widen_rows(stream, dtype, rows, width, dy, width, c.half.output, width));
+  if (c.op.dropout > 0.0f) {
+    RFN_TRY(apply_dropout(stream, c.half.output, c.half.output, rows * width, c.op.output_random,
+                          static_cast<uint64_t>(offset), c.op.dropout));
+    RFN_TRY(narrow_rows(stream, dtype, rows, width, c.half.output, width, c.half.grad_output, width));
+    dy = c.half.grad_output;
+  }
+  RFN_TRY(half_hidden(stream, op, c, rows, x));
+  RFN_TRY(half_product(stream, c, dtype,
+                       {Transpose::kNo, Transpose::kNo, rows, hidden, width, dy, width, op.w2.data, hidden, 1.0f, 0.0f,
+                        c.scratch.grad_hidden, hidden}));
+  RFN_TRY(finish_hidden(stream, c.op, first, rows, c.scratch, c.scratch.grad_hidden));
+  RFN_TRY(narrow_rows(stream, dtype, rows, hidden, c.scratch.hidden, hidden, c.half.hidden, hidden));
+  RFN_TRY(narrow_rows(stream, dtype, rows, hidden, c.scratch.grad_hidden, hidden, c.half.grad_hidden, hidden));
+  RFN_TRY(half_product(stream, c, dtype,
+                       {Transpose::kNo, Transpose::kNo, rows, width, hidden, c.half.grad_hidden, hidden, op.w1.data,
+                        width, 1.0f, 0.0f, u16(op.grad_x) + offset, width},
+                       true));
+  RFN_TRY(half_product(stream, c, dtype,
+                       {Transpose::kYes, Transpose::kNo, width, hidden, rows, dy, width, c.half.hidden, hidden, 1.0f,
+                        1.0f, c.op.grad_w2, hidden}));
+  RFN_TRY(add_column_sums(stream, c.half.output, rows, width, c.scratch.sums, c.op.grad_b2));
+  RFN_TRY(half_product(stream, c, dtype,
+                       {Transpose::kYes, Transpose::kNo, hidden, width, rows, c.half.grad_hidden, hidden, x, width,
+                        1.0f, 1.0f, c.op.grad_w1, width}));
+  return add_column_sums(stream, c.scratch.grad_hidden, rows, hidden, c.scratch.sums, c.op.grad_b1);
 }
 
 }  // namespace
@@ -166,6 +248,10 @@ rfn_status feed_forward_forward(rfn_stream& stream, const rfn_feed_forward& op, 
   const Call c = call_of(arena, op, RFN_PASS_FORWARD);
   for (int64_t first = 0; first < c.rows; first += c.chunk) {
     const int64_t rows = std::min(c.chunk, c.rows - first), offset = first * c.op.width;
+    if (is_half(op.x.dtype)) {
+      RFN_TRY(half_chunk_forward(stream, op, c, first, rows));
+      continue;
+    }
     float* const y = f32(op.y) + offset;
     RFN_TRY(feed_forward_chunk_forward(stream, c.op, first, rows, f32(op.x) + offset, c.scratch, nullptr, false, y));
     RFN_TRY(apply_dropout(stream, y, y, rows * c.op.width, c.op.output_random, static_cast<uint64_t>(offset),
@@ -181,9 +267,13 @@ rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op,
   Arena arena(workspace, workspace_bytes);
   const Call c = call_of(arena, op, RFN_PASS_BACKWARD);
   for (int64_t first = 0; first < c.rows; first += c.chunk) {
-    const int64_t offset = first * c.op.width;
-    RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, std::min(c.chunk, c.rows - first), f32(op.x) + offset,
-                                        f32(op.grad_y) + offset, c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
+    const int64_t rows = std::min(c.chunk, c.rows - first), offset = first * c.op.width;
+    if (is_half(op.x.dtype)) {
+      RFN_TRY(half_chunk_backward(stream, op, c, first, rows));
+      continue;
+    }
+    RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, rows, f32(op.x) + offset, f32(op.grad_y) + offset,
+                                        c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
   }
   return RFN_OK;
 }

@@ -8,6 +8,7 @@
 #include <map>
 #include <string>
 
+#include "core/tensor.h"
 #include "cuda/elementwise.h"
 
 namespace rfn::cuda {
@@ -98,18 +99,23 @@ cublasComputeType_t compute_type(int32_t precision) {
   }
 }
 
+cudaDataType_t data_type(int64_t dtype) {
+  return dtype == RFN_BF16 ? CUDA_R_16BF : dtype == RFN_F16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
 // All that the choice of an algorithm depends on. cuBLASLt is column-major, so it is asked for the transposed product
 // with A and B exchanged: C^T[n,m] = op(B)^T op(A)^T. A row-major matrix is a column-major one of its transpose, hence
 // the transpositions stay as they are.
 struct Key {
   int64_t m, n, k, lda, ldb, ldc;
   int64_t align_a, align_b, align_c;
-  int64_t transpose_a, transpose_b, compute, epilogue;
+  int64_t transpose_a, transpose_b, compute, epilogue, operands, result;
 
-  using Fields = std::array<int64_t, 13>;
+  using Fields = std::array<int64_t, 15>;
   bool operator<(const Key& other) const { return fields() < other.fields(); }
   Fields fields() const {
-    return {m, n, k, lda, ldb, ldc, align_a, align_b, align_c, transpose_a, transpose_b, compute, epilogue};
+    return {m,       n,           k,           lda,     ldb,      ldc,      align_a, align_b,
+            align_c, transpose_a, transpose_b, compute, epilogue, operands, result};
   }
 };
 
@@ -126,10 +132,12 @@ Key key_of(const Product& p, int32_t precision) {
           p.transpose_a == Transpose::kYes,
           p.transpose_b == Transpose::kYes,
           CUBLAS_COMPUTE_32F,
-          CUBLASLT_EPILOGUE_DEFAULT};
+          CUBLASLT_EPILOGUE_DEFAULT,
+          p.operands,
+          p.result};
   const bool vectors =
       std::min({key.align_a, key.align_b, key.align_c}) == kTensorCoreAlignment && (p.lda | p.ldb | p.ldc) % 4 == 0;
-  if (vectors) key.compute = compute_type(precision);
+  if (vectors && !is_half(p.operands)) key.compute = compute_type(precision);
   // cuBLASLt's preferences have no alignment of the bias, and its kernels load 16 bytes of it at a time. Others get a
   // pass of their own.
   if (p.epilogue != Epilogue::kNone && alignment_of(p.bias) == kTensorCoreAlignment) {
@@ -226,14 +234,17 @@ class Gemm {
 
   cublasStatus_t choose(const Key& key, int64_t epilogue, Plan& plan) const {
     const Library& l = library();
-    const auto layout = [&](cublasLtMatrixLayout_t* out, int64_t rows, int64_t columns, int64_t ld) {
-      return l.cublasLtMatrixLayoutCreate(out, CUDA_R_32F, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns),
-                                          ld);
+    const auto layout = [&](cublasLtMatrixLayout_t* out, int64_t dtype, int64_t rows, int64_t columns, int64_t ld) {
+      return l.cublasLtMatrixLayoutCreate(out, data_type(dtype), static_cast<uint64_t>(rows),
+                                          static_cast<uint64_t>(columns), ld);
+    };
+    const auto operand = [&](cublasLtMatrixLayout_t* out, bool transposed, int64_t rows, int64_t columns, int64_t ld) {
+      return transposed ? layout(out, key.operands, columns, rows, ld) : layout(out, key.operands, rows, columns, ld);
     };
     Status status;
-    status(key.transpose_b ? layout(&plan.a, key.k, key.n, key.ldb) : layout(&plan.a, key.n, key.k, key.ldb));
-    status(key.transpose_a ? layout(&plan.b, key.m, key.k, key.lda) : layout(&plan.b, key.k, key.m, key.lda));
-    status(layout(&plan.c, key.n, key.m, key.ldc));
+    status(operand(&plan.a, key.transpose_b, key.n, key.k, key.ldb));
+    status(operand(&plan.b, key.transpose_a, key.k, key.m, key.lda));
+    status(layout(&plan.c, key.result, key.n, key.m, key.ldc));
     status(l.cublasLtMatmulDescCreate(&plan.desc, static_cast<cublasComputeType_t>(key.compute), CUDA_R_32F));
     cublasLtMatmulPreference_t preference = nullptr;
     status(l.cublasLtMatmulPreferenceCreate(&preference));
@@ -304,8 +315,10 @@ rfn_status multiply(rfn_stream& stream, const Product& p, void* workspace) {
     return failure(status, text_of(p));
   }
   if (fused || p.epilogue == Epilogue::kNone) return RFN_OK;
-  return add_bias(stream, p.bias, p.epilogue == Epilogue::kBiasRelu, p.m, p.n, p.c, p.ldc);
+  return add_bias(stream, p.bias, p.epilogue == Epilogue::kBiasRelu, p.m, p.n, static_cast<float*>(p.c), p.ldc);
 }
+
+int64_t element_bytes(int32_t dtype) { return is_half(dtype) ? 2 : 4; }
 
 }  // namespace
 
@@ -316,8 +329,8 @@ rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace, int
   for (int64_t row = 0; row < product.m; row += most_rows) {
     Product part = product;
     part.m = std::min(most_rows, product.m - row);
-    part.a += row * product.lda;
-    part.c += row * product.ldc;
+    part.a = static_cast<const char*>(product.a) + row * product.lda * element_bytes(product.operands);
+    part.c = static_cast<char*>(product.c) + row * product.ldc * element_bytes(product.result);
     RFN_TRY(multiply(stream, part, workspace));
   }
   return RFN_OK;

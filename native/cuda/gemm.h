@@ -22,18 +22,23 @@ enum class Epilogue { kNone, kBias, kBiasRelu };  // bias[n] is added to every r
 // rounded as the context's precision says if A, B and C begin at multiples of 16 bytes and their leading dimensions are
 // multiples of 4; tensor cores read 16 bytes at a time, so other products stay float32. The algorithm depends on the
 // shape, precision and alignment alone and adds in a fixed order: the same call gives the same bits.
+//
+// Operands of BF16 or F16 are multiplied as they are, whatever the precision, and summed in float32; C may then have
+// their type, to which it is rounded once. The epilogue is float32's alone.
 struct Product {
   Transpose transpose_a = Transpose::kNo, transpose_b = Transpose::kNo;
   int64_t m = 0, n = 0, k = 0;
-  const float* a = nullptr;
+  const void* a = nullptr;
   int64_t lda = 0;
-  const float* b = nullptr;
+  const void* b = nullptr;
   int64_t ldb = 0;
   float alpha = 1.0f, beta = 0.0f;
-  float* c = nullptr;
+  void* c = nullptr;
   int64_t ldc = 0;
   Epilogue epilogue = Epilogue::kNone;
   const float* bias = nullptr;
+  int32_t operands = RFN_F32;  // type of A and B
+  int32_t result = RFN_F32;    // of C: F32, or that of the operands
 };
 
 // Rows of one call of the library: cuBLASLt before 12.1 fails from 65535 * 32 rows on. Longer products are cut.

@@ -2,6 +2,7 @@
 
 #include "core/backend.h"
 #include "core/workspace_size.h"
+#include "cuda/layer_norm_half.h"
 #include "cuda/norm_rows.cuh"
 
 namespace rfn::cuda {
@@ -54,6 +55,7 @@ rfn_status layer_norm_workspace(const rfn_context&, const rfn_layer_norm& op, in
 rfn_status layer_norm_forward(rfn_stream& stream, const rfn_layer_norm& op, void*, int64_t) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
+  if (is_half(op.y.dtype)) return layer_norm_half_forward(stream, op);
   return layer_norm_rows(stream, op.x.shape[0], op.x.shape[1], op.epsilon, f32(op.x), f32(op.weight), f32(op.bias),
                          f32(op.y));
 }
@@ -64,6 +66,7 @@ rfn_status layer_norm_backward(rfn_stream& stream, const rfn_layer_norm& op, voi
   const int64_t rows = op.x.shape[0], width = op.x.shape[1];
   Arena arena(workspace, workspace_bytes);
   float* const sums = take_norm_sums(arena, rows, width);
+  if (is_half(op.grad_y.dtype)) return layer_norm_half_backward(stream, op, sums);
   return layer_norm_rows_backward(stream, rows, width, op.epsilon, f32(op.x), f32(op.weight), f32(op.grad_y),
                                   f32(op.grad_x), false, sums, f32(op.grad_weight), f32(op.grad_bias));
 }

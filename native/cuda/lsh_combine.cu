@@ -2,6 +2,7 @@
 #include "core/backend.h"
 #include "core/tensor.h"
 #include "cuda/device_math.cuh"
+#include "cuda/half.cuh"
 #include "cuda/state.h"
 
 namespace rfn::cuda {
@@ -10,8 +11,9 @@ namespace {
 struct CombineCall {
   const float *round_out, *round_log_sum_exp;  // [R,B,T,H,D], [R,B,H,T]
   const float* log_sum_exp_in;                 // backward: [B,H,T]
-  const float* grad_out;
-  float *out, *log_sum_exp;  // forward: outputs (log_sum_exp may be null); backward: out is an input
+  const void* grad_out;                        // like out, of the type of q
+  void* out;                                   // forward: an output; backward: an input
+  float* log_sum_exp;                          // forward: an output, or null
   float *grad_round_out, *grad_round_log_sum_exp;
   int64_t tokens, length, heads, head_size, rounds;  // tokens = B*T
 };
@@ -31,7 +33,9 @@ RFN_DEVICE CombineRow combine_row(const CombineCall& c) {
 // out = sum_r w_r out_r, w_r = exp(log_sum_exp_r - log_sum_exp), log_sum_exp = log sum_r exp(log_sum_exp_r). Rounds
 // without a key for a token have log_sum_exp -inf and weight 0; when all have, the token's output is that of round 0
 // (its own value, or 0).
+template <class Element>
 __global__ void __launch_bounds__(kCombineThreads) lsh_combine_kernel(const CombineCall c) {
+  using Stored = typename Element::Stored;
   const CombineRow at = combine_row(c);
   if (!at.there) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -50,12 +54,14 @@ __global__ void __launch_bounds__(kCombineThreads) lsh_combine_kernel(const Comb
       const float weight = expf(c.round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] - log_sum_exp);
       if (weight != 0.0f) value = fmaf(weight, c.round_out[r * out_size + at.row + d], value);
     }
-    c.out[at.row + d] = value;
+    static_cast<Stored*>(c.out)[at.row + d] = Element::narrow(value);
   }
 }
 
 // d out_r = w_r dO;  d log_sum_exp_r = w_r dO . (out_r - out).
+template <class Element>
 __global__ void __launch_bounds__(kCombineThreads) lsh_combine_backward_kernel(const CombineCall c) {
+  using Stored = typename Element::Stored;
   const CombineRow at = combine_row(c);
   if (!at.there) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -67,9 +73,10 @@ __global__ void __launch_bounds__(kCombineThreads) lsh_combine_backward_kernel(c
         lone ? (r == 0 ? 1.0f : 0.0f) : expf(c.round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] - log_sum_exp);
     float along = 0.0f;
     for (int64_t d = lane; d < c.head_size; d += 32) {
-      const float gradient = c.grad_out[at.row + d];
+      const float gradient = Element::widen(static_cast<const Stored*>(c.grad_out)[at.row + d]),
+                  out = Element::widen(static_cast<const Stored*>(c.out)[at.row + d]);
       c.grad_round_out[r * out_size + at.row + d] = weight * gradient;
-      along = fmaf(gradient, c.round_out[r * out_size + at.row + d] - c.out[at.row + d], along);
+      along = fmaf(gradient, c.round_out[r * out_size + at.row + d] - out, along);
     }
     along = group_sum(along);
     if (lane == 0) c.grad_round_log_sum_exp[r * log_sum_exp_size + at.log_sum_exp] = lone ? 0.0f : weight * along;
@@ -81,8 +88,8 @@ CombineCall combine_call(const rfn_attention& op) {
   c.round_out = f32(op.round_out);
   c.round_log_sum_exp = f32(op.round_log_sum_exp);
   c.log_sum_exp_in = f32(op.log_sum_exp);
-  c.grad_out = f32(op.grad_out);
-  c.out = f32(op.out);
+  c.grad_out = op.grad_out.data;
+  c.out = op.out.data;
   c.log_sum_exp = f32(op.log_sum_exp);
   c.grad_round_out = f32(op.grad_round_out);
   c.grad_round_log_sum_exp = f32(op.grad_round_log_sum_exp);
@@ -106,11 +113,13 @@ rfn_status combine(rfn_stream& stream, const rfn_attention& op, void (*kernel)(C
 }  // namespace
 
 rfn_status lsh_combine(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
-  return combine(stream, op, lsh_combine_kernel);
+  return with_element(op.q.dtype,
+                      [&](auto element) { return combine(stream, op, lsh_combine_kernel<decltype(element)>); });
 }
 
 rfn_status lsh_combine_backward(rfn_stream& stream, const rfn_attention& op, void*, int64_t) {
-  return combine(stream, op, lsh_combine_backward_kernel);
+  return with_element(
+      op.q.dtype, [&](auto element) { return combine(stream, op, lsh_combine_backward_kernel<decltype(element)>); });
 }
 
 }  // namespace rfn::cuda

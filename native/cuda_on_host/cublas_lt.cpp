@@ -1,4 +1,5 @@
-// cuBLASLt of the simulated device (include/cublasLt.h): column-major float32 products, summed over k in a fixed order.
+// cuBLASLt of the simulated device (include/cublasLt.h): column-major products of float32, BF16 and F16, summed in
+// float32 over k in a fixed order.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -22,6 +23,7 @@ constexpr uint64_t kMostColumns = 65535 * 32;  // tiles of 32 along a grid's y
 struct Layout {
   uint64_t rows, columns;
   int64_t ld;
+  cudaDataType_t type;
 };
 struct Desc {
   cublasComputeType_t compute;
@@ -109,8 +111,9 @@ struct Problem {
   // Everything an algorithm depends on, as one number.
   uint64_t hash() const {
     uint64_t h = 14695981039346656037u;
-    for (const uint64_t x : {uint64_t{desc.compute}, uint64_t(desc.transpose_a), uint64_t(desc.transpose_b),
-                             uint64_t{desc.epilogue}, m, n, k, uint64_t(a.ld), uint64_t(b.ld), uint64_t(d.ld)}) {
+    for (const uint64_t x :
+         {uint64_t{desc.compute}, uint64_t(desc.transpose_a), uint64_t(desc.transpose_b), uint64_t{desc.epilogue}, m, n,
+          k, uint64_t(a.ld), uint64_t(b.ld), uint64_t(d.ld), uint64_t{a.type}, uint64_t{d.type}}) {
       h = (h ^ x) * 1099511628211u;
     }
     return h;
@@ -132,6 +135,13 @@ cublasStatus_t problem_of(Runtime& r, cublasLtMatmulDesc_t desc, cublasLtMatrixL
       std::memcmp(&c_layout, &p.d, sizeof p.d) != 0) {
     return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "the shapes of A, B, C and D do not fit");
   }
+  const bool half = p.a.type != CUDA_R_32F;
+  if (p.a.type != p.b.type || (p.d.type != p.a.type && p.d.type != CUDA_R_32F) ||
+      (half && p.desc.compute != CUBLAS_COMPUTE_32F)) {
+    return refuse(r, CUBLAS_STATUS_NOT_SUPPORTED, "no product of such types");
+  }
+  if (p.d.type != CUDA_R_32F && p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+    return refuse(r, CUBLAS_STATUS_NOT_SUPPORTED, "a bias of this simulation is float32, as D then has to be");
   for (const Layout& layout : {p.a, p.b, p.d}) {
     if (layout.rows == 0 || layout.columns == 0) return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "an empty matrix");
     if (layout.ld < static_cast<int64_t>(layout.rows))
@@ -159,18 +169,34 @@ float rounded(cublasComputeType_t compute, float x) {
   }
 }
 
+uint64_t element_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? sizeof(float) : sizeof(uint16_t); }
+
+float load(cudaDataType_t type, const void* from, uint64_t i) {
+  if (type == CUDA_R_32F) return static_cast<const float*>(from)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(from)[i];
+  return type == CUDA_R_16F ? cuda::f16_to_float(bits) : cuda::bf16_to_float(bits);
+}
+
+void store(cudaDataType_t type, void* to, uint64_t i, float value) {
+  if (type == CUDA_R_32F) {
+    static_cast<float*>(to)[i] = value;
+  } else {
+    static_cast<uint16_t*>(to)[i] = type == CUDA_R_16F ? cuda::float_to_f16(value) : cuda::float_to_bf16(value);
+  }
+}
+
 struct Matmul {
   Problem problem;
   Algorithm algorithm;
-  const float *a, *b;
-  float* d;
+  const void *a, *b;
+  void* d;
   float alpha, beta;
   char* workspace;
 
   cudaError_t operator()() const {
     Runtime& r = Runtime::instance();
     const auto bytes = [](const Layout& l) {
-      return ((l.columns - 1) * static_cast<uint64_t>(l.ld) + l.rows) * sizeof(float);
+      return ((l.columns - 1) * static_cast<uint64_t>(l.ld) + l.rows) * element_bytes(l.type);
     };
     const struct {
       const char* name;
@@ -209,13 +235,14 @@ struct Matmul {
     const uint64_t m = problem.m, n = problem.n, k = problem.k, lda = static_cast<uint64_t>(problem.a.ld),
                    ldb = static_cast<uint64_t>(problem.b.ld), ldd = static_cast<uint64_t>(problem.d.ld);
     const cublasComputeType_t compute = problem.desc.compute;
+    const cudaDataType_t type = problem.a.type;
     // Reduction in place: parts of the sum arrive in another order each time.
     static uint64_t calls = 0;
     const uint64_t start = algorithm.in_place ? ++calls * 7919 % k : 0;
     std::vector<float> packed_b(n * k), packed_a(k * kStrip);
     for (uint64_t j = 0; j < n; ++j) {
       for (uint64_t i = 0; i < k; ++i)
-        packed_b[j * k + i] = rounded(compute, problem.desc.transpose_b ? b[i * ldb + j] : b[j * ldb + i]);
+        packed_b[j * k + i] = rounded(compute, load(type, b, problem.desc.transpose_b ? i * ldb + j : j * ldb + i));
     }
     for (uint64_t row = 0; row < m; row += kStrip) {
       const uint64_t rows = std::min(kStrip, m - row);
@@ -223,7 +250,7 @@ struct Matmul {
       for (uint64_t r = 0; r < rows; ++r) {
         for (uint64_t i = 0; i < k; ++i) {
           packed_a[i * kStrip + r] =
-              rounded(compute, problem.desc.transpose_a ? a[(row + r) * lda + i] : a[i * lda + row + r]);
+              rounded(compute, load(type, a, problem.desc.transpose_a ? (row + r) * lda + i : i * lda + row + r));
         }
       }
       for (uint64_t column = 0; column < n; column += kColumns) {
@@ -244,18 +271,18 @@ struct Matmul {
           }
         }
         for (uint64_t c = 0; c < columns; ++c) {
-          for (uint64_t r = 0; r < rows; ++r) finish(d[(column + c) * ldd + row + r], totals[c][r], row + r);
+          for (uint64_t r = 0; r < rows; ++r) finish((column + c) * ldd + row + r, totals[c][r], row + r);
         }
       }
     }
   }
 
-  void finish(float& place, float sum, uint64_t row) const {
+  void finish(uint64_t place, float sum, uint64_t row) const {
     float value = alpha * sum;
-    if (beta != 0.0f) value += beta * place;  // else C is not read
+    if (beta != 0.0f) value += beta * load(problem.d.type, d, place);  // else C is not read
     if (has_bias()) value += static_cast<const float*>(problem.desc.bias)[row];
     if (problem.desc.epilogue == CUBLASLT_EPILOGUE_RELU_BIAS) value = value > 0.0f ? value : 0.0f;
-    place = value;
+    store(problem.d.type, d, place, value);
   }
 };
 
@@ -312,7 +339,8 @@ const char* cublasLtGetStatusString(cublasStatus_t status) {
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
                                           uint64_t cols, int64_t ld) {
-  return type == CUDA_R_32F ? create(layout, Layout{rows, cols, ld}) : CUBLAS_STATUS_INVALID_VALUE;
+  const bool known = type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF;
+  return known ? create(layout, Layout{rows, cols, ld, type}) : CUBLAS_STATUS_INVALID_VALUE;
 }
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) { return destroy(layout); }
 
@@ -378,6 +406,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     if (p.tensor_cores() && (!aligned || r.settings.capability < 80)) {
       return refuse(r, CUBLAS_STATUS_NOT_SUPPORTED, "no tensor core kernel for such alignment or such a device");
     }
+    if (p.a.type == CUDA_R_16BF && r.settings.capability < 80)
+      return refuse(r, CUBLAS_STATUS_NOT_SUPPORTED, "no BF16 on such a device");
     const uint64_t parts = p.k >= 128 ? p.m * p.n * sizeof(float) : 0;  // as if long sums were split
     algorithm.workspace = std::min(parts, preferred.workspace);
     results[0] = {};
@@ -416,8 +446,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                                     reinterpret_cast<uintptr_t>(workspace) % kMostAlignment != 0)) {
       return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "a workspace that is missing, too small or misaligned");
     }
-    return status_of(r.enqueue(stream, Matmul{p, algorithm, static_cast<const float*>(a), static_cast<const float*>(b),
-                                              static_cast<float*>(d), *static_cast<const float*>(alpha),
+    return status_of(r.enqueue(stream, Matmul{p, algorithm, a, b, d, *static_cast<const float*>(alpha),
                                               *static_cast<const float*>(beta), static_cast<char*>(workspace)}));
   });
 }

@@ -62,7 +62,7 @@ extern "C" {
 /* ---- status ---------------------------------------------------------------------------------- */
 
 #define RFN_ABI_MAJOR 2
-#define RFN_ABI_MINOR 0
+#define RFN_ABI_MINOR 1
 
 typedef int32_t rfn_status;
 #define RFN_OK 0
@@ -167,6 +167,10 @@ RFN_API rfn_status rfn_fill_zero(rfn_stream* stream, void* destination, int64_t 
 #define RFN_I32 3
 #define RFN_I64 4
 #define RFN_U8 5
+/* Types of storage. Ops that take them, as their comments say, compute in float32 from the exact values and round what
+ * they write to nearest even: past the largest number to infinity, NaN to 0x7FFF. */
+#define RFN_BF16 6 /* the upper half of an F32: 8 significant bits, the range of F32 */
+#define RFN_F16 7  /* IEEE 754 binary16: 11 significant bits, 6e-8 .. 65504 */
 
 /* A dense row-major view of the caller's memory. All zeros: absent. */
 typedef struct rfn_tensor {
@@ -283,15 +287,16 @@ RFN_API rfn_status rfn_embedding_backward(rfn_stream* stream, const rfn_embeddin
 /* ---- layer norm ------------------------------------------------------------------------------ */
 
 /* y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon > 0. Nothing is saved:
- * backward computes the statistics again. grad_x may not overlap x. */
+ * backward computes the statistics again. grad_x may not overlap x. x, as a residual stream, and its gradient are F32;
+ * y may go to products of BF16 or F16, and its gradient come from them. */
 typedef struct rfn_layer_norm {
   uint32_t struct_size;
   float epsilon;          /* required: > 0, added to the variance */
   rfn_tensor x;           /* F32 [N,E] */
   rfn_tensor weight;      /* F32 [E] */
   rfn_tensor bias;        /* F32 [E] */
-  rfn_tensor y;           /* out, forward: F32 [N,E] */
-  rfn_tensor grad_y;      /* backward: F32 [N,E] */
+  rfn_tensor y;           /* out, forward: F32, BF16 or F16 [N,E] */
+  rfn_tensor grad_y;      /* backward: F32, BF16 or F16 [N,E] */
   rfn_tensor grad_x;      /* out, backward: F32 [N,E] */
   rfn_tensor grad_weight; /* backward: F32 [E], added to */
   rfn_tensor grad_bias;   /* backward: F32 [E], added to */
@@ -312,16 +317,21 @@ RFN_API rfn_status rfn_layer_norm_backward(rfn_stream* stream, const rfn_layer_n
 #define RFN_ACTIVATION_SILU 4      /* x sigmoid(x) */
 #define RFN_ACTIVATION_TANH 5
 
-/* y = activation(x weight^T + bias). Backward recomputes the pre-activation. */
+/* y = activation(x weight^T + bias). Backward recomputes the pre-activation.
+ *
+ * x, weight, y, grad_x and grad_y have one type, that of the products' operands: F32, BF16 or F16. Sums, biases and the
+ * gradients of parameters are F32. CUDA's products take operands of that type alone, so that it rounds the gradient of
+ * the pre-activation to it where there is an activation; the CPU does not. The same holds for rfn_feed_forward, where
+ * CUDA also rounds the hidden layer. */
 typedef struct rfn_linear {
   uint32_t struct_size;
   int32_t activation;     /* RFN_ACTIVATION_* */
-  rfn_tensor x;           /* F32 [N,K] */
-  rfn_tensor weight;      /* F32 [M,K] */
+  rfn_tensor x;           /* F32, BF16 or F16 [N,K] */
+  rfn_tensor weight;      /* [M,K], the type of x */
   rfn_tensor bias;        /* F32 [M]; optional */
-  rfn_tensor y;           /* out, forward: F32 [N,M] */
-  rfn_tensor grad_y;      /* backward: F32 [N,M] */
-  rfn_tensor grad_x;      /* out, backward: F32 [N,K]; optional */
+  rfn_tensor y;           /* out, forward: [N,M], the type of x */
+  rfn_tensor grad_y;      /* backward: [N,M], the type of x */
+  rfn_tensor grad_x;      /* out, backward: [N,K], the type of x; optional */
   rfn_tensor grad_weight; /* backward: F32 [M,K], added to */
   rfn_tensor grad_bias;   /* backward: F32 [M], added to; optional */
 } rfn_linear;
@@ -395,32 +405,34 @@ typedef struct rfn_attention_options {
  *   rfn_lsh_hash      q, rotations -> buckets
  *   rfn_lsh_sort      buckets, mask -> sorted
  *   rfn_lsh_attend    q, v, buckets, sorted -> round_out, round_log_sum_exp: each round by itself
- *   rfn_lsh_combine   round_out, round_log_sum_exp -> out, log_sum_exp */
+ *   rfn_lsh_combine   round_out, round_log_sum_exp -> out, log_sum_exp
+ *
+ * q, k, v, out and their gradients have one type: F32, BF16 or F16. What lies between stages is F32. */
 typedef struct rfn_attention {
   uint32_t struct_size;
   int32_t layer;
   uint64_t seed; /* dropout */
   uint64_t step;
   rfn_attention_options options; /* what attends to what */
-  rfn_tensor q;                  /* F32 [B,T,H,D]; shared QK: the one projection */
-  rfn_tensor k;                  /* F32 [B,T,H,D]; absent when shared */
-  rfn_tensor v;                  /* F32 [B,T,H,D] */
+  rfn_tensor q;                  /* F32, BF16 or F16 [B,T,H,D]; shared QK: the one projection */
+  rfn_tensor k;                  /* [B,T,H,D], the type of q; absent when shared */
+  rfn_tensor v;                  /* [B,T,H,D], the type of q */
   rfn_tensor mask;               /* U8 [B,T], 1 real, 0 padding; optional */
   rfn_tensor rotations;          /* LSH: F32 [sets,D,R,sum(factors)/2], sets = 1, H (per head) or B*H */
   rfn_tensor buckets;     /* LSH: I32 [B,H,R,T], without round offset. Whole forward: out, optional. Backward: in,
                              optional (else hashed again). Padding with pad_bucket has bucket number prod(factors) */
   rfn_tensor sorted;      /* LSH stages: I32 [B,H,R,padded]: position at each slot, a permutation; positions >= T are
                              imagined padding */
-  rfn_tensor out;         /* F32 [B,T,H,D]: out of forward, in for backward */
+  rfn_tensor out;         /* [B,T,H,D], the type of q: out of forward, in for backward */
   rfn_tensor log_sum_exp; /* F32 [B,H,T]: out of forward (optional there), in for backward */
   rfn_tensor round_out;   /* stages: F32 [R,B,T,H,D] (use shape [R*B,T,H,D]) */
   rfn_tensor round_log_sum_exp;      /* stages: F32 [R,B,H,T] */
-  rfn_tensor grad_out;               /* backward: F32 [B,T,H,D] */
-  rfn_tensor grad_q;                 /* out, backward */
-  rfn_tensor grad_k;                 /* out, backward; absent when shared */
-  rfn_tensor grad_v;                 /* out, backward */
-  rfn_tensor grad_round_out;         /* stages, backward: out of combine, in for attend: [R*B,T,H,D] */
-  rfn_tensor grad_round_log_sum_exp; /* stages, backward: [R,B,H,T] */
+  rfn_tensor grad_out;               /* backward: [B,T,H,D], the type of q */
+  rfn_tensor grad_q;                 /* out, backward: the shape and type of q */
+  rfn_tensor grad_k;                 /* out, backward: the shape and type of q; absent when shared */
+  rfn_tensor grad_v;                 /* out, backward: the shape and type of q */
+  rfn_tensor grad_round_out;         /* stages, backward: out of combine, in for attend: F32 [R*B,T,H,D] */
+  rfn_tensor grad_round_log_sum_exp; /* stages, backward: F32 [R,B,H,T] */
   int64_t head_group;                /* heads processed together: trades workspace for speed, 0 = automatic */
 } rfn_attention;
 RFN_API rfn_status rfn_attention_workspace(const rfn_context* context, const rfn_attention* op, int32_t pass,
@@ -476,7 +488,7 @@ RFN_API rfn_status rfn_attention_describe(const rfn_attention_options* options, 
 /* ---- feed-forward ---------------------------------------------------------------------------- */
 
 /* y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), `chunk` rows at a time (paper eq. 10). Backward computes
- * intermediates again. Both dropouts have probability `dropout`. */
+ * intermediates again. Both dropouts have probability `dropout`. Types of tensors are as in rfn_linear. */
 typedef struct rfn_feed_forward {
   uint32_t struct_size;
   int32_t activation; /* RFN_ACTIVATION_* */
@@ -485,14 +497,14 @@ typedef struct rfn_feed_forward {
   uint64_t seed;
   uint64_t step;
   int64_t chunk;      /* rows at a time, 0 = automatic; changes no result beyond rounding */
-  rfn_tensor x;       /* F32 [N,E] */
-  rfn_tensor w1;      /* F32 [F,E] */
+  rfn_tensor x;       /* F32, BF16 or F16 [N,E] */
+  rfn_tensor w1;      /* [F,E], the type of x */
   rfn_tensor b1;      /* F32 [F] */
-  rfn_tensor w2;      /* F32 [E,F] */
+  rfn_tensor w2;      /* [E,F], the type of x */
   rfn_tensor b2;      /* F32 [E] */
-  rfn_tensor y;       /* out, forward: F32 [N,E] */
-  rfn_tensor grad_y;  /* backward: F32 [N,E] */
-  rfn_tensor grad_x;  /* out, backward: F32 [N,E] */
+  rfn_tensor y;       /* out, forward: [N,E], the type of x */
+  rfn_tensor grad_y;  /* backward: [N,E], the type of x */
+  rfn_tensor grad_x;  /* out, backward: [N,E], the type of x */
   rfn_tensor grad_w1; /* backward: F32 [F,E], added to */
   rfn_tensor grad_b1; /* backward: F32 [F], added to */
   rfn_tensor grad_w2; /* backward: F32 [E,F], added to */

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "half.h"
 #include "harness.h"
 #include "reference_attention.h"
 
@@ -433,7 +434,8 @@ struct Problem {
   std::vector<float> q, k, v, rotations, grad_out;
   std::vector<uint8_t> mask;
 
-  Problem(const Case& test, uint64_t seed) : c(test) {
+  // Of numbers that `dtype` holds.
+  Problem(const Case& test, uint64_t seed, int32_t dtype = RFN_F32) : c(test) {
     Random random(seed);
     const int64_t n = c.batch * c.length * c.heads * c.head_size;
     reference.options = options_of(c);
@@ -445,9 +447,9 @@ struct Problem {
     reference.step = 5;
     reference.layer = 3;
     reference.rotation_sets = c.rotation_sets;
-    v = random.floats(n);
-    grad_out = random.floats(n);
-    if (c.shared == 0) k = random.floats(n, -2, 2);
+    v = exact(dtype, random.floats(n));
+    grad_out = exact(dtype, random.floats(n));
+    if (c.shared == 0) k = exact(dtype, random.floats(n, -2, 2));
     if (c.masked) {
       mask.assign(c.batch * c.length, 1);
       for (auto& m : mask) m = random.below(4) != 0;
@@ -456,7 +458,7 @@ struct Problem {
     int64_t columns = 0;
     for (const int32_t f : c.factors) columns += f / 2;
     for (int attempt = 0;; ++attempt) {
-      q = random.floats(n, -2, 2);
+      q = exact(dtype, random.floats(n, -2, 2));
       rotations = random.floats(c.rotation_sets * c.head_size * c.rounds * columns);
       reference.q = widen(q);
       reference.k = widen(k);
@@ -475,23 +477,25 @@ struct Problem {
   std::vector<int64_t> shape() const { return {c.batch, c.length, c.heads, c.head_size}; }
 };
 
-// Device copies and the op over them.
-struct Bound {
-  Tensor<float> q, k, v, rotations, out, log_sum_exp, grad_out, grad_q, grad_k, grad_v;
+// Device copies, q and its like as T, and the op over them.
+template <class T>
+struct BoundAs {
+  Tensor<T> q, k, v, out, grad_out, grad_q, grad_k, grad_v;
+  Tensor<float> rotations, log_sum_exp;
   Tensor<uint8_t> mask;
   rfn_attention op = make_op<rfn_attention>();
 
-  explicit Bound(const Problem& p)
-      : q(p.shape(), p.q),
-        k(p.shape(), p.k.empty() ? p.q : p.k),
-        v(p.shape(), p.v),
-        rotations(rotation_shape(p), p.rotations),
+  explicit BoundAs(const Problem& p)
+      : q(p.shape(), stored<T>(p.q)),
+        k(p.shape(), stored<T>(p.k.empty() ? p.q : p.k)),
+        v(p.shape(), stored<T>(p.v)),
         out(p.shape()),
-        log_sum_exp({p.c.batch, p.c.heads, p.c.length}),
-        grad_out(p.shape(), p.grad_out),
+        grad_out(p.shape(), stored<T>(p.grad_out)),
         grad_q(p.shape()),
         grad_k(p.shape()),
         grad_v(p.shape()),
+        rotations(rotation_shape(p), p.rotations),
+        log_sum_exp({p.c.batch, p.c.heads, p.c.length}),
         mask({p.c.batch, p.c.length}, p.mask.empty() ? std::vector<uint8_t>(p.c.batch * p.c.length, 1) : p.mask) {
     op.options = p.reference.options;
     op.seed = p.reference.seed;
@@ -519,6 +523,7 @@ struct Bound {
     return {p.c.rotation_sets, p.c.head_size, p.c.rounds, columns};
   }
 };
+using Bound = BoundAs<float>;
 
 class AttentionTest : public testing::TestWithParam<Case> {
  protected:
@@ -790,6 +795,165 @@ TEST_P(AttentionTest, StagesMatchTheWhole) {
 INSTANTIATE_TEST_SUITE_P(All, AttentionTest, testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });
 
+// ---- BF16 and F16 -------------------------------------------------------------------------------
+
+// The reference's gradients as a backward pass sees them whose `out` was rounded: that enters them through grad_out .
+// out alone, where the gradient of the log-sum-exp enters too.
+template <class T>
+void backward_from_rounded(Problem& p, const std::vector<T>& out) {
+  ReferenceAttention& r = p.reference;
+  r.forward();
+  std::vector<double> along(static_cast<size_t>(r.batch * r.heads * r.length));
+  for (int64_t b = 0; b < r.batch; ++b) {
+    for (int64_t h = 0; h < r.heads; ++h) {
+      for (int64_t t = 0; t < r.length; ++t) {
+        for (int64_t d = 0; d < r.head_size; ++d) {
+          const auto i = static_cast<size_t>(r.row(b, t, h) + d);
+          along[static_cast<size_t>((b * r.heads + h) * r.length + t)] +=
+              p.grad_out[i] * (r.out[i] - static_cast<double>(out[i]));
+        }
+      }
+    }
+  }
+  r.backward(widen(p.grad_out), along);
+}
+
+template <class T>
+void expect_half_close_to_float64(const Stream& stream, const Case& c) {
+  SCOPED_TRACE(type_name(TypeOf<T>::value));
+  Problem p(c, 17, TypeOf<T>::value);
+  BoundAs<T> b(p);
+  ASSERT_TRUE(Ok(forward(stream, b.op)));
+  p.reference.forward();
+  EXPECT_TRUE(CloseRounded(b.out.values(), p.reference.out, kForwardLimit));
+  EXPECT_TRUE(Close(widen(b.log_sum_exp.values()), p.reference.log_sum_exp, kForwardLimit));
+  ASSERT_TRUE(Ok(backward(stream, b.op)));
+  backward_from_rounded(p, b.out.values());
+  EXPECT_TRUE(CloseRounded(b.grad_q.values(), p.reference.grad_q, kGradientLimit));
+  EXPECT_TRUE(CloseRounded(b.grad_v.values(), p.reference.grad_v, kGradientLimit));
+  if (c.shared == 0) {
+    EXPECT_TRUE(CloseRounded(b.grad_k.values(), p.reference.grad_k, kGradientLimit));
+  }
+}
+
+// The CPU's results are those of float32 tensors of the same numbers, rounded.
+template <class T>
+void expect_half_is_float32_rounded(const Stream& stream, const Case& c) {
+  SCOPED_TRACE(type_name(TypeOf<T>::value));
+  const Problem p(c, 18, TypeOf<T>::value);
+  BoundAs<T> half(p);
+  Bound whole(p);
+  half.op.head_group = whole.op.head_group = 1;
+  ASSERT_TRUE(Ok(forward(stream, half.op)));
+  ASSERT_TRUE(Ok(forward(stream, whole.op)));
+  const std::vector<T> out = half.out.values();
+  EXPECT_TRUE(SameBits(out, stored<T>(whole.out.values())));
+  EXPECT_TRUE(SameBits(half.log_sum_exp.values(), whole.log_sum_exp.values()));
+  std::vector<float> seen;
+  for (const T& value : out) seen.push_back(static_cast<float>(static_cast<double>(value)));
+  whole.out.set(seen);
+  ASSERT_TRUE(Ok(backward(stream, half.op)));
+  ASSERT_TRUE(Ok(backward(stream, whole.op)));
+  EXPECT_TRUE(SameBits(half.grad_q.values(), stored<T>(whole.grad_q.values())));
+  EXPECT_TRUE(SameBits(half.grad_v.values(), stored<T>(whole.grad_v.values())));
+  if (c.shared == 0) {
+    EXPECT_TRUE(SameBits(half.grad_k.values(), stored<T>(whole.grad_k.values())));
+  }
+}
+
+template <class T>
+void expect_half_stages_close_to_float64(const Stream& stream, const Case& c) {
+  SCOPED_TRACE(type_name(TypeOf<T>::value));
+  Problem p(c, 19, TypeOf<T>::value);
+  BoundAs<T> b(p);
+  const std::vector<int64_t> rows = {c.rounds * c.batch, c.length, c.heads, c.head_size},
+                             per_query = {c.rounds, c.batch, c.heads, c.length};
+  const Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}),
+      sorted({c.batch, c.heads, c.rounds, p.reference.padded()});
+  const Tensor<float> round_out(rows), round_log_sum_exp(per_query), grad_round_out(rows),
+      grad_round_log_sum_exp(per_query);
+  b.op.buckets = buckets;
+  b.op.sorted = sorted;
+  b.op.round_out = round_out;
+  b.op.round_log_sum_exp = round_log_sum_exp;
+  b.op.grad_round_out = grad_round_out;
+  b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
+  EXPECT_TRUE(SameBits(buckets.values(), p.reference.buckets));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
+  EXPECT_TRUE(SameBits(sorted.values(), p.reference.sorted));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine)));
+  p.reference.forward();
+  EXPECT_TRUE(CloseRounded(b.out.values(), p.reference.out, kForwardLimit));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine_backward)));
+  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend_backward)));
+  backward_from_rounded(p, b.out.values());
+  EXPECT_TRUE(CloseRounded(b.grad_q.values(), p.reference.grad_q, kGradientLimit));
+  EXPECT_TRUE(CloseRounded(b.grad_v.values(), p.reference.grad_v, kGradientLimit));
+}
+
+// Some of each kind: odd lengths and head sizes, masks, head groups that are not all heads, own keys.
+std::vector<Case> half_cases() {
+  std::vector<Case> chosen;
+  for (const Case& c : cases()) {
+    for (const char* const name :
+         {"LshCausal", "LshOddLength", "LshLength31", "LshSameBucketDuplicates", "LshStrictDropout", "LshHeadSizeOdd",
+          "LshRotationsPerExample", "LocalCausal", "LocalBothSides", "FullCausal", "FullShared", "FullDropout"}) {
+      if (c.name == name) chosen.push_back(c);
+    }
+  }
+  return chosen;
+}
+
+class HalfAttentionTest : public AttentionTest {};
+
+TEST_P(HalfAttentionTest, ForwardAndBackwardMatchFloat64) {
+  expect_half_close_to_float64<BFloat16>(stream, GetParam());
+  expect_half_close_to_float64<Float16>(stream, GetParam());
+}
+
+TEST_P(HalfAttentionTest, OnTheCpuFloat32Rounded) {
+  if (!on_cpu()) return;
+  expect_half_is_float32_rounded<BFloat16>(stream, GetParam());
+  expect_half_is_float32_rounded<Float16>(stream, GetParam());
+}
+
+TEST_P(HalfAttentionTest, StagesMatchFloat64) {
+  if (GetParam().kind != RFN_ATTENTION_LSH) return;
+  expect_half_stages_close_to_float64<BFloat16>(stream, GetParam());
+  expect_half_stages_close_to_float64<Float16>(stream, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(All, HalfAttentionTest, testing::ValuesIn(half_cases()),
+                         [](const auto& info) { return info.param.name; });
+
+// Every number of 16 bits goes through a call unchanged, and every NaN becomes the same one: tokens that meet nobody
+// have their own values.
+template <class T>
+void expect_every_number_back(const Stream& stream) {
+  SCOPED_TRACE(type_name(TypeOf<T>::value));
+  const std::vector<int64_t> sizes = {512, 1, 2, 64};
+  std::vector<T> all(1 << 16), expected(1 << 16);
+  for (size_t bits = 0; bits < all.size(); ++bits) {
+    all[bits].bits = static_cast<uint16_t>(bits);
+    expected[bits].bits = std::isnan(static_cast<double>(all[bits])) ? 0x7FFF : static_cast<uint16_t>(bits);
+  }
+  const Tensor<T> q(sizes, std::vector<T>(1 << 16, T(0.5))), v(sizes, all), out(sizes);
+  auto op = make_op<rfn_attention>();
+  op.options = make_op<rfn_attention_options>();
+  op.options.kind = RFN_ATTENTION_FULL;
+  op.options.shared_qk = 1;
+  op.options.key_norm = RFN_KEY_NORM_RMS;
+  op.q = q;
+  op.v = v;
+  op.out = out;
+  ASSERT_TRUE(Ok(forward(stream, op)));
+  const std::vector<T> found = out.values();
+  for (size_t bits = 0; bits < all.size(); ++bits)
+    ASSERT_EQ(found[bits].bits, expected[bits].bits) << "of the bits " << bits;
+}
+
 // The reference itself, against central differences along random directions.
 TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
   int checked = 0;
@@ -827,6 +991,11 @@ TEST(ReferenceAttentionTest, GradientsMatchFiniteDifferences) {
 }
 
 class AttentionOpTest : public OpTest {};
+
+TEST_F(AttentionOpTest, EveryHalfGoesThroughUnchanged) {
+  expect_every_number_back<BFloat16>(stream);
+  expect_every_number_back<Float16>(stream);
+}
 
 // One chunk that holds the whole sequence: every pair is met in each round, so neither rounds, seed nor duplicates
 // matter.

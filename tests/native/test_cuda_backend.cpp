@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "cuda_on_host/control.h"
+#include "half.h"
 #include "harness.h"
 
 namespace rfn::test {
@@ -151,6 +152,35 @@ class EveryOp {
       add(name, attention_, backward ? RFN_PASS_BACKWARD : RFN_PASS_FORWARD, rfn_attention_workspace, stage);
     }
 
+    half_norm_ = layer_norm_;
+    half_norm_.y = halves({33, 8});
+    half_norm_.grad_y = halves({33, 8});
+    both("layer_norm of halves", half_norm_, rfn_layer_norm_workspace, rfn_layer_norm_forward, rfn_layer_norm_backward);
+    half_linear_ = linear_;
+    half_linear_.x = halves({33, 8});
+    half_linear_.weight = halves({12, 8});
+    half_linear_.y = halves({33, 12});
+    half_linear_.grad_y = halves({33, 12});
+    half_linear_.grad_x = halves({33, 8});
+    both("linear of halves", half_linear_, rfn_linear_workspace, rfn_linear_forward, rfn_linear_backward);
+    half_feed_forward_ = feed_forward_;
+    half_feed_forward_.x = halves({33, 8});
+    half_feed_forward_.w1 = halves({16, 8});
+    half_feed_forward_.w2 = halves({8, 16});
+    half_feed_forward_.y = halves({33, 8});
+    half_feed_forward_.grad_y = halves({33, 8});
+    half_feed_forward_.grad_x = halves({33, 8});
+    both("feed_forward of halves", half_feed_forward_, rfn_feed_forward_workspace, rfn_feed_forward_forward,
+         rfn_feed_forward_backward);
+    half_attention_ = attention_;
+    half_attention_.sorted = {};
+    for (rfn_tensor* const tensor : {&half_attention_.q, &half_attention_.v, &half_attention_.out,
+                                     &half_attention_.grad_out, &half_attention_.grad_q, &half_attention_.grad_v}) {
+      *tensor = halves({1, 20, 2, 4});
+    }
+    both("attention of halves", half_attention_, rfn_attention_workspace, rfn_attention_forward,
+         rfn_attention_backward);
+
     block_.attention = options();
     block_.heads = 2;
     block_.activation = RFN_ACTIVATION_RELU;
@@ -285,12 +315,17 @@ class EveryOp {
   // All tensors as they were before the first op, and as they are now.
   void restore() {
     for (size_t i = 0; i < floats_.size(); ++i) floats_[i].set(kept_floats_[i]);
+    for (size_t i = 0; i < halves_.size(); ++i) halves_[i].set(kept_halves_[i]);
     for (size_t i = 0; i < integers_.size(); ++i) integers_[i].set(kept_integers_[i]);
     for (auto& result : reports_) result.set({});
   }
   std::vector<std::vector<float>> float_values() const {
     std::vector<std::vector<float>> all;
     for (const auto& tensor : floats_) all.push_back(tensor.values());
+    for (const auto& tensor : halves_) {
+      all.emplace_back();
+      for (const BFloat16 value : tensor.values()) all.back().push_back(static_cast<float>(static_cast<double>(value)));
+    }
     return all;
   }
   std::vector<std::vector<int32_t>> integer_values() const {
@@ -309,6 +344,11 @@ class EveryOp {
     std::vector<float> values = random_.floats(n, low, 1);
     for (float& value : values) value = std::nearbyint(value * 65536) / 65536;  // on the residual grid
     return floats_.emplace_back(std::move(sizes), values);
+  }
+  rfn_tensor halves(std::vector<int64_t> sizes) {
+    int64_t n = 1;
+    for (const int64_t size : sizes) n *= size;
+    return halves_.emplace_back(std::move(sizes), stored<BFloat16>(random_.floats(n)));
   }
   rfn_tensor integers(std::vector<int64_t> sizes, int64_t below) {
     int64_t n = 1;
@@ -365,25 +405,28 @@ class EveryOp {
     add(name + " backward", op, RFN_PASS_BACKWARD, workspace, backward);
   }
   void keep() {
-    kept_floats_ = float_values();
+    for (const auto& tensor : floats_) kept_floats_.push_back(tensor.values());
+    for (const auto& tensor : halves_) kept_halves_.push_back(tensor.values());
     kept_integers_ = integer_values();
   }
 
   Random random_{61};
   std::deque<Tensor<float>> floats_;
+  std::deque<Tensor<BFloat16>> halves_;
   std::deque<Tensor<int32_t>> integers_;
   std::deque<Result<rfn_range_report>> reports_;
   Result<rfn_loss_statistics> statistics_;
   Result<rfn_norm_result> norm_;
   std::vector<std::vector<float>> kept_floats_;
+  std::vector<std::vector<BFloat16>> kept_halves_;
   std::vector<std::vector<int32_t>> kept_integers_;
   std::vector<rfn_tensor> gradients_;
   rfn_random_normal random_normal_ = make_op<rfn_random_normal>();
   rfn_embedding embedding_ = make_op<rfn_embedding>();
-  rfn_layer_norm layer_norm_ = make_op<rfn_layer_norm>();
-  rfn_linear linear_ = make_op<rfn_linear>();
-  rfn_feed_forward feed_forward_ = make_op<rfn_feed_forward>();
-  rfn_attention attention_ = make_op<rfn_attention>();
+  rfn_layer_norm layer_norm_ = make_op<rfn_layer_norm>(), half_norm_ = {};
+  rfn_linear linear_ = make_op<rfn_linear>(), half_linear_ = {};
+  rfn_feed_forward feed_forward_ = make_op<rfn_feed_forward>(), half_feed_forward_ = {};
+  rfn_attention attention_ = make_op<rfn_attention>(), half_attention_ = {};
   rfn_reversible_block block_ = make_op<rfn_reversible_block>(), kept_block_ = {};
   rfn_final_norm final_norm_ = make_op<rfn_final_norm>();
   rfn_head_loss head_loss_ = make_op<rfn_head_loss>();

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cpu/feed_forward.h"
+#include "half.h"
 #include "harness.h"
 #include "reference_ops.h"
 
@@ -20,7 +21,9 @@ struct Problem {
   std::vector<float> x, w1, b1, w2, b2, grad_y, grad_w1, grad_b1, grad_w2, grad_b2;
 };
 
-Problem problem(Random& random, int64_t n, int64_t e, int64_t f, int32_t activation, float dropout, int64_t chunk = 0) {
+// Of numbers that `dtype` holds, but for the biases.
+Problem problem(Random& random, int64_t n, int64_t e, int64_t f, int32_t activation, float dropout, int64_t chunk = 0,
+                int32_t dtype = RFN_F32) {
   const double s1 = 2 / std::sqrt(static_cast<double>(e)), s2 = 2 / std::sqrt(static_cast<double>(f));
   return {n,
           e,
@@ -28,12 +31,12 @@ Problem problem(Random& random, int64_t n, int64_t e, int64_t f, int32_t activat
           activation,
           dropout,
           chunk,
-          random.floats(n * e),
-          random.floats(f * e, -s1, s1),
+          exact(dtype, random.floats(n * e)),
+          exact(dtype, random.floats(f * e, -s1, s1)),
           random.floats(f),
-          random.floats(e * f, -s2, s2),
+          exact(dtype, random.floats(e * f, -s2, s2)),
           random.floats(e),
-          random.floats(n * e),
+          exact(dtype, random.floats(n * e)),
           random.floats(f * e),
           random.floats(f),
           random.floats(e * f),
@@ -42,15 +45,18 @@ Problem problem(Random& random, int64_t n, int64_t e, int64_t f, int32_t activat
 
 struct Expected {
   Doubles y, grad_x, grad_w1, grad_b1, grad_w2, grad_b2;
+  // What they may be off because what lies between products was rounded: the hidden layer, its gradient, and dy times
+  // dropout.
+  Doubles y_slack, grad_x_slack, grad_w1_slack, grad_b1_slack, grad_w2_slack;
 };
 
 Expected reference(const Problem& p, const Doubles& x, const Doubles& w1, const Doubles& b1, const Doubles& w2,
-                   const Doubles& b2) {
+                   const Doubles& b2, const Slack& slack = {}) {
   const Philox hidden_random = philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_HIDDEN);
   const Philox output_random = philox(kSeed, kStep, kLayer, RFN_SITE_FEED_FORWARD_OUTPUT);
-  Expected r{Doubles(p.n * p.e), Doubles(p.n * p.e), Doubles(p.f * p.e),
-             Doubles(p.f),       Doubles(p.e * p.f), Doubles(p.e)};
-  Doubles z(p.f), h(p.f), dz(p.e);
+  Expected r{Doubles(p.n * p.e), Doubles(p.n * p.e), Doubles(p.f * p.e), Doubles(p.f), Doubles(p.e * p.f), Doubles(p.e),
+             Doubles(p.n * p.e), Doubles(p.n * p.e), Doubles(p.f * p.e), Doubles(p.f), Doubles(p.e * p.f)};
+  Doubles z(p.f), h(p.f), dz(p.e), dz_slack(p.e);
   for (int64_t n = 0; n < p.n; ++n) {
     for (int64_t j = 0; j < p.f; ++j) {
       z[j] = b1[j];
@@ -63,18 +69,28 @@ Expected reference(const Problem& p, const Doubles& x, const Doubles& w1, const 
       for (int64_t j = 0; j < p.f; ++j) y += h[j] * w2[i * p.f + j];
       const double kept = dropout(output_random, n * p.e + i, p.dropout);
       r.y[n * p.e + i] = y * kept;
+      for (int64_t j = 0; j < p.f; ++j) r.y_slack[n * p.e + i] += slack(h[j]) * std::fabs(w2[i * p.f + j]) * kept;
       dz[i] = p.grad_y[n * p.e + i] * kept;
+      dz_slack[i] = p.dropout > 0 ? slack(dz[i]) : 0;
       r.grad_b2[i] += dz[i];
     }
     for (int64_t j = 0; j < p.f; ++j) {
-      double dh = 0;
+      double dh = 0, dh_slack = 0;
       for (int64_t i = 0; i < p.e; ++i) {
         dh += dz[i] * w2[i * p.f + j];
         r.grad_w2[i * p.f + j] += dz[i] * h[j];
+        dh_slack += dz_slack[i] * std::fabs(w2[i * p.f + j]);
+        r.grad_w2_slack[i * p.f + j] += (std::fabs(dz[i]) + dz_slack[i]) * slack(h[j]) + dz_slack[i] * std::fabs(h[j]);
       }
-      dh *= activation_gradient(p.activation, z[j]) * dropout(hidden_random, n * p.f + j, p.dropout);
+      const double factor = activation_gradient(p.activation, z[j]) * dropout(hidden_random, n * p.f + j, p.dropout);
+      dh *= factor;
+      dh_slack *= std::fabs(factor);
       r.grad_b1[j] += dh;
+      r.grad_b1_slack[j] += dh_slack;
+      dh_slack += slack(std::fabs(dh) + dh_slack);
       for (int64_t i = 0; i < p.e; ++i) {
+        r.grad_w1_slack[j * p.e + i] += dh_slack * std::fabs(x[n * p.e + i]);
+        r.grad_x_slack[n * p.e + i] += dh_slack * std::fabs(w1[j * p.e + i]);
         r.grad_w1[j * p.e + i] += dh * x[n * p.e + i];
         r.grad_x[n * p.e + i] += dh * w1[j * p.e + i];
       }
@@ -87,16 +103,21 @@ Expected reference(const Problem& p) {
   return reference(p, doubles(p.x), doubles(p.w1), doubles(p.b1), doubles(p.w2), doubles(p.b2));
 }
 
-struct Results {
-  std::vector<float> y, grad_x, grad_w1, grad_b1, grad_w2, grad_b2;
+template <class T>
+struct ResultsAs {
+  std::vector<T> y, grad_x;
+  std::vector<float> grad_w1, grad_b1, grad_w2, grad_b2;
 };
+using Results = ResultsAs<float>;
 
-Results run(const Problem& p, int32_t threads) {
+template <class T = float>
+ResultsAs<T> run(const Problem& p, int32_t threads) {
   Context context(threads);
   Stream stream(context);
-  const Tensor<float> x({p.n, p.e}, p.x), w1({p.f, p.e}, p.w1), b1({p.f}, p.b1), w2({p.e, p.f}, p.w2), b2({p.e}, p.b2),
-      y({p.n, p.e}), grad_y({p.n, p.e}, p.grad_y), grad_x({p.n, p.e}), grad_w1({p.f, p.e}, p.grad_w1),
-      grad_b1({p.f}, p.grad_b1), grad_w2({p.e, p.f}, p.grad_w2), grad_b2({p.e}, p.grad_b2);
+  const Tensor<T> x({p.n, p.e}, stored<T>(p.x)), w1({p.f, p.e}, stored<T>(p.w1)), w2({p.e, p.f}, stored<T>(p.w2)),
+      y({p.n, p.e}), grad_y({p.n, p.e}, stored<T>(p.grad_y)), grad_x({p.n, p.e});
+  const Tensor<float> b1({p.f}, p.b1), b2({p.e}, p.b2), grad_w1({p.f, p.e}, p.grad_w1), grad_b1({p.f}, p.grad_b1),
+      grad_w2({p.e, p.f}, p.grad_w2), grad_b2({p.e}, p.grad_b2);
   auto op = make_op<rfn_feed_forward>();
   op.activation = p.activation;
   op.dropout = p.dropout;
@@ -130,6 +151,21 @@ void expect_close(const Problem& p, const Results& results, const Expected& expe
   EXPECT_TRUE(Close(results.grad_b2, plus(expected.grad_b2, p.grad_b2), 4e-6));
 }
 
+template <class T>
+void expect_half_close(const Problem& p) {
+  constexpr int32_t kType = TypeOf<T>::value;
+  SCOPED_TRACE(type_name(kType));
+  const Expected expected = reference(p, doubles(p.x), doubles(p.w1), doubles(p.b1), doubles(p.w2), doubles(p.b2),
+                                      slack_between_products(kType));
+  const ResultsAs<T> results = run<T>(p, 2);
+  EXPECT_TRUE(CloseRounded(results.y, expected.y, 2e-6, expected.y_slack));
+  EXPECT_TRUE(CloseRounded(results.grad_x, expected.grad_x, 4e-6, expected.grad_x_slack));
+  EXPECT_TRUE(CloseRounded(results.grad_w1, plus(expected.grad_w1, p.grad_w1), 4e-6, expected.grad_w1_slack));
+  EXPECT_TRUE(CloseRounded(results.grad_b1, plus(expected.grad_b1, p.grad_b1), 4e-6, expected.grad_b1_slack));
+  EXPECT_TRUE(CloseRounded(results.grad_w2, plus(expected.grad_w2, p.grad_w2), 4e-6, expected.grad_w2_slack));
+  EXPECT_TRUE(Close(results.grad_b2, plus(expected.grad_b2, p.grad_b2), 4e-6));
+}
+
 void expect_same_bits(const Results& a, const Results& b) {
   EXPECT_TRUE(SameBits(a.y, b.y));
   EXPECT_TRUE(SameBits(a.grad_x, b.grad_x));
@@ -148,6 +184,16 @@ TEST_P(FeedForwardActivation, OddSizes_CloseToFloat64) {
     for (const float p : {0.0f, 0.25f}) {
       const Problem problem_ = problem(random, n, e, f, GetParam(), p);
       expect_close(problem_, run(problem_, 2), reference(problem_), n == 1 ? Zeros::kAllowed : Zeros::kRefused);
+    }
+  }
+}
+
+TEST_P(FeedForwardActivation, HalfTensorsOfOddSizes_CloseToFloat64) {
+  Random random(84);
+  for (const auto& [n, e, f] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{{33, 31, 17}, {70, 24, 130}}) {
+    for (const float p : {0.0f, 0.25f}) {
+      expect_half_close<BFloat16>(problem(random, n, e, f, GetParam(), p, 0, RFN_BF16));
+      expect_half_close<Float16>(problem(random, n, e, f, GetParam(), p, 0, RFN_F16));
     }
   }
 }
@@ -174,6 +220,14 @@ TEST(FeedForward, AnyChunk_SameDropoutAndCloseToFloat64) {
   }
 }
 
+TEST(FeedForward, AnyChunkOfHalves_CloseToFloat64) {
+  Random random(90);
+  for (const int64_t chunk : {1, 7, 100}) {
+    expect_half_close<BFloat16>(problem(random, 101, 12, 40, RFN_ACTIVATION_RELU, 0.2f, chunk, RFN_BF16));
+    expect_half_close<Float16>(problem(random, 101, 12, 40, RFN_ACTIVATION_SILU, 0.2f, chunk, RFN_F16));
+  }
+}
+
 TEST(FeedForward, EverySchedule_SameBits) {
   Random random(97);
   Problem p = problem(random, 600, 33, 1100, RFN_ACTIVATION_GELU_ERF, 0.1f);
@@ -195,8 +249,17 @@ TEST(FeedForward, Gradients_AreFiniteDifferences) {
     return sum;
   };
   expect_close(p, run(p, 1),
-               {reference(p).y, numeric_gradient(x, loss), numeric_gradient(w1, loss), numeric_gradient(b1, loss),
-                numeric_gradient(w2, loss), numeric_gradient(b2, loss)});
+               {reference(p).y,
+                numeric_gradient(x, loss),
+                numeric_gradient(w1, loss),
+                numeric_gradient(b1, loss),
+                numeric_gradient(w2, loss),
+                numeric_gradient(b2, loss),
+                {},
+                {},
+                {},
+                {},
+                {}});
 }
 
 // Items that take long enough for two threads to be in them at once: each has scratch of its own.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "half.h"
 #include "harness.h"
 #include "reference_ops.h"
 
@@ -56,16 +57,21 @@ Expected reference(const Problem& p, const Doubles& x, const Doubles& weight, co
 
 Expected reference(const Problem& p) { return reference(p, doubles(p.x), doubles(p.weight), doubles(p.bias)); }
 
-struct Results {
-  std::vector<float> y, grad_x, grad_weight, grad_bias;
+template <class T>
+struct ResultsAs {
+  std::vector<T> y;
+  std::vector<float> grad_x, grad_weight, grad_bias;
 };
+using Results = ResultsAs<float>;
 
-Results run(const Problem& p, int32_t threads) {
+// y and its gradient of T.
+template <class T = float>
+ResultsAs<T> run(const Problem& p, int32_t threads) {
   Context context(threads);
   Stream stream(context);
-  const Tensor<float> x({p.n, p.e}, p.x), weight({p.e}, p.weight), bias({p.e}, p.bias), y({p.n, p.e}),
-      grad_y({p.n, p.e}, p.grad_y), grad_x({p.n, p.e}), grad_weight({p.e}, p.grad_weight),
-      grad_bias({p.e}, p.grad_bias);
+  const Tensor<float> x({p.n, p.e}, p.x), weight({p.e}, p.weight), bias({p.e}, p.bias), grad_x({p.n, p.e}),
+      grad_weight({p.e}, p.grad_weight), grad_bias({p.e}, p.grad_bias);
+  const Tensor<T> y({p.n, p.e}), grad_y({p.n, p.e}, stored<T>(p.grad_y));
   auto op = make_op<rfn_layer_norm>();
   op.epsilon = p.epsilon;
   op.x = x;
@@ -97,6 +103,27 @@ TEST_P(LayerNorm, OddSizes_CloseToFloat64) {
   }
   EXPECT_TRUE(Close(results.grad_weight, plus(expected.grad_weight, p.grad_weight), 2e-6));
   EXPECT_TRUE(Close(results.grad_bias, plus(expected.grad_bias, p.grad_bias), 2e-6));
+}
+
+template <class T>
+void expect_half_close(Problem p) {
+  SCOPED_TRACE(type_name(TypeOf<T>::value));
+  p.grad_y = exact(TypeOf<T>::value, p.grad_y);
+  const Expected expected = reference(p);
+  const ResultsAs<T> results = run<T>(p, 2);
+  EXPECT_TRUE(CloseRounded(results.y, expected.y, 1e-6));
+  EXPECT_TRUE(Close(results.grad_x, expected.grad_x, 2e-6));
+  EXPECT_TRUE(Close(results.grad_weight, plus(expected.grad_weight, p.grad_weight), 2e-6));
+  EXPECT_TRUE(Close(results.grad_bias, plus(expected.grad_bias, p.grad_bias), 2e-6));
+}
+
+TEST_P(LayerNorm, HalfResultsOfOddSizes_CloseToFloat64) {
+  const auto [n, e] = GetParam();
+  if (e == 1) return;  // y is the bias, and grad_x nothing but rounding
+  Random random(32);
+  const Problem p = problem(random, n, e);
+  expect_half_close<BFloat16>(p);
+  expect_half_close<Float16>(p);
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerNorm,

@@ -98,7 +98,11 @@ void fuzz(const Stream& stream, Call& call, Random& random) {
   BOTH(embedding, embedding(call, RFN_POSITIONS_AXIAL)) \
   BOTH(layer_norm, layer_norm(call)) \
   BOTH(linear, linear(call)) \
+  BOTH(layer_norm, layer_norm(call, RFN_F16)) \
+  BOTH(linear, linear(call, RFN_BF16)) \
+  BOTH(feed_forward, feed_forward(call, RFN_F16)) \
   BOTH(attention, attention(call)) \
+  BOTH(attention, attention(call, RFN_BF16)) \
   BOTH(feed_forward, feed_forward(call)) \
   BOTH(reversible_block, block(call, RFN_RESIDUAL_EXACT, Kept::kActivations)) \
   ONE(reversible_block_decode, RFN_ONE_PASS(reversible_block_decode, forward), decode(call, RFN_RESIDUAL_EXACT)) \
@@ -265,7 +269,7 @@ TEST_F(Validation, Messages_Tensor_NameExpectedAndGot) {
                     {"attention: v: expected F32 [B,T,H,D] = [2,9,4,16], got F32 rank 4 [2,9,4,8]"}));
   op.v = shape({2, 9, 4, 16}, RFN_I32);
   EXPECT_TRUE(Fails(rfn_attention_workspace(context, &op, RFN_PASS_FORWARD, &bytes), RFN_INVALID_ARGUMENT,
-                    {"attention: v: expected F32 [B,T,H,D], got I32 rank 4 [2,9,4,16]"}));
+                    {"attention: v: expected F32 (the type of q) [B,T,H,D], got I32 rank 4 [2,9,4,16]"}));
 }
 
 }  // namespace

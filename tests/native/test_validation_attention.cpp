@@ -58,30 +58,30 @@ void options(const Checker& check, rfn_attention_options& o) {
   check.value("struct_size", [&] { o.struct_size = 0; });
 }
 
-static void attention_inputs(OpCall<rfn_attention>& call) {
+static void attention_inputs(OpCall<rfn_attention>& call, int32_t dtype = RFN_F32) {
   rfn_attention& op = call.op;
   op.options = lsh_options();
-  call.input("q", op.q, {kBatch, kLength, kHeads, kHeadSize});
-  call.input("v", op.v, {kBatch, kLength, kHeads, kHeadSize});
+  call.input("q", op.q, {kBatch, kLength, kHeads, kHeadSize}, dtype);
+  call.input("v", op.v, {kBatch, kLength, kHeads, kHeadSize}, dtype);
   call.tensor("mask", op.mask, {kBatch, kLength}, Use::kOptionalInput, RFN_U8);
 }
 
-void attention(OpCall<rfn_attention>& call) {
+void attention(OpCall<rfn_attention>& call, int32_t dtype) {
   rfn_attention& op = call.op;
   const std::vector<int64_t> heads = {kBatch, kLength, kHeads, kHeadSize};
-  attention_inputs(call);
+  attention_inputs(call, dtype);
   call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
   if (call.pass == RFN_PASS_FORWARD) {
     call.tensor("buckets", op.buckets, {kBatch, kHeads, kRounds, kLength}, Use::kOptionalOutput, RFN_I32);
-    call.output("out", op.out, heads);
+    call.output("out", op.out, heads, dtype);
     call.tensor("log_sum_exp", op.log_sum_exp, {kBatch, kHeads, kLength}, Use::kOptionalOutput);
     return;
   }
-  call.input("out", op.out, heads);
+  call.input("out", op.out, heads, dtype);
   call.input("log_sum_exp", op.log_sum_exp, {kBatch, kHeads, kLength});
-  call.input("grad_out", op.grad_out, heads);
-  call.output("grad_q", op.grad_q, heads);
-  call.output("grad_v", op.grad_v, heads);
+  call.input("grad_out", op.grad_out, heads, dtype);
+  call.output("grad_q", op.grad_q, heads, dtype);
+  call.output("grad_v", op.grad_v, heads, dtype);
 }
 
 TEST_F(Validation, AttentionForward_WrongArguments_Refused) {
@@ -120,6 +120,22 @@ TEST_F(Validation, AttentionBackward_WrongArguments_Refused) {
   check.value("grad_k", [&] { op.grad_k = op.grad_v; });
 }
 
+TEST_F(Validation, AttentionOfHalves_WrongArguments_Refused) {
+  OpCall<rfn_attention> forward(RFN_FORWARD(attention)), backward(RFN_BACKWARD(attention));
+  attention(forward, RFN_BF16);
+  attention(backward, RFN_F16);
+  for (auto* call : {&forward, &backward}) Checker(stream, *call).all();
+}
+
+TEST_F(Validation, AttentionOfTwoTypes_RefusedWithBoth) {
+  OpCall<rfn_attention> call(RFN_FORWARD(attention));
+  attention(call, RFN_BF16);
+  const Checker check(stream, call);
+  check.value("v: expected BF16 (the type of q) [B,T,H,D], got F16 rank 4 [2,9,2,3]",
+              [&] { call.op.v.dtype = RFN_F16; });
+  check.value("q: expected F32, BF16 or F16 [B,T,H,D], got I32 rank 4 [2,9,2,3]", [&] { call.op.q.dtype = RFN_I32; });
+}
+
 TEST_F(Validation, AttentionWithOwnKeys_WrongArguments_Refused) {
   for (const int32_t kind : {RFN_ATTENTION_LOCAL, RFN_ATTENTION_FULL}) {
     OpCall<rfn_attention> forward(RFN_FORWARD(attention)), backward(RFN_BACKWARD(attention));
@@ -151,6 +167,7 @@ void stage_tensors(OpCall<rfn_attention>& call, Stage stage) {
                              buckets = {kBatch, kHeads, kRounds, kLength}, sorted = {kBatch, kHeads, kRounds, kPadded};
   const bool attends = stage == rfn_lsh_attend || stage == rfn_lsh_attend_backward;
   call.tensor("q", op.q, heads, attends || stage == rfn_lsh_hash ? Use::kInput : Use::kShape);
+  call.arguments.back().any_float = stage == rfn_lsh_hash || stage == rfn_lsh_sort;
   if (attends) call.input("v", op.v, heads);
   if (stage == rfn_lsh_hash) call.input("rotations", op.rotations, {kHeads, kHeadSize, kRounds, kColumns});
   if (stage == rfn_lsh_hash || stage == rfn_lsh_sort || attends) {

@@ -104,15 +104,20 @@ TEST_F(Validation, EmbeddingForward_IdOutOfRange_Refused) {
   }
 }
 
-void layer_norm(OpCall<rfn_layer_norm>& call) {
+void layer_norm(OpCall<rfn_layer_norm>& call, int32_t dtype) {
   const int64_t n = 3, e = 5;
   rfn_layer_norm& op = call.op;
   op.epsilon = 1e-5f;
   call.input("x", op.x, {n, e});
   call.input("weight", op.weight, {e});
   call.input("bias", op.bias, {e});
-  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, e});
-  call.input("grad_y", op.grad_y, {n, e});
+  if (call.pass == RFN_PASS_FORWARD) {
+    call.output("y", op.y, {n, e}, dtype);
+    call.arguments.back().any_float = true;
+    return;
+  }
+  call.input("grad_y", op.grad_y, {n, e}, dtype);
+  call.arguments.back().any_float = true;
   call.output("grad_x", op.grad_x, {n, e});
   call.output("grad_weight", op.grad_weight, {e});
   call.output("grad_bias", op.grad_bias, {e});
@@ -130,15 +135,15 @@ TEST_F(Validation, LayerNorm_WrongArguments_Refused) {
   }
 }
 
-void linear(OpCall<rfn_linear>& call) {
+void linear(OpCall<rfn_linear>& call, int32_t dtype) {
   const int64_t n = 3, k = 5, m = 4;
   rfn_linear& op = call.op;
-  call.input("x", op.x, {n, k});
-  call.input("weight", op.weight, {m, k});
+  call.input("x", op.x, {n, k}, dtype);
+  call.input("weight", op.weight, {m, k}, dtype);
   call.tensor("bias", op.bias, {m}, Use::kOptionalInput);
-  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, m});
-  call.input("grad_y", op.grad_y, {n, m});
-  call.tensor("grad_x", op.grad_x, {n, k}, Use::kOptionalOutput);
+  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, m}, dtype);
+  call.input("grad_y", op.grad_y, {n, m}, dtype);
+  call.tensor("grad_x", op.grad_x, {n, k}, Use::kOptionalOutput, dtype);
   call.output("grad_weight", op.grad_weight, {m, k});
   call.tensor("grad_bias", op.grad_bias, {m}, Use::kOptionalOutput);
 }
@@ -154,17 +159,17 @@ TEST_F(Validation, Linear_WrongArguments_Refused) {
   }
 }
 
-void feed_forward(OpCall<rfn_feed_forward>& call) {
+void feed_forward(OpCall<rfn_feed_forward>& call, int32_t dtype) {
   const int64_t n = 3, e = 5, f = 7;
   rfn_feed_forward& op = call.op;
-  call.input("x", op.x, {n, e});
-  call.input("w1", op.w1, {f, e});
+  call.input("x", op.x, {n, e}, dtype);
+  call.input("w1", op.w1, {f, e}, dtype);
   call.input("b1", op.b1, {f});
-  call.input("w2", op.w2, {e, f});
+  call.input("w2", op.w2, {e, f}, dtype);
   call.input("b2", op.b2, {e});
-  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, e});
-  call.input("grad_y", op.grad_y, {n, e});
-  call.output("grad_x", op.grad_x, {n, e});
+  if (call.pass == RFN_PASS_FORWARD) return call.output("y", op.y, {n, e}, dtype);
+  call.input("grad_y", op.grad_y, {n, e}, dtype);
+  call.output("grad_x", op.grad_x, {n, e}, dtype);
   call.output("grad_w1", op.grad_w1, {f, e});
   call.output("grad_b1", op.grad_b1, {f});
   call.output("grad_w2", op.grad_w2, {e, f});
@@ -183,6 +188,33 @@ TEST_F(Validation, FeedForward_WrongArguments_Refused) {
     check.value("layer", [&] { call->op.layer = -2; });
     check.value("chunk", [&] { call->op.chunk = -1; });
   }
+}
+
+// The same with tensors of 16 bits.
+TEST_F(Validation, DenseOpsOfHalves_WrongArguments_Refused) {
+  const auto all = [&](auto&& call, auto set_up, int32_t dtype) {
+    set_up(call, dtype);
+    Checker(stream, call).all();
+  };
+  all(OpCall<rfn_layer_norm>(RFN_FORWARD(layer_norm)), layer_norm, RFN_BF16);
+  all(OpCall<rfn_layer_norm>(RFN_BACKWARD(layer_norm)), layer_norm, RFN_F16);
+  all(OpCall<rfn_linear>(RFN_FORWARD(linear)), linear, RFN_F16);
+  all(OpCall<rfn_linear>(RFN_BACKWARD(linear)), linear, RFN_BF16);
+  all(OpCall<rfn_feed_forward>(RFN_FORWARD(feed_forward)), feed_forward, RFN_BF16);
+  all(OpCall<rfn_feed_forward>(RFN_BACKWARD(feed_forward)), feed_forward, RFN_F16);
+}
+
+TEST_F(Validation, DenseOpsOfTwoTypes_RefusedWithBoth) {
+  OpCall<rfn_linear> linear_call(RFN_FORWARD(linear));
+  linear(linear_call, RFN_BF16);
+  Checker(stream, linear_call).value("weight: expected BF16 (the type of x) [M,K], got F32 rank 2 [4,5]", [&] {
+    linear_call.op.weight.dtype = RFN_F32;
+  });
+  OpCall<rfn_feed_forward> feed_call(RFN_BACKWARD(feed_forward));
+  feed_forward(feed_call, RFN_F16);
+  Checker(stream, feed_call).value("grad_y: expected F16 (the type of x) [N,E], got BF16 rank 2 [3,5]", [&] {
+    feed_call.op.grad_y.dtype = RFN_BF16;
+  });
 }
 
 void final_norm(OpCall<rfn_final_norm>& call, int32_t combine) {

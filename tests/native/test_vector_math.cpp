@@ -1,13 +1,17 @@
 // The element-wise functions that the ops of the CPU backend are made of, compiled into the tests.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <tuple>
 #include <vector>
 
 #include "compare.h"
+#include "cpu/convert.h"
 #include "cpu/vector_math.h"
+#include "half.h"
 #include "reference_ops.h"
 #include "reformer_native.h"
 
@@ -252,6 +256,62 @@ TEST(Rows, AddAndSubtract_EverySize) {
       EXPECT_EQ(sum.data()[i], a[i] + b[i]);
       EXPECT_EQ(difference.data()[i], a[i] - b[i]);
     }
+  }
+}
+
+// ---- BF16 and F16 -------------------------------------------------------------------------------
+
+TEST(HalfConversion, EveryNumber_WidenedExactly) {
+  for (const int32_t dtype : {RFN_BF16, RFN_F16}) {
+    std::vector<uint16_t> all(1 << 16);
+    for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint16_t>(i);
+    std::vector<float> floats(all.size());
+    cpu::widen(dtype, all.data(), floats.data(), static_cast<int64_t>(all.size()));
+    for (size_t i = 0; i < all.size(); ++i) {
+      const double expected = value_of(dtype, all[i]), got = static_cast<double>(floats[i]);
+      ASSERT_TRUE(std::isnan(expected) ? std::isnan(got)
+                                       : got == expected && std::signbit(got) == std::signbit(expected))
+          << type_name(dtype) << " " << i << ": expected " << expected << ", got " << got;
+    }
+  }
+}
+
+// All exponents, signs and what decides about rounding: the bits that are dropped.
+TEST(HalfConversion, AnyFloat_NarrowedToNearestEven) {
+  Random random(201);
+  std::vector<float> floats;
+  for (int i = 0; i < 1 << 18; ++i) {
+    auto bits = static_cast<uint32_t>(random.bits());
+    const uint32_t dropped = i % 2 == 0 ? 0xFFFFu : 0x1FFFu;
+    if (i % 3 == 0) bits = (bits & ~dropped) | (dropped / 2 + 1);                                        // a tie
+    if (i % 3 == 1) bits = (bits & ~dropped) | ((dropped / 2 + 1) + (random.below(2) == 0 ? 1u : ~0u));  // beside it
+    if (i % 5 == 0)
+      bits = (bits & 0x807FFFFFu) | static_cast<uint32_t>(100 + random.below(45)) << 23;  // the range of F16
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    floats.push_back(value);
+  }
+  for (const int32_t dtype : {RFN_BF16, RFN_F16}) {
+    std::vector<uint16_t> halves(floats.size());
+    cpu::narrow(dtype, floats.data(), halves.data(), static_cast<int64_t>(floats.size()));
+    for (size_t i = 0; i < floats.size(); ++i) {
+      ASSERT_EQ(halves[i], bits_of(dtype, rounded(dtype, static_cast<double>(floats[i]))))
+          << type_name(dtype) << " of " << floats[i];
+    }
+  }
+}
+
+TEST(HalfConversion, AnyCount_NothingBesideIsTouched) {
+  for (int64_t n = 0; n < 70; ++n) {
+    const std::vector<float> floats(static_cast<size_t>(n), 1.5f);
+    std::vector<uint16_t> halves(static_cast<size_t>(n) + 1, 7);
+    cpu::narrow(RFN_BF16, floats.data(), halves.data(), n);
+    EXPECT_EQ(std::count(halves.begin(), halves.end() - 1, 0x3FC0), n);
+    EXPECT_EQ(halves.back(), 7);
+    std::vector<float> back(static_cast<size_t>(n) + 1, 7.0f);
+    cpu::widen(RFN_BF16, halves.data(), back.data(), n);
+    EXPECT_EQ(std::count(back.begin(), back.end() - 1, 1.5f), n);
+    EXPECT_EQ(back.back(), 7.0f);
   }
 }
 

@@ -38,6 +38,7 @@ class Call {
     void** data;       // where the op has the argument's address
     Use use;
     std::shared_ptr<GuardedMemory> memory;
+    bool any_float = false;  // its type may be any of those that numbers are stored in, whatever the others'
   };
 
   Call(const Call&) = delete;
@@ -52,7 +53,7 @@ class Call {
 
   void tensor(const std::string& argument, rfn_tensor& view, const std::vector<int64_t>& sizes, Use use,
               int32_t dtype = RFN_F32) {
-    int64_t bytes = dtype == RFN_U8 ? 1 : dtype == RFN_F64 || dtype == RFN_I64 ? 8 : 4;
+    int64_t bytes = dtype == RFN_U8 ? 1 : is_half(dtype) ? 2 : dtype == RFN_F64 || dtype == RFN_I64 ? 8 : 4;
     for (const int64_t size : sizes) bytes *= size;
     auto memory = std::make_shared<GuardedMemory>(bytes, 8);
     view = shape(sizes, dtype);
@@ -177,8 +178,9 @@ class Checker {
       wrong("struct_size", true, [&] { t.struct_size -= 8; });
       wrong("struct_size 0", true, [&] { t.struct_size = 0; });
       wrong("reserved", true, [&] { t.reserved = 1; });
-      for (const int32_t dtype : {0, RFN_F32, RFN_F64, RFN_I32, RFN_I64, RFN_U8, 6, -1}) {
-        if (dtype != t.dtype) wrong("dtype " + std::to_string(dtype), true, [&] { t.dtype = dtype; });
+      for (const int32_t dtype : {0, RFN_F32, RFN_F64, RFN_I32, RFN_I64, RFN_U8, RFN_BF16, RFN_F16, 8, -1}) {
+        const bool fits = argument.any_float && (dtype == RFN_F32 || is_half(dtype));
+        if (dtype != t.dtype && !fits) wrong("dtype " + std::to_string(dtype), true, [&] { t.dtype = dtype; });
       }
       for (const int32_t rank : {-1, 5, 1 << 30}) wrong("rank " + std::to_string(rank), true, [&] { t.rank = rank; });
       for (int32_t i = t.rank; i < 4; ++i) wrong("size behind the rank", true, [&] { t.shape[i] = 1; });
@@ -389,11 +391,11 @@ void options(const Checker& check, rfn_attention_options& o);
 enum class Kept { kNothing, kStreams, kActivations };
 
 void embedding(OpCall<rfn_embedding>& call, int32_t positions);
-void layer_norm(OpCall<rfn_layer_norm>& call);
-void linear(OpCall<rfn_linear>& call);
-void attention(OpCall<rfn_attention>& call);
+void layer_norm(OpCall<rfn_layer_norm>& call, int32_t dtype = RFN_F32);
+void linear(OpCall<rfn_linear>& call, int32_t dtype = RFN_F32);
+void attention(OpCall<rfn_attention>& call, int32_t dtype = RFN_F32);
 void stage_tensors(OpCall<rfn_attention>& call, Stage stage);
-void feed_forward(OpCall<rfn_feed_forward>& call);
+void feed_forward(OpCall<rfn_feed_forward>& call, int32_t dtype = RFN_F32);
 void block(OpCall<rfn_reversible_block>& call, int32_t residual, Kept kept);
 void decode(OpCall<rfn_reversible_block_decode>& call, int32_t residual);
 void final_norm(OpCall<rfn_final_norm>& call, int32_t combine);

@@ -9,7 +9,7 @@ namespace ReformerNative.Interop;
 internal static class NativeConstants
 {
     internal const int RFN_ABI_MAJOR = 2;
-    internal const int RFN_ABI_MINOR = 0;
+    internal const int RFN_ABI_MINOR = 1;
     internal const int RFN_OK = 0;
     internal const int RFN_INVALID_ARGUMENT = 1;
     internal const int RFN_UNSUPPORTED = 2;
@@ -35,6 +35,8 @@ internal static class NativeConstants
     internal const int RFN_I32 = 3;
     internal const int RFN_I64 = 4;
     internal const int RFN_U8 = 5;
+    internal const int RFN_BF16 = 6;
+    internal const int RFN_F16 = 7;
     internal const int RFN_PASS_FORWARD = 0;
     internal const int RFN_PASS_BACKWARD = 1;
     internal const int RFN_SITE_ATTENTION_PROBABILITIES = 1;

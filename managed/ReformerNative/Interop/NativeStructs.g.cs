@@ -131,7 +131,8 @@ internal unsafe struct rfn_embedding
 
 /// <summary>
 /// y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved:
-/// backward computes the statistics again. grad_x may not overlap x.
+/// backward computes the statistics again. grad_x may not overlap x. x, as a residual stream, and its gradient are F32;
+/// y may go to products of BF16 or F16, and its gradient come from them.
 /// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_layer_norm
@@ -145,9 +146,9 @@ internal unsafe struct rfn_layer_norm
     internal rfn_tensor weight;
     /// <summary>F32 [E]</summary>
     internal rfn_tensor bias;
-    /// <summary>out, forward: F32 [N,E]</summary>
+    /// <summary>out, forward: F32, BF16 or F16 [N,E]</summary>
     internal rfn_tensor y;
-    /// <summary>backward: F32 [N,E]</summary>
+    /// <summary>backward: F32, BF16 or F16 [N,E]</summary>
     internal rfn_tensor grad_y;
     /// <summary>out, backward: F32 [N,E]</summary>
     internal rfn_tensor grad_x;
@@ -157,24 +158,31 @@ internal unsafe struct rfn_layer_norm
     internal rfn_tensor grad_bias;
 }
 
-/// <summary>y = activation(x weight^T + bias). Backward recomputes the pre-activation.</summary>
+/// <summary>
+/// y = activation(x weight^T + bias). Backward recomputes the pre-activation.
+///
+/// x, weight, y, grad_x and grad_y have one type, that of the products' operands: F32, BF16 or F16. Sums, biases and
+/// the gradients of parameters are F32. CUDA's products take operands of that type alone, so that it rounds the
+/// gradient of the pre-activation to it where there is an activation; the CPU does not. The same holds for
+/// rfn_feed_forward, where CUDA also rounds the hidden layer.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_linear
 {
     internal uint struct_size;
     /// <summary>RFN_ACTIVATION_*</summary>
     internal int activation;
-    /// <summary>F32 [N,K]</summary>
+    /// <summary>F32, BF16 or F16 [N,K]</summary>
     internal rfn_tensor x;
-    /// <summary>F32 [M,K]</summary>
+    /// <summary>[M,K], the type of x</summary>
     internal rfn_tensor weight;
     /// <summary>F32 [M]; optional</summary>
     internal rfn_tensor bias;
-    /// <summary>out, forward: F32 [N,M]</summary>
+    /// <summary>out, forward: [N,M], the type of x</summary>
     internal rfn_tensor y;
-    /// <summary>backward: F32 [N,M]</summary>
+    /// <summary>backward: [N,M], the type of x</summary>
     internal rfn_tensor grad_y;
-    /// <summary>out, backward: F32 [N,K]; optional</summary>
+    /// <summary>out, backward: [N,K], the type of x; optional</summary>
     internal rfn_tensor grad_x;
     /// <summary>backward: F32 [M,K], added to</summary>
     internal rfn_tensor grad_weight;
@@ -252,6 +260,8 @@ internal unsafe struct rfn_attention_options
 /// rfn_lsh_sort buckets, mask -&gt; sorted
 /// rfn_lsh_attend q, v, buckets, sorted -&gt; round_out, round_log_sum_exp: each round by itself rfn_lsh_combine
 /// round_out, round_log_sum_exp -&gt; out, log_sum_exp
+///
+/// q, k, v, out and their gradients have one type: F32, BF16 or F16. What lies between stages is F32.
 /// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_attention
@@ -263,11 +273,11 @@ internal unsafe struct rfn_attention
     internal ulong step;
     /// <summary>what attends to what</summary>
     internal rfn_attention_options options;
-    /// <summary>F32 [B,T,H,D]; shared QK: the one projection</summary>
+    /// <summary>F32, BF16 or F16 [B,T,H,D]; shared QK: the one projection</summary>
     internal rfn_tensor q;
-    /// <summary>F32 [B,T,H,D]; absent when shared</summary>
+    /// <summary>[B,T,H,D], the type of q; absent when shared</summary>
     internal rfn_tensor k;
-    /// <summary>F32 [B,T,H,D]</summary>
+    /// <summary>[B,T,H,D], the type of q</summary>
     internal rfn_tensor v;
     /// <summary>U8 [B,T], 1 real, 0 padding; optional</summary>
     internal rfn_tensor mask;
@@ -283,7 +293,7 @@ internal unsafe struct rfn_attention
     /// imagined padding
     /// </summary>
     internal rfn_tensor sorted;
-    /// <summary>F32 [B,T,H,D]: out of forward, in for backward</summary>
+    /// <summary>[B,T,H,D], the type of q: out of forward, in for backward</summary>
     internal rfn_tensor @out;
     /// <summary>F32 [B,H,T]: out of forward (optional there), in for backward</summary>
     internal rfn_tensor log_sum_exp;
@@ -291,17 +301,17 @@ internal unsafe struct rfn_attention
     internal rfn_tensor round_out;
     /// <summary>stages: F32 [R,B,H,T]</summary>
     internal rfn_tensor round_log_sum_exp;
-    /// <summary>backward: F32 [B,T,H,D]</summary>
+    /// <summary>backward: [B,T,H,D], the type of q</summary>
     internal rfn_tensor grad_out;
-    /// <summary>out, backward</summary>
+    /// <summary>out, backward: the shape and type of q</summary>
     internal rfn_tensor grad_q;
-    /// <summary>out, backward; absent when shared</summary>
+    /// <summary>out, backward: the shape and type of q; absent when shared</summary>
     internal rfn_tensor grad_k;
-    /// <summary>out, backward</summary>
+    /// <summary>out, backward: the shape and type of q</summary>
     internal rfn_tensor grad_v;
-    /// <summary>stages, backward: out of combine, in for attend: [R*B,T,H,D]</summary>
+    /// <summary>stages, backward: out of combine, in for attend: F32 [R*B,T,H,D]</summary>
     internal rfn_tensor grad_round_out;
-    /// <summary>stages, backward: [R,B,H,T]</summary>
+    /// <summary>stages, backward: F32 [R,B,H,T]</summary>
     internal rfn_tensor grad_round_log_sum_exp;
     /// <summary>heads processed together: trades workspace for speed, 0 = automatic</summary>
     internal long head_group;
@@ -332,7 +342,7 @@ internal unsafe struct rfn_attention_geometry
 
 /// <summary>
 /// y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), `chunk` rows at a time (paper eq. 10). Backward computes
-/// intermediates again. Both dropouts have probability `dropout`.
+/// intermediates again. Both dropouts have probability `dropout`. Types of tensors are as in rfn_linear.
 /// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct rfn_feed_forward
@@ -347,21 +357,21 @@ internal unsafe struct rfn_feed_forward
     internal ulong step;
     /// <summary>rows at a time, 0 = automatic; changes no result beyond rounding</summary>
     internal long chunk;
-    /// <summary>F32 [N,E]</summary>
+    /// <summary>F32, BF16 or F16 [N,E]</summary>
     internal rfn_tensor x;
-    /// <summary>F32 [F,E]</summary>
+    /// <summary>[F,E], the type of x</summary>
     internal rfn_tensor w1;
     /// <summary>F32 [F]</summary>
     internal rfn_tensor b1;
-    /// <summary>F32 [E,F]</summary>
+    /// <summary>[E,F], the type of x</summary>
     internal rfn_tensor w2;
     /// <summary>F32 [E]</summary>
     internal rfn_tensor b2;
-    /// <summary>out, forward: F32 [N,E]</summary>
+    /// <summary>out, forward: [N,E], the type of x</summary>
     internal rfn_tensor y;
-    /// <summary>backward: F32 [N,E]</summary>
+    /// <summary>backward: [N,E], the type of x</summary>
     internal rfn_tensor grad_y;
-    /// <summary>out, backward: F32 [N,E]</summary>
+    /// <summary>out, backward: [N,E], the type of x</summary>
     internal rfn_tensor grad_x;
     /// <summary>backward: F32 [F,E], added to</summary>
     internal rfn_tensor grad_w1;

@@ -33,6 +33,9 @@ namespace ReformerNative.Ops;
 /// rfn_lsh_attend q, v, buckets, sorted -&gt; round_out, round_log_sum_exp: each round by itself rfn_lsh_combine
 /// round_out, round_log_sum_exp -&gt; out, log_sum_exp
 /// </para>
+/// <para>
+/// q, k, v, out and their gradients have one type: Float32, BFloat16 or Float16. What lies between stages is Float32.
+/// </para>
 /// </remarks>
 public readonly partial struct Attention
 {
@@ -48,13 +51,13 @@ public readonly partial struct Attention
     /// <summary>What attends to what.</summary>
     public required AttentionOptions Options { get; init; }
 
-    /// <summary>Float32 [B,T,H,D]; shared QK: the one projection.</summary>
+    /// <summary>Float32, BFloat16 or Float16 [B,T,H,D]; shared QK: the one projection.</summary>
     public required TensorView Q { get; init; }
 
-    /// <summary>Float32 [B,T,H,D]; absent when shared.</summary>
+    /// <summary>[B,T,H,D], the type of q; absent when shared.</summary>
     public TensorView K { get; init; }
 
-    /// <summary>Float32 [B,T,H,D].</summary>
+    /// <summary>[B,T,H,D], the type of q.</summary>
     public required TensorView V { get; init; }
 
     /// <summary>UInt8 [B,T], 1 real, 0 padding; optional.</summary>
@@ -74,7 +77,7 @@ public readonly partial struct Attention
     /// </summary>
     public TensorView Sorted { get; init; }
 
-    /// <summary>Float32 [B,T,H,D]: out of forward, in for backward.</summary>
+    /// <summary>[B,T,H,D], the type of q: out of forward, in for backward.</summary>
     public TensorView Out { get; init; }
 
     /// <summary>Float32 [B,H,T]: out of forward (optional there), in for backward.</summary>
@@ -86,22 +89,22 @@ public readonly partial struct Attention
     /// <summary>Stages: Float32 [R,B,H,T].</summary>
     public TensorView RoundLogSumExp { get; init; }
 
-    /// <summary>Backward: Float32 [B,T,H,D].</summary>
+    /// <summary>Backward: [B,T,H,D], the type of q.</summary>
     public TensorView GradOut { get; init; }
 
-    /// <summary>Out, backward.</summary>
+    /// <summary>Out, backward: the shape and type of q.</summary>
     public TensorView GradQ { get; init; }
 
-    /// <summary>Out, backward; absent when shared.</summary>
+    /// <summary>Out, backward: the shape and type of q; absent when shared.</summary>
     public TensorView GradK { get; init; }
 
-    /// <summary>Out, backward.</summary>
+    /// <summary>Out, backward: the shape and type of q.</summary>
     public TensorView GradV { get; init; }
 
-    /// <summary>Stages, backward: out of combine, in for attend: [R*B,T,H,D].</summary>
+    /// <summary>Stages, backward: out of combine, in for attend: Float32 [R*B,T,H,D].</summary>
     public TensorView GradRoundOut { get; init; }
 
-    /// <summary>Stages, backward: [R,B,H,T].</summary>
+    /// <summary>Stages, backward: Float32 [R,B,H,T].</summary>
     public TensorView GradRoundLogSumExp { get; init; }
 
     /// <summary>Heads processed together: trades workspace for speed, 0 = automatic.</summary>

@@ -11,7 +11,8 @@ namespace ReformerNative.Ops;
 
 /// <summary>
 /// y = dropout(activation(dropout(x w1^T + b1)) w2^T + b2), <c>chunk</c> rows at a time (paper eq. 10). Backward
-/// computes intermediates again. Both dropouts have probability <c>dropout</c>.
+/// computes intermediates again. Both dropouts have probability <c>dropout</c>. Types of tensors are as in <see
+/// cref="Linear"/>.
 /// </summary>
 public readonly partial struct FeedForward
 {
@@ -33,28 +34,28 @@ public readonly partial struct FeedForward
     /// <summary>Rows at a time, 0 = automatic; changes no result beyond rounding.</summary>
     public long Chunk { get; init; }
 
-    /// <summary>Float32 [N,E].</summary>
+    /// <summary>Float32, BFloat16 or Float16 [N,E].</summary>
     public required TensorView X { get; init; }
 
-    /// <summary>Float32 [F,E].</summary>
+    /// <summary>[F,E], the type of x.</summary>
     public required TensorView W1 { get; init; }
 
     /// <summary>Float32 [F].</summary>
     public required TensorView B1 { get; init; }
 
-    /// <summary>Float32 [E,F].</summary>
+    /// <summary>[E,F], the type of x.</summary>
     public required TensorView W2 { get; init; }
 
     /// <summary>Float32 [E].</summary>
     public required TensorView B2 { get; init; }
 
-    /// <summary>Out, forward: Float32 [N,E].</summary>
+    /// <summary>Out, forward: [N,E], the type of x.</summary>
     public TensorView Y { get; init; }
 
-    /// <summary>Backward: Float32 [N,E].</summary>
+    /// <summary>Backward: [N,E], the type of x.</summary>
     public TensorView GradY { get; init; }
 
-    /// <summary>Out, backward: Float32 [N,E].</summary>
+    /// <summary>Out, backward: [N,E], the type of x.</summary>
     public TensorView GradX { get; init; }
 
     /// <summary>Backward: Float32 [F,E], added to.</summary>

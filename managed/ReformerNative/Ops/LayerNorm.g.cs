@@ -11,7 +11,8 @@ namespace ReformerNative.Ops;
 
 /// <summary>
 /// y = (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias over the last axis; epsilon &gt; 0. Nothing is saved:
-/// backward computes the statistics again. grad_x may not overlap x.
+/// backward computes the statistics again. grad_x may not overlap x. x, as a residual stream, and its gradient are
+/// Float32; y may go to products of BFloat16 or Float16, and its gradient come from them.
 /// </summary>
 public readonly partial struct LayerNorm
 {
@@ -27,10 +28,10 @@ public readonly partial struct LayerNorm
     /// <summary>Float32 [E].</summary>
     public required TensorView Bias { get; init; }
 
-    /// <summary>Out, forward: Float32 [N,E].</summary>
+    /// <summary>Out, forward: Float32, BFloat16 or Float16 [N,E].</summary>
     public TensorView Y { get; init; }
 
-    /// <summary>Backward: Float32 [N,E].</summary>
+    /// <summary>Backward: Float32, BFloat16 or Float16 [N,E].</summary>
     public TensorView GradY { get; init; }
 
     /// <summary>Out, backward: Float32 [N,E].</summary>

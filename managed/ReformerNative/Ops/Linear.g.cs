@@ -10,27 +10,35 @@ using ReformerNative.Tensors;
 namespace ReformerNative.Ops;
 
 /// <summary>y = activation(x weight^T + bias). Backward recomputes the pre-activation.</summary>
+/// <remarks>
+/// <para>
+/// x, weight, y, grad_x and grad_y have one type, that of the products' operands: Float32, BFloat16 or Float16. Sums,
+/// biases and the gradients of parameters are Float32. CUDA's products take operands of that type alone, so that it
+/// rounds the gradient of the pre-activation to it where there is an activation; the CPU does not. The same holds for
+/// <see cref="FeedForward"/>, where CUDA also rounds the hidden layer.
+/// </para>
+/// </remarks>
 public readonly partial struct Linear
 {
     /// <summary>The <see cref="Activation"/>.</summary>
     public Activation Activation { get; init; }
 
-    /// <summary>Float32 [N,K].</summary>
+    /// <summary>Float32, BFloat16 or Float16 [N,K].</summary>
     public required TensorView X { get; init; }
 
-    /// <summary>Float32 [M,K].</summary>
+    /// <summary>[M,K], the type of x.</summary>
     public required TensorView Weight { get; init; }
 
     /// <summary>Float32 [M]; optional.</summary>
     public TensorView Bias { get; init; }
 
-    /// <summary>Out, forward: Float32 [N,M].</summary>
+    /// <summary>Out, forward: [N,M], the type of x.</summary>
     public TensorView Y { get; init; }
 
-    /// <summary>Backward: Float32 [N,M].</summary>
+    /// <summary>Backward: [N,M], the type of x.</summary>
     public TensorView GradY { get; init; }
 
-    /// <summary>Out, backward: Float32 [N,K]; optional.</summary>
+    /// <summary>Out, backward: [N,K], the type of x; optional.</summary>
     public TensorView GradX { get; init; }
 
     /// <summary>Backward: Float32 [M,K], added to.</summary>

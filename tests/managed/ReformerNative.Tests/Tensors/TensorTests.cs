@@ -24,6 +24,58 @@ public sealed class TensorTests
     }
 
     [Test]
+    public void HalfTensors_ThereAndBack_GiveTheSame()
+    {
+        BFloat16[] values = [(BFloat16)0.5f, (BFloat16)(-3e38f), BFloat16.FromBits(0x0001)];
+        using Tensor brain = context.FromValues<BFloat16>(values, new TensorShape(3));
+        using Tensor half = context.FromValues<Half>([(Half)0.5f, Half.MaxValue, Half.Epsilon], new TensorShape(3));
+        Assert.That(brain.ToArray<BFloat16>(), Is.EqualTo(values));
+        Assert.That(half.ToArray<Half>(), Is.EqualTo(new[] { (Half)0.5f, Half.MaxValue, Half.Epsilon }));
+        Assert.That(brain.ToString(), Is.EqualTo("BFloat16 [3]"));
+        Assert.That(half.ToString(), Is.EqualTo("Float16 [3]"));
+        Assert.That(brain.View.ByteCount, Is.EqualTo(6));
+        Assert.That(half.Rows(1, 1).Pointer - half.View.Pointer, Is.EqualTo((nint)2));
+        Assert.That(() => half.ToArray<BFloat16>(), Throws.TypeOf<ArgumentException>());
+    }
+
+    [TestCase(1f, 0x3F80)]
+    [TestCase(-0f, 0x8000)]
+    [TestCase(1.00390625f, 0x3F80)] // halfway above an even number
+    [TestCase(1.01171875f, 0x3F82)] // halfway below an even number
+    [TestCase(1.0039065f, 0x3F81)]
+    [TestCase(3.4e38f, 0x7F80)] // past the largest number
+    [TestCase(float.NegativeInfinity, 0xFF80)]
+    [TestCase(float.NaN, 0x7FFF)]
+    public void BFloat16_FromSingle_IsTheNearestEven(float value, int bits)
+    {
+        var rounded = (BFloat16)value;
+        Assert.That(rounded.Bits, Is.EqualTo((ushort)bits));
+        Assert.That(BFloat16.FromBits((ushort)bits) == rounded, Is.True);
+        Assert.That(BFloat16.FromSingle(rounded), Is.EqualTo(rounded), "exact there and back");
+    }
+
+    [Test]
+    public void Attention_OfHalfTensors_IsThatOfFloat32Rounded()
+    {
+        var shape = new TensorShape(1, 20, 2, 4);
+        float[] q = [.. Enumerable.Range(0, 160).Select(i => (float)(Half)MathF.Sin(i))];
+        using Tensor whole = context.FromValues<float>(q, shape);
+        using Tensor half = context.FromValues<Half>([.. q.Select(x => (Half)x)], shape);
+        using var wholeOut = new Tensor(context, shape);
+        using var halfOut = new Tensor(context, shape, DType.Float16);
+        var options = new AttentionOptions { Kind = AttentionKind.Full, SharedQk = true, KeyNorm = KeyNorm.Rms };
+        using var workspace = new Workspace(context);
+        new Attention { Options = options, Q = whole, V = whole, Out = wholeOut }.Forward(workspace);
+        new Attention { Options = options, Q = half, V = half, Out = halfOut }.Forward(workspace);
+        Assert.That(
+            halfOut.ToArray<Half>(), Is.EqualTo(wholeOut.ToArray<float>().Select(x => (Half)x)));
+        var mixed = new Attention { Options = options, Q = half, V = whole, Out = halfOut };
+        Assert.That(
+            () => mixed.Forward(workspace),
+            Throws.ArgumentException.With.Message.Contains("v: expected F16 (the type of q) [B,T,H,D], got F32"));
+    }
+
+    [Test]
     public void PositionTables_OutsideTheirNumber_AreRefused()
     {
         using Tensor tensor = context.Zeros(new TensorShape(2, 3));
