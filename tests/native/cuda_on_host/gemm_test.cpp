@@ -273,9 +273,9 @@ TEST_F(GemmTest, ProductsThatDifferInOneThing_AreChosenApart) {
     differently([=](Product& p) { p.*ld = 8; });
   differently([](Product& p) { p.transpose_a = Transpose::kYes; });
   differently([](Product& p) { p.transpose_b = Transpose::kYes; });
-  differently([](Product& p) { ++p.a; });
-  differently([](Product& p) { ++p.b; });
-  differently([](Product& p) { ++p.c; });
+  differently([](Product& p) { p.a = static_cast<const float*>(p.a) + 1; });
+  differently([](Product& p) { p.b = static_cast<const float*>(p.b) + 1; });
+  differently([](Product& p) { p.c = static_cast<float*>(p.c) + 1; });
   differently([](Product& p) { p.epilogue = Epilogue::kBias; });
   differently([](Product& p) { p.epilogue = Epilogue::kBiasRelu; });
   differently([](Product&) {}, RFN_PRECISION_TF32);
