@@ -32,24 +32,35 @@ struct Statistics {
   float mean, correction, inverse;  // as in norm_rows.cuh
 };
 
-// z[c][i] += w[c] . x[i] over `count` elements that begin at element `begin` of w.
+// z[c][i] += w[c] . x[i] over `count` elements that begin at element `begin` of w. A lane has kAhead quads of each row
+// of w in flight.
 template <int kRows, bool kAligned>
 RFN_DEVICE void add_products(const float* const (&w)[kColumns], int64_t begin, int64_t depth, int count,
                              const float (*x)[kSharedFloats / kRows], float (&z)[kColumns][kRows]) {
-#pragma unroll 4
-  for (int k = 4 * (threadIdx.x % 32); k < count; k += 4 * 32) {
-    Quad weight[kColumns];
+  constexpr int kAhead = kRows <= 2 ? 4 : 2, kStep = 4 * 32;
+  for (int first = 4 * (threadIdx.x % 32); first < count; first += kStep * kAhead) {
+    Quad weight[kAhead][kColumns];
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c)
-      weight[c] = load_quad(w[c], begin + k, kAligned ? begin + k + 4 : depth, kAligned);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const float4 quad = *reinterpret_cast<const float4*>(&x[i][k]);
-      const float values[] = {quad.x, quad.y, quad.z, quad.w};
+    for (int a = 0; a < kAhead; ++a) {
+      const int k = first + a * kStep;
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
+        if (k < count) weight[a][c] = load_quad(w[c], begin + k, kAligned ? begin + k + 4 : depth, kAligned);
+      }
+    }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) z[c][i] = fmaf(values[j], weight[c].v[j], z[c][i]);
+    for (int a = 0; a < kAhead; ++a) {
+      const int k = first + a * kStep;
+      if (k >= count) break;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const float4 quad = *reinterpret_cast<const float4*>(&x[i][k]);
+        const float values[] = {quad.x, quad.y, quad.z, quad.w};
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) z[c][i] = fmaf(values[j], weight[a][c].v[j], z[c][i]);
+        }
       }
     }
   }

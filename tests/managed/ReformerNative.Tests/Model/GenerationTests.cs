@@ -149,7 +149,8 @@ public sealed class GenerationTests
             .Value;
         float[] values = bias.ToArray<float>();
         using var generator = new Generator(model);
-        using IEnumerator<int> text = generator.Generate([1, 2, 3], new GenerationOptions { Count = 9 }).GetEnumerator();
+        var options = new GenerationOptions { Count = 9 };
+        using IEnumerator<int> text = generator.Generate([1, 2, 3], options).GetEnumerator();
         for (int token = 0; token < 4; token++)
         {
             Assert.That(text.MoveNext(), Is.True);
