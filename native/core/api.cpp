@@ -487,7 +487,7 @@ rfn_status rfn_op_supported(const rfn_context* context, const char* function, in
     const char* name;
     bool there;
   } ops[] = {RFN_OPS_WITH_BACKWARD(RFN_BOTH_PASSES) RFN_OPS_OF_ONE_PASS(RFN_OP) RFN_OPS_WITHOUT_WORKSPACE(RFN_OP)
-                 RFN_DECODE_OPS_OF_ONE_PASS(RFN_OP) RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_OP) RFN_LSH_STAGES(RFN_STAGE)};
+                 RFN_LSH_STAGES(RFN_STAGE)};
 #undef RFN_STAGE
 #undef RFN_BOTH_PASSES
 #undef RFN_OP
@@ -520,7 +520,6 @@ RFN_OPS_WITH_BACKWARD(RFN_BOTH_PASSES)
   }                                                                                                     \
   RFN_PASS(name, pass, )
 RFN_OPS_OF_ONE_PASS(RFN_ONE_PASS)
-RFN_DECODE_OPS_OF_ONE_PASS(RFN_ONE_PASS)
 #undef RFN_ONE_PASS
 #undef RFN_PASS
 
@@ -529,7 +528,6 @@ RFN_DECODE_OPS_OF_ONE_PASS(RFN_ONE_PASS)
     return run_without_workspace(__func__, #name, stream, op, &Backend::name##_##pass); \
   }
 RFN_OPS_WITHOUT_WORKSPACE(RFN_WITHOUT_WORKSPACE)
-RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_WITHOUT_WORKSPACE)
 #undef RFN_WITHOUT_WORKSPACE
 
 #define RFN_STAGE(name)                                                                                          \

@@ -39,15 +39,13 @@ struct rfn_event {
 #define RFN_OPS_WITH_BACKWARD(X) \
   X(embedding) X(layer_norm) X(linear) X(attention) X(feed_forward) X(reversible_block) X(final_norm) X(head_loss)
 // With one pass, whose name is given, and a workspace.
-#define RFN_OPS_OF_ONE_PASS(X) X(global_norm, forward) X(adafactor, step) X(sample, forward)
+#define RFN_OPS_OF_ONE_PASS(X) \
+  X(global_norm, forward) X(adafactor, step) X(sample, forward) X(reversible_block_decode, forward)
 // With one pass and no workspace.
-#define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal, forward) X(adamw, step)
+#define RFN_OPS_WITHOUT_WORKSPACE(X) X(random_normal, forward) X(adamw, step) X(bucket_rings, forward)
 // Stages of LSH attention; they take rfn_attention and the workspace of attention's forward or backward pass.
 #define RFN_LSH_STAGES(X) \
   X(lsh_hash) X(lsh_sort) X(lsh_attend) X(lsh_combine) X(lsh_combine_backward) X(lsh_attend_backward)
-// Cached decoding, which a backend may lack: lists like the two of one pass.
-#define RFN_DECODE_OPS_OF_ONE_PASS(X) X(reversible_block_decode, forward)
-#define RFN_DECODE_OPS_WITHOUT_WORKSPACE(X) X(bucket_rings, forward)
 
 namespace rfn {
 
@@ -87,19 +85,16 @@ struct Backend {
 #define RFN_WORKSPACE(name, pass) \
   rfn_status (*name##_workspace)(const rfn_context& context, const rfn_##name& op, int64_t* bytes);
   RFN_OPS_OF_ONE_PASS(RFN_WORKSPACE)
-  RFN_DECODE_OPS_OF_ONE_PASS(RFN_WORKSPACE)
 #undef RFN_WORKSPACE
 #define RFN_PASS(name, pass) \
   rfn_status (*name##_##pass)(rfn_stream & stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
 #define RFN_BOTH_PASSES(name) RFN_PASS(name, forward) RFN_PASS(name, backward)
   RFN_OPS_WITH_BACKWARD(RFN_BOTH_PASSES)
   RFN_OPS_OF_ONE_PASS(RFN_PASS)
-  RFN_DECODE_OPS_OF_ONE_PASS(RFN_PASS)
 #undef RFN_BOTH_PASSES
 #undef RFN_PASS
 #define RFN_PASS(name, pass) rfn_status (*name##_##pass)(rfn_stream & stream, const rfn_##name& op);
   RFN_OPS_WITHOUT_WORKSPACE(RFN_PASS)
-  RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_PASS)
 #undef RFN_PASS
 #define RFN_STAGE(name) \
   rfn_status (*name)(rfn_stream & stream, const rfn_attention& op, void* workspace, int64_t workspace_bytes);
@@ -107,9 +102,8 @@ struct Backend {
 #undef RFN_STAGE
 };
 
-// For the namespace of a backend: declarations of its ops (RFN_DECLARE_OPS, and RFN_DECLARE_DECODE_OPS where it
-// decodes), and statements that put them and the rest into a table (RFN_FILL_DEVICE, RFN_FILL_OPS,
-// RFN_FILL_DECODE_OPS).
+// For the namespace of a backend: declarations of its ops (RFN_DECLARE_OPS), and statements that put them and the rest
+// into a table (RFN_FILL_DEVICE, RFN_FILL_OPS).
 #define RFN_DECLARE_PASS(name, pass) \
   rfn_status name##_##pass(rfn_stream& stream, const rfn_##name& op, void* workspace, int64_t workspace_bytes);
 #define RFN_DECLARE_ONE_PASS(name, pass)                                                         \
@@ -126,9 +120,6 @@ struct Backend {
   RFN_OPS_WITH_BACKWARD(RFN_DECLARE_BOTH_PASSES) \
   RFN_OPS_OF_ONE_PASS(RFN_DECLARE_ONE_PASS)      \
   RFN_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_WITHOUT_WORKSPACE) RFN_LSH_STAGES(RFN_DECLARE_STAGE)
-#define RFN_DECLARE_DECODE_OPS                     \
-  RFN_DECODE_OPS_OF_ONE_PASS(RFN_DECLARE_ONE_PASS) \
-  RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_DECLARE_WITHOUT_WORKSPACE)
 
 // What a backend has that is no op.
 // clang-format off
@@ -156,7 +147,5 @@ struct Backend {
 #define RFN_FILL_OPS                          \
   RFN_OPS_WITH_BACKWARD(RFN_FILL_BOTH_PASSES) \
   RFN_OPS_OF_ONE_PASS(RFN_FILL_ONE_PASS) RFN_OPS_WITHOUT_WORKSPACE(RFN_FILL_PASS) RFN_LSH_STAGES(RFN_FILL_STAGE)
-#define RFN_FILL_DECODE_OPS \
-  RFN_DECODE_OPS_OF_ONE_PASS(RFN_FILL_ONE_PASS) RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_FILL_PASS)
 
 }  // namespace rfn

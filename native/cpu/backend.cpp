@@ -25,7 +25,6 @@ namespace rfn {
 namespace cpu {
 
 RFN_DECLARE_OPS
-RFN_DECLARE_DECODE_OPS
 
 namespace {
 
@@ -216,7 +215,6 @@ const Backend& table_of_ops() {
     Backend table = {};
     RFN_FILL_DEVICE("CPU")
     RFN_FILL_OPS
-    RFN_FILL_DECODE_OPS
     return table;
   }();
   return table;

@@ -9,8 +9,9 @@
 #include <cinttypes>
 #include <limits>
 
+#include "core/attention_call.h"
 #include "core/backend.h"
-#include "core/block_call.h"
+#include "core/decode_call.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "core/workspace.h"
@@ -27,40 +28,7 @@
 namespace rfn::cpu {
 namespace {
 
-struct Shape {
-  int64_t batch, width, hidden, heads, head_size, projected;
-  int64_t capacity;          // rows of the cache
-  int64_t row;               // of this token in it
-  AttentionWindow<> window;  // of a sequence that ends with this token
-  int64_t rounds, buckets, ring;
-  int64_t most_keys;  // that a query may see
-  bool shared, lsh;
-};
-
-Shape shape_of(const rfn_reversible_block_decode& op) {
-  const rfn_attention_options& o = op.attention;
-  Shape s{};
-  s.batch = op.stream1.shape[0];
-  s.width = op.stream1.shape[2];
-  s.hidden = op.parameters.w1.shape[0];
-  s.heads = op.heads;
-  s.projected = op.parameters.query.shape[0];
-  s.head_size = s.projected / s.heads;
-  s.shared = o.shared_qk != 0;
-  s.lsh = o.kind == RFN_ATTENTION_LSH;
-  s.capacity = op.keys.shape[1];
-  s.row = op.position % s.capacity;
-  s.window = attention_window(o, op.position + 1);
-  if (s.lsh) {
-    s.rounds = o.rounds;
-    s.buckets = bucket_count(o);
-    s.ring = s.window.bucket_ring();
-    s.most_keys = s.rounds * s.ring;
-  } else {
-    s.most_keys = s.window.full ? s.capacity : std::min(s.capacity, (1 + s.window.before) * s.window.chunk);
-  }
-  return s;
-}
+using Shape = DecodeShape;
 
 // What a thread has to itself.
 struct ThreadBuffers {
@@ -144,9 +112,8 @@ struct Decoder {
   bool exact() const { return op.residual == RFN_RESIDUAL_EXACT; }
 
   float* cache_row(const rfn_tensor& cache) const { return f32(cache) + s.row * s.projected; }
-  int64_t cache_stride() const { return s.capacity * s.projected; }  // of examples
   float* query() const { return s.shared ? cache_row(op.keys) : b.query; }
-  int64_t query_stride() const { return s.shared ? cache_stride() : s.projected; }
+  int64_t query_stride() const { return s.shared ? s.cache_stride() : s.projected; }
 
   void normalize(const rfn_tensor& stream, const rfn_tensor& weight, const rfn_tensor& bias, float* x) const {
     layer_norm_rows(s.batch, s.width, op.layer_norm_epsilon, f32(stream), f32(weight), f32(bias), x);
@@ -162,7 +129,7 @@ struct Decoder {
     const int64_t first = item % per_weight * columns, count = std::min(columns, s.projected - first);
     const rfn_tensor* weight = &op.parameters.value;
     float* y = cache_row(op.values);
-    int64_t stride = cache_stride();
+    int64_t stride = s.cache_stride();
     if (which == 0) {
       weight = &op.parameters.query;
       y = query();
@@ -209,7 +176,7 @@ struct Decoder {
   void attend(int64_t head, const ThreadBuffers& t) {
     if (s.lsh) attention_hash(1, slice_heads(hash_call(op, s, query(), query_stride(), b.buckets), head, 1), t.hash);
     for (int64_t example = 0; example < s.batch; ++example) {
-      const int64_t offset = example * cache_stride() + head * s.head_size;
+      const int64_t offset = example * s.cache_stride() + head * s.head_size;
       float* const out = b.result + example * s.projected + head * s.head_size;
       const int64_t count = visible_rows(example, head, t.rows);
       if (count < 0) return broken.store(true, std::memory_order_relaxed);
@@ -333,14 +300,14 @@ struct Decoder {
 rfn_status reversible_block_decode_workspace(const rfn_context& context, const rfn_reversible_block_decode& op,
                                              int64_t* bytes) {
   Arena arena;
-  take_buffers(arena, op, shape_of(op), context.threads);
+  take_buffers(arena, op, decode_shape(op), context.threads);
   return workspace_size(arena, "reversible_block_decode", bytes);
 }
 
 rfn_status reversible_block_decode_forward(rfn_stream& stream, const rfn_reversible_block_decode& op, void* workspace,
                                            int64_t workspace_bytes) {
   const int32_t threads = stream.context->threads;
-  const Shape s = shape_of(op);
+  const Shape s = decode_shape(op);
   Arena arena(workspace, workspace_bytes);
   Decoder decoder(op, s, take_buffers(arena, op, s, threads));
   decoder.run(threads);

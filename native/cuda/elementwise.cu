@@ -118,15 +118,12 @@ __global__ void __launch_bounds__(kThreads)
   for (int j = 0; j < 4; ++j) {
     const float dropped = __fmul_rn(change.v[j], multiplier.v[j]), before = value.v[j];
     const float delta = call.sign * (kExact ? to_grid(dropped, call.grid) : dropped);
-    value.v[j] = __fadd_rn(before, delta);
-    if (kExact && check != nullptr && i + j >= 0 && i + j < n) {
-      // A sum just past the limit may round to it: hence the second comparison.
-      const bool good = fabsf(value.v[j]) <= call.grid.limit && __fsub_rn(value.v[j], delta) == before;
-      if (!good) {
-        const unsigned long long at = call.index + static_cast<unsigned long long>(i + j);
-        first = at < first ? at : first;
-        ++count;
-      }
+    bool good = true;
+    value.v[j] = kExact ? grid_sum(before, delta, call.grid, &good) : __fadd_rn(before, delta);
+    if (kExact && !good && check != nullptr && i + j >= 0 && i + j < n) {
+      const unsigned long long at = call.index + static_cast<unsigned long long>(i + j);
+      first = at < first ? at : first;
+      ++count;
     }
   }
   store_quad(values, i, n, aligned, value);
@@ -138,13 +135,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void reset_check_kernel(RangeCheck* check) { *check = {0, ~0ull}; }
 
 __global__ void report_range_kernel(const RangeCheck* check, rfn_range_report* report, int32_t layer, int64_t which) {
-  if (check->count == 0) return;
-  if (report->count == 0) {
-    report->layer = layer;
-    report->stream = which;
-    report->index = static_cast<int64_t>(check->first);
-  }
-  report->count += static_cast<int64_t>(check->count);
+  fold_check(check, report, layer, which);
 }
 
 }  // namespace

@@ -20,6 +20,14 @@ RFN_DEVICE float to_grid(float x, const Grid& grid) {
   return fabsf(x) < grid.big ? __fsub_rn(__fadd_rn(x, shift), shift) : x;
 }
 
+// value + delta, and whether that is exact and in range. A sum just past the limit may round to it: hence the second
+// comparison.
+RFN_DEVICE float grid_sum(float value, float delta, const Grid& grid, bool* good) {
+  const float sum = __fadd_rn(value, delta);
+  *good = fabsf(sum) <= grid.limit && __fsub_rn(sum, delta) == value;
+  return sum;
+}
+
 // Adds what the lanes of a warp have found, `count` values of which `first` is the smallest index (~0: none); the whole
 // warp calls it. One warp's findings at a time: a stream of NaN would queue up at the counter otherwise.
 RFN_DEVICE void add_to_check(RangeCheck* check, int count, unsigned long long first) {
@@ -34,6 +42,16 @@ RFN_DEVICE void add_to_check(RangeCheck* check, int count, unsigned long long fi
     atomicAdd(&check->count, static_cast<unsigned long long>(count));
     atomicMin(&check->first, first);
   }
+}
+
+RFN_DEVICE void fold_check(const RangeCheck* check, rfn_range_report* report, int32_t layer, int64_t which) {
+  if (check->count == 0) return;
+  if (report->count == 0) {
+    report->layer = layer;
+    report->stream = which;
+    report->index = static_cast<int64_t>(check->first);
+  }
+  report->count += static_cast<int64_t>(check->count);
 }
 
 }  // namespace rfn::cuda

@@ -11,7 +11,7 @@
 //                         rotations[D][kColumns]
 #include "core/tensor.h"
 #include "cuda/attention.h"
-#include "cuda/device_math.cuh"
+#include "cuda/lsh_extremes.cuh"
 
 namespace rfn::cuda {
 namespace {
@@ -39,41 +39,6 @@ struct Hash {
   int32_t rounds, pad, factor_count, factors[8];
 };
 
-// Largest and smallest product so far and the first columns that have them.
-struct Extremes {
-  float high, low;
-  int32_t high_at, low_at;
-};
-
-RFN_DEVICE void include(Extremes& e, float z, int32_t column) {
-  if (z > e.high) {
-    e.high = z;
-    e.high_at = column;
-  }
-  if (z < e.low) {
-    e.low = z;
-    e.low_at = column;
-  }
-}
-
-// Of all lanes of the token; of equal values the one of the first column.
-RFN_DEVICE void meet(Extremes& e) {
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    const float high = __shfl_xor_sync(kFullWarp, e.high, step), low = __shfl_xor_sync(kFullWarp, e.low, step);
-    const int32_t high_at = __shfl_xor_sync(kFullWarp, e.high_at, step),
-                  low_at = __shfl_xor_sync(kFullWarp, e.low_at, step);
-    if (high > e.high || (high == e.high && high_at < e.high_at)) {
-      e.high = high;
-      e.high_at = high_at;
-    }
-    if (low < e.low || (low == e.low && low_at < e.low_at)) {
-      e.low = low;
-      e.low_at = low_at;
-    }
-  }
-}
-
 __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
   RFN_DYNAMIC_SHARED(float, queries);
   float* const rotations = queries + p.head_size * kTokens;
@@ -92,9 +57,7 @@ __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
   }
 
   const int64_t global = p.first_head + head;
-  const int64_t set = p.rotation_sets == 1             ? 0
-                      : p.rotation_sets == p.all_heads ? global
-                                                       : example * p.all_heads + global;
+  const int64_t set = rotation_set(p.rotation_sets, p.all_heads, example, global);
   const int64_t row = p.rounds * p.columns;  // of one d
   const float* factor_rotations = p.rotations + set * p.head_size * row;
   int32_t* buckets = p.buckets + (example * p.bucket_heads + head) * p.rounds * p.length + first;
@@ -104,8 +67,6 @@ __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
     for (int32_t f = 0; f < p.factor_count; ++f) {
       const int32_t half = p.factors[f] / 2;
       Extremes extremes[kThreadTokens];
-#pragma unroll
-      for (int i = 0; i < kThreadTokens; ++i) extremes[i] = {-INFINITY, INFINITY, 0, 0};
       for (int32_t column = 0; column < half; column += kColumns) {
         __syncthreads();  // the queries are there; nobody reads the tile before any more
         for (int i = threadIdx.x; i < p.head_size * kColumns; i += kThreads) {
@@ -135,9 +96,8 @@ __global__ void __launch_bounds__(kThreads) hash_kernel(Hash p) {
       }
 #pragma unroll
       for (int i = 0; i < kThreadTokens; ++i) {
-        meet(extremes[i]);
-        // The first maximum of [z, -z] wins, so the positive half does on a tie.
-        bucket[i] += stride * (extremes[i].high >= -extremes[i].low ? extremes[i].high_at : half + extremes[i].low_at);
+        meet<kLanes>(extremes[i]);
+        bucket[i] += stride * first_maximum(extremes[i], half);
       }
       factor_rotations += half;
       stride *= p.factors[f];

@@ -254,14 +254,12 @@ RFN_OPS_WITH_BACKWARD(RFN_TEST_OP)
     return run_op(stream, op, RFN_PASS_FORWARD, workspace, rfn_##name##_##pass);                              \
   }
 RFN_OPS_OF_ONE_PASS(RFN_TEST_OP)
-RFN_DECODE_OPS_OF_ONE_PASS(RFN_TEST_OP)
 #undef RFN_TEST_OP
 #define RFN_TEST_OP(name, pass)                                           \
   inline rfn_status forward(const Stream& stream, const rfn_##name& op) { \
     return finish(stream, rfn_##name##_##pass(stream, &op));              \
   }
 RFN_OPS_WITHOUT_WORKSPACE(RFN_TEST_OP)
-RFN_DECODE_OPS_WITHOUT_WORKSPACE(RFN_TEST_OP)
 #undef RFN_TEST_OP
 
 // stage(stream, op, rfn_lsh_hash): with the workspace of the pass it belongs to.

@@ -224,6 +224,34 @@ class EveryOp {
     both("reversible_block that keeps", kept_block_, rfn_reversible_block_workspace, rfn_reversible_block_forward,
          rfn_reversible_block_backward);
 
+    // More keys than one part of a device's has.
+    decode_.attention = options();
+    decode_.attention.dropout = 0;
+    decode_.attention.rounds = 3;
+    decode_.attention.chunk_length = 128;
+    decode_.heads = 2;
+    decode_.activation = RFN_ACTIVATION_GELU_TANH;
+    decode_.layer_norm_epsilon = 1e-5f;
+    decode_.residual = RFN_RESIDUAL_EXACT;
+    decode_.grid_exponent = -16;
+    decode_.position = 20;
+    decode_.stream1 = floats({1, 1, 8});
+    decode_.stream2 = floats({1, 1, 8});
+    decode_.keys = floats({1, 24, 8});
+    decode_.values = floats({1, 24, 8});
+    decode_.rotations = floats({2, 4, 3, 4});
+    decode_.rings = integers({2, 3, 8, 128}, 20);
+    decode_.counts = integers({2, 3, 8}, 21);
+    decode_.range_report = report();
+    decode_.parameters = block_.parameters;
+    add("reversible_block_decode", decode_, rfn_reversible_block_decode_workspace, rfn_reversible_block_decode_forward);
+
+    rings_.first = 5;
+    rings_.buckets = integers({1, 2, 3, 40}, 8);
+    rings_.rings = integers({2, 3, 8, 4}, 5);
+    rings_.counts = integers({2, 3, 8}, 6);
+    simple("bucket_rings", rings_, rfn_bucket_rings_forward);
+
     final_norm_.combine = RFN_COMBINE_CONCATENATE;
     final_norm_.epsilon = 1e-5f;
     final_norm_.dropout = 0.1f;
@@ -428,6 +456,8 @@ class EveryOp {
   rfn_feed_forward feed_forward_ = make_op<rfn_feed_forward>(), half_feed_forward_ = {};
   rfn_attention attention_ = make_op<rfn_attention>(), half_attention_ = {};
   rfn_reversible_block block_ = make_op<rfn_reversible_block>(), kept_block_ = {};
+  rfn_reversible_block_decode decode_ = make_op<rfn_reversible_block_decode>();
+  rfn_bucket_rings rings_ = make_op<rfn_bucket_rings>();
   rfn_final_norm final_norm_ = make_op<rfn_final_norm>();
   rfn_head_loss head_loss_ = make_op<rfn_head_loss>();
   rfn_global_norm global_norm_ = make_op<rfn_global_norm>();

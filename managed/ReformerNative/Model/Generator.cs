@@ -9,7 +9,7 @@ namespace ReformerNative.Model;
 public enum CacheUse
 {
     /// <summary>
-    /// Where that changes nothing but the rounding of sums: on a device that has it, while all layers are
+    /// Where that changes nothing but the rounding of sums: while all layers are
     /// <see cref="AttentionOptions.IsPrefixCausal"/>.
     /// </summary>
     Auto,
@@ -66,6 +66,7 @@ public sealed class Generator : IDisposable
 {
     private readonly ReformerModel _model;
     private readonly Tensor _id;
+    private readonly Tensor _drawn; // the same in memory that the host can read
     private bool _disposed;
 
     /// <summary>Creates a generator.</summary>
@@ -83,6 +84,7 @@ public sealed class Generator : IDisposable
         _model = model;
         using ModelGate.Visit visit = model.Enter(nameof(Generator));
         _id = new Tensor(model.Context, new TensorShape(1), DType.Int32);
+        _drawn = new Tensor(model.Context, new TensorShape(1), DType.Int32, MemoryKind.Host);
     }
 
     /// <summary>Draws tokens one after the other.</summary>
@@ -91,7 +93,6 @@ public sealed class Generator : IDisposable
     /// <param name="cancellation">Ends the sequence early.</param>
     /// <returns>The new ids, as they are drawn.</returns>
     /// <exception cref="ArgumentException">The prompt is empty or an option is impossible.</exception>
-    /// <exception cref="NotSupportedException">A cache is asked for and the device has none.</exception>
     public IEnumerable<int> Generate(
         IReadOnlyList<int> prompt, GenerationOptions options, CancellationToken cancellation = default)
     {
@@ -104,12 +105,6 @@ public sealed class Generator : IDisposable
             ArgumentOutOfRangeException.ThrowIfLessThan(limit, 1, nameof(options));
         }
 
-        if (options.Cache == CacheUse.On && !TokenCache.IsSupportedBy(_model.Context))
-        {
-            throw new NotSupportedException(
-                $"cache: expected a device with cached generation, found {_model.Context.Device}, which has none");
-        }
-
         return prompt.Count > 0
             ? Continue(prompt, options, cancellation)
             : throw new ArgumentException("prompt: expected at least one id, found none", nameof(prompt));
@@ -120,6 +115,7 @@ public sealed class Generator : IDisposable
     {
         _disposed = true;
         _id.Dispose();
+        _drawn.Dispose();
     }
 
     private IEnumerable<int> Continue(
@@ -129,7 +125,7 @@ public sealed class Generator : IDisposable
         int window = (int)Math.Min(_model.Config.PositionLimit ?? int.MaxValue, options.Context ?? int.MaxValue);
         var batch = new TokenBatch(1, 1);
         var run = new RunOptions { Seed = options.Seed, Rounds = options.Rounds };
-        using TokenCache? cache = options.Cache == CacheUse.Off || !TokenCache.IsSupportedBy(_model.Context)
+        using TokenCache? cache = options.Cache == CacheUse.Off
             ? null
             : new TokenCache(_model, run, Math.Min(window, (long)prompt.Count + options.Count));
         for (int made = 0; made < options.Count && !cancellation.IsCancellationRequested; made++)
@@ -147,43 +143,55 @@ public sealed class Generator : IDisposable
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
             using ModelGate.Visit visit = _model.Enter(nameof(Generate));
-            return Draw(NextTokenLogits(ids), options, made);
-        }
-
-        TensorView NextTokenLogits(List<int> all)
-        {
-            Span<int> seen = CollectionsMarshal.AsSpan(all)[^Math.Min(all.Count, window)..];
+            Span<int> seen = CollectionsMarshal.AsSpan(ids)[^Math.Min(ids.Count, window)..];
 
             // A window that has begun to move gives every token another position.
-            if (cache is not null && all.Count <= window && (options.Cache == CacheUse.On || cache.IsExact(all.Count)))
+            if (cache is not null && ids.Count <= window && (options.Cache == CacheUse.On || cache.IsExact(ids.Count)))
             {
-                return cache.NextTokenLogits(seen);
+                return Draw(cache.Enqueue(seen), cache, options, made);
             }
 
             batch.Reshape(1, seen.Length);
             seen.CopyTo(batch.Ids);
-            return _model.NextTokenLogits(batch, run);
+            return Draw(_model.NextTokenLogits(batch, run), null, options, made);
         }
     }
 
-    private int Draw(TensorView logits, GenerationOptions options, int made)
+    /// <summary>
+    /// Draws the next id. With a cache this is the one place where the host waits for a GPU: for the id and, of exact
+    /// residuals, the range report.
+    /// </summary>
+    private int Draw(TensorView logits, TokenCache? cache, GenerationOptions options, int made)
     {
-        new Sample
+        bool fed = false;
+        try
         {
-            Temperature = options.Temperature,
-            TopK = options.TopK,
-            TopP = options.TopP,
-            Seed = options.Seed,
-            Step = (ulong)made,
-            Logits = logits,
-            Ids = _id,
-        }.Run(_model.Workspace);
-        Span<int> id = stackalloc int[1];
-        _id.CopyTo(id);
+            new Sample
+            {
+                Temperature = options.Temperature,
+                TopK = options.TopK,
+                TopP = options.TopP,
+                Seed = options.Seed,
+                Step = (ulong)made,
+                Logits = logits,
+                Ids = _id,
+            }.Run(_model.Workspace);
+            _drawn.View.CopyFrom(_id);
+            cache?.Feed(_id);
+            fed = true;
+        }
+        finally
+        {
+            // A stream that left its range explains logits that nothing can be drawn from, so it is what is thrown.
+            _model.Context.Synchronize();
+            cache?.Confirm(fed ? _drawn.AsSpan<int>()[0] : null);
+        }
+
+        int id = _drawn.AsSpan<int>()[0];
 
         // A GPU's way to refuse a row; the CPU's op throws by itself.
-        return id[0] >= 0
-            ? id[0]
+        return id >= 0
+            ? id
             : throw new ArgumentException(
                 "logits: expected finite values, found NaN or infinity, or none that is finite");
     }

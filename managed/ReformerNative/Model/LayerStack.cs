@@ -78,6 +78,9 @@ internal sealed class LayerStack
 
     public KeptLayers Kept { get; }
 
+    /// <summary>What <see cref="CheckRange(long)"/> looks at; absent with float residuals.</summary>
+    public TensorView RangeReport => _range.View;
+
     /// <summary>Takes the tokens.</summary>
     /// <param name="ids">[B, T].</param>
     /// <param name="mask">[B, T], 0 for padding; empty when every token is real.</param>
@@ -99,6 +102,13 @@ internal sealed class LayerStack
         {
             _mask.CopyFrom(mask);
         }
+    }
+
+    /// <summary>Takes tokens that an op drew, all of them real.</summary>
+    public void Load(TensorView ids)
+    {
+        _ids.CopyFrom(ids);
+        _masked = false;
     }
 
     /// <summary>Starts the streams: words plus positions in both.</summary>
@@ -175,6 +185,10 @@ internal sealed class LayerStack
     /// <param name="firstPosition">Position of the first token.</param>
     /// <exception cref="ResidualRangeException">One did.</exception>
     public void CheckRange(long firstPosition = 0) => _range.Check(firstPosition, _shape.Length);
+
+    /// <summary>The same with a copy of <see cref="RangeReport"/>.</summary>
+    public void CheckRange(ReadOnlySpan<long> report, long firstPosition) =>
+        _range.Check(report, firstPosition, _shape.Length);
 
     /// <summary>Rotations are a function of seed, step and layer, so the backward pass draws the same again.</summary>
     public void DrawRotations(ReformerContext context, int layer, in RunOptions options)

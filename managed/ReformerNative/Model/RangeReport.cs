@@ -28,17 +28,21 @@ internal sealed class RangeReport
     /// <exception cref="ResidualRangeException">A value left the range.</exception>
     public void Check(long first, long length)
     {
-        if (_config.Residual != ResidualMode.Exact)
+        if (!View.IsAbsent)
         {
-            return;
+            View.CopyTo<long>(_values);
+            Check(_values, first, length);
         }
+    }
 
-        _report.CopyTo<long>(_values);
-        if (_values[0] > 0)
+    /// <summary>The same of a report that has been copied.</summary>
+    public void Check(ReadOnlySpan<long> report, long first, long length)
+    {
+        if (report[0] > 0)
         {
-            (long row, long channel) = Math.DivRem(_values[3], _config.HiddenSize);
+            (long row, long channel) = Math.DivRem(report[3], _config.HiddenSize);
             throw new ResidualRangeException(
-                (int)_values[1], (int)_values[2], row / length, first + (row % length), channel, _values[0],
+                (int)report[1], (int)report[2], row / length, first + (row % length), channel, report[0],
                 _config.ResidualGridExponent);
         }
     }

@@ -16,6 +16,7 @@ internal sealed class TokenCache : IDisposable
     private readonly long _most;
     private readonly PassMemory _memory;
     private readonly int[] _id = new int[1];
+    private readonly Tensor _report; // of the last token, in memory that the host can read
     private readonly LayerCache[] _layers;
     private ModelPass? _token; // a pass of one token
     private AttentionOptions[] _forms = [];
@@ -23,6 +24,9 @@ internal sealed class TokenCache : IDisposable
     private int _formsTo;
     private bool _exact;
     private int _length;
+    private int _enqueued; // length of a sequence that is not confirmed
+    private bool _reported;
+    private int? _fed; // id in the pass of one token
 
     /// <summary>An empty cache.</summary>
     /// <param name="model">Must live as long as the cache.</param>
@@ -34,14 +38,11 @@ internal sealed class TokenCache : IDisposable
         _options = options;
         _most = most;
         _memory = new PassMemory(model.Context);
+        _report = new Tensor(model.Context, new TensorShape(4), DType.Int64, MemoryKind.Host);
         _layers = [.. model.Config.AttnLayers.Select(_ => new LayerCache())];
     }
 
     private int Rounds => _options.Rounds ?? _model.Config.NumHashes;
-
-    /// <summary>Whether a device decodes with a cache.</summary>
-    public static bool IsSupportedBy(ReformerContext context) =>
-        context.Supports("rfn_reversible_block_decode_forward");
 
     /// <summary>
     /// Whether a sequence of this length is continued as the whole forward pass would: whether every layer is
@@ -58,22 +59,56 @@ internal sealed class TokenCache : IDisposable
     /// else a forward pass.</param>
     public TensorView NextTokenLogits(ReadOnlySpan<int> ids)
     {
+        TensorView logits = Enqueue(ids);
+        _model.Context.Synchronize();
+        Confirm();
+        return logits;
+    }
+
+    /// <summary>
+    /// The same, and a single id further costs no wait for a GPU: <see cref="Confirm"/> has to follow, after a wait for
+    /// the context's stream.
+    /// </summary>
+    public TensorView Enqueue(ReadOnlySpan<int> ids)
+    {
         ChooseForms(ids.Length);
         bool further = _length > 0 && ids.Length == _length + 1;
         _length = 0; // until all layers have the sequence
         ModelPass token = _token ??= _model.MakePass(Shape(1, fullAttention: true), _memory);
         if (further)
         {
-            Step(token, ids[^1], ids.Length - 1);
+            Step(token, ids);
         }
         else
         {
             Fill(token, ids);
         }
 
-        TensorView logits = token.Head.NextTokenLogits(_model.Workspace, _options);
-        _length = ids.Length;
-        return logits;
+        _enqueued = ids.Length;
+        _reported = further && !token.Stack.RangeReport.IsAbsent;
+        if (_reported)
+        {
+            _report.View.CopyFrom(token.Stack.RangeReport);
+        }
+
+        return token.Head.NextTokenLogits(_model.Workspace, _options);
+    }
+
+    /// <summary>Brings the id that follows what was enqueued from where an op drew it.</summary>
+    public void Feed(TensorView id) => _token!.Stack.Load(id);
+
+    /// <summary>From here on the cache holds what was enqueued.</summary>
+    /// <param name="fed">The id that <see cref="Feed"/> brought, if it did.</param>
+    /// <exception cref="ResidualRangeException">A residual stream left its exact range: the cache is empty.</exception>
+    public void Confirm(int? fed = null)
+    {
+        _fed = fed;
+        if (_reported)
+        {
+            _token!.Stack.CheckRange(_report.AsSpan<long>(), _enqueued - 1);
+        }
+
+        _length = _enqueued;
     }
 
     /// <summary>Frees the memory.</summary>
@@ -85,6 +120,7 @@ internal sealed class TokenCache : IDisposable
         }
 
         _memory.Dispose();
+        _report.Dispose();
         _token = null;
         _length = 0;
     }
@@ -159,10 +195,17 @@ internal sealed class TokenCache : IDisposable
         token.Stack.CopyRow(prompt, length - 1);
     }
 
-    private void Step(ModelPass token, int id, int position)
+    private void Step(ModelPass token, ReadOnlySpan<int> ids)
     {
-        _id[0] = id;
-        token.Stack.Load(_id, mask: []);
+        int position = ids.Length - 1;
+        bool fed = _fed == ids[^1];
+        _fed = null;
+        if (!fed)
+        {
+            _id[0] = ids[^1];
+            token.Stack.Load(_id, mask: []);
+        }
+
         token.Stack.Embed(_model.Workspace, _options, position);
         for (int layer = 0; layer < _layers.Length; layer++)
         {
@@ -173,8 +216,6 @@ internal sealed class TokenCache : IDisposable
             cache.Decode(token.Stack.Block(layer, _options, keep: false), _forms[layer], position)
                 .Run(_model.Workspace);
         }
-
-        token.Stack.CheckRange(position);
     }
 
     private PassShape Shape(int length, bool fullAttention) =>
