@@ -222,7 +222,7 @@ TEST(FeedForward, AnyChunk_SameDropoutAndCloseToFloat64) {
 
 TEST(FeedForward, AnyChunkOfHalves_CloseToFloat64) {
   Random random(90);
-  for (const int64_t chunk : {1, 7, 100}) {
+  for (const int64_t chunk : {30, 100}) {
     expect_half_close<BFloat16>(problem(random, 101, 12, 40, RFN_ACTIVATION_RELU, 0.2f, chunk, RFN_BF16));
     expect_half_close<Float16>(problem(random, 101, 12, 40, RFN_ACTIVATION_SILU, 0.2f, chunk, RFN_F16));
   }
