@@ -52,7 +52,7 @@ struct rfn_event {
 namespace rfn {
 
 // Raised with every change of this table or of a struct that it takes; a plug-in of another number is refused.
-inline constexpr uint32_t kBackendAbi = 4;
+inline constexpr uint32_t kBackendAbi = 5;
 
 struct Backend {
   uint32_t abi;

@@ -85,7 +85,8 @@ FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int6
   if (pass == RFN_PASS_FORWARD) return s;
   s.grad_hidden = arena.take<float>(rows * op.hidden);
   if (op.dropout > 0.0f) s.grad_output = arena.take<float>(rows * op.width);
-  s.sums = take_column_sums(arena, rows, std::max(op.hidden, op.width));
+  s.sums[0] = take_column_sums(arena, rows, op.width);
+  s.sums[1] = take_column_sums(arena, rows, op.hidden);
   return s;
 }
 
@@ -101,7 +102,7 @@ rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op,
 
 rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
                                        const float* x, const float* dy, const FeedForwardScratch& scratch,
-                                       const float* hidden, float* y, float* dx) {
+                                       const float* hidden, float* y, float* dx, ColumnSum (&parameters)[2]) {
   if (op.dropout > 0.0f) {
     const uint64_t first = static_cast<uint64_t>(first_row * op.width);
     RFN_TRY(apply_dropout(stream, dy, scratch.grad_output, rows * op.width, op.output_random, first, op.dropout));
@@ -124,12 +125,13 @@ rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op
                {Transpose::kYes, Transpose::kNo, op.width, op.hidden, rows, dy, op.width, scratch.hidden, op.hidden,
                 1.0f, 1.0f, op.grad_w2, op.hidden},
                scratch.gemm));
-  RFN_TRY(add_column_sums(stream, dy, rows, op.width, scratch.sums, op.grad_b2));
   RFN_TRY(gemm(stream,
                {Transpose::kYes, Transpose::kNo, op.hidden, op.width, rows, scratch.grad_hidden, op.hidden, x, op.width,
                 1.0f, 1.0f, op.grad_w1, op.width},
                scratch.gemm));
-  return add_column_sums(stream, scratch.grad_hidden, rows, op.hidden, scratch.sums, op.grad_b1);
+  parameters[0] = {dy, rows, op.width, op.width, op.grad_b2};
+  parameters[1] = {scratch.grad_hidden, rows, op.hidden, op.hidden, op.grad_b1};
+  return sum_parts(stream, parameters, scratch.sums, 2);
 }
 
 namespace {
@@ -182,8 +184,11 @@ rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op,
   const Call c = call_of(arena, op, RFN_PASS_BACKWARD);
   for (int64_t first = 0; first < c.rows; first += c.chunk) {
     const int64_t offset = first * c.op.width;
+    ColumnSum parameters[2];
     RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, std::min(c.chunk, c.rows - first), f32(op.x) + offset,
-                                        f32(op.grad_y) + offset, c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
+                                        f32(op.grad_y) + offset, c.scratch, nullptr, nullptr, f32(op.grad_x) + offset,
+                                        parameters));
+    RFN_TRY(add_columns(stream, parameters, 2));
   }
   return RFN_OK;
 }
