@@ -54,7 +54,7 @@ internal sealed class Optimizer : IDisposable
             Gradients = shapes,
             Result = TensorView.Meta(new TensorShape(2)),
         }.WorkspaceBytes(context);
-        TensorView[][] lists = Lists(rule, specs, SlotsOf(rule, specs), TensorView.Meta);
+        TensorView[][] lists = Lists(rule, specs, SlotsOf(rule, specs), shape => TensorView.Meta(shape));
         return Math.Max(norm, rule.WorkspaceBytes(context, new UpdateTensors(shapes, shapes, lists, [])));
     }
 

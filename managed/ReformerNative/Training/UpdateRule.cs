@@ -1,4 +1,3 @@
-using ReformerNative.Model;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Training;

@@ -15,8 +15,9 @@ namespace ReformerNative.Tests.Cuda;
 public sealed partial class CudaLaunchTests
 {
     /// <summary>
-    /// Six layers of the model of <c>./reformer train</c>, at its batch and length. Widths are smaller, as the number
-    /// of launches does not depend on them: rows go through every op in one chunk here and there.
+    /// Six layers of the model of <c>./reformer train</c>. Widths, batch and length are smaller, as the number of
+    /// launches does not depend on them: rows go through every op in one chunk, and segments through one block of the
+    /// sort, up to 8,192 tokens. (Two sequences of 1,024 tokens, the command's default, give the same table.)
     /// </summary>
     private static readonly ReformerConfig Config = ReformerPresets.Text with
     {
@@ -29,12 +30,13 @@ public sealed partial class CudaLaunchTests
         NumAttentionHeads = 2,
     };
 
-    [TestCase(OptimizerKind.AdamW, 2, 1300)]
+    [TestCase(OptimizerKind.AdamW, 2, 323)]
+    [TestCase(OptimizerKind.Adafactor, 4, 349)]
     public void Step_StartsNoMoreThan(OptimizerKind optimizer, int rounds, int most)
     {
         using ReformerContext cuda = CudaOnHost.Open();
         using ReformerModel model = ReformerModel.Create(Config with { NumHashes = rounds }, cuda, 1);
-        var options = new TrainingOptions { Steps = 2, BatchSize = 2, Length = 1024, Optimizer = optimizer };
+        var options = new TrainingOptions { Steps = 2, BatchSize = 1, Length = 256, Optimizer = optimizer };
         using var trainer = new Trainer(model, new DuplicationTask(Config.VocabSize - 1), options);
         trainer.RunStep(); // sizes its workspace
         Dictionary<string, long> before = Work();
