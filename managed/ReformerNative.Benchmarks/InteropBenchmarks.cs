@@ -51,10 +51,10 @@ public class InteropBenchmarks
         Beta2 = 0.999f,
         Epsilon = 1e-8f,
         Step = 1,
-        Parameter = _tensors[0],
-        Gradient = _tensors[1],
-        Moment1 = _tensors[2],
-        Moment2 = _tensors[3],
+        Parameters = [_tensors[0]],
+        Gradients = [_tensors[1]],
+        Moments1 = [_tensors[2]],
+        Moments2 = [_tensors[3]],
     }.Run(_context);
 
     /// <summary>Two calls, the size of the workspace and the op: layer norm of one row of 8.</summary>

@@ -4,7 +4,8 @@ namespace ReformerNative.BindingGenerator;
 internal static class Conventions
 {
     /// <summary>Structs whose C# is written by hand, because it has rules of its own.</summary>
-    public static readonly HashSet<string> WrittenByHand = ["rfn_attention_options", "rfn_global_norm"];
+    public static readonly HashSet<string> WrittenByHand =
+        ["rfn_attention_options", "rfn_global_norm", "rfn_adamw", "rfn_adafactor"];
 
     /// <summary>C# names that are not the words of the C name.</summary>
     public static readonly Dictionary<string, string> TypeNames = new() { ["rfn_adamw"] = "AdamW" };

@@ -212,26 +212,29 @@ void step(benchmark::State& state) {
   clip.gradients = list.data();
   clip.result = norm_result.as<rfn_norm_result>();
   calls.push_back(std::make_unique<Call>(device, clip, rfn_global_norm_workspace, rfn_global_norm_forward));
+  const std::vector<rfn_tensor> parameter_list(parameters.begin(), parameters.end());
   std::vector<Tensor> moments;
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    const rfn_tensor parameter = parameters[i];
-    const std::vector<int64_t> shape(parameter.shape, parameter.shape + parameter.rank);
-    auto update = make_op<rfn_adamw>();
-    update.learning_rate = 1e-4f;
-    update.beta1 = 0.9f;
-    update.beta2 = 0.999f;
-    update.epsilon = 1e-8f;
-    update.step = 1;
-    update.parameter = parameter;
-    update.gradient = list[i];
-    for (rfn_tensor* const moment : {&update.moment1, &update.moment2}) {
-      moments.emplace_back(device, shape);
+  std::vector<rfn_tensor> moment_lists[2];
+  for (std::vector<rfn_tensor>& moment_list : moment_lists) {
+    for (const rfn_tensor& parameter : parameter_list) {
+      moments.emplace_back(device, std::vector<int64_t>(parameter.shape, parameter.shape + parameter.rank));
       moments.back().zero();
-      *moment = moments.back();
+      moment_list.push_back(moments.back());
     }
-    update.clip = norm_result.as<rfn_norm_result>();
-    calls.push_back(std::make_unique<Call>(device, update, rfn_adamw_step));
   }
+  auto update = make_op<rfn_adamw>();
+  update.learning_rate = 1e-4f;
+  update.beta1 = 0.9f;
+  update.beta2 = 0.999f;
+  update.epsilon = 1e-8f;
+  update.step = 1;
+  update.count = static_cast<int64_t>(list.size());
+  update.parameters = parameter_list.data();
+  update.gradients = list.data();
+  update.moments1 = moment_lists[0].data();
+  update.moments2 = moment_lists[1].data();
+  update.clip = norm_result.as<rfn_norm_result>();
+  calls.push_back(std::make_unique<Call>(device, update, rfn_adamw_step));
 
   double flops = 3 * product(s.rows, vocabulary, 2 * s.width);
   for (const Block& b : blocks) flops += b.forward_flops() + b.backward_flops();

@@ -201,10 +201,12 @@ void adamw(benchmark::State& state) {
   op.beta2 = 0.999f;
   op.epsilon = 1e-8f;
   op.step = 1;
-  op.parameter = parameter;
-  op.gradient = gradient;
-  op.moment1 = moment1;
-  op.moment2 = moment2;
+  const rfn_tensor tensors[] = {parameter, gradient, moment1, moment2};
+  op.count = 1;
+  op.parameters = &tensors[0];
+  op.gradients = &tensors[1];
+  op.moments1 = &tensors[2];
+  op.moments2 = &tensors[3];
   const Call call(device, op, rfn_adamw_step);
   measure(state, device, {0, bytes({gradient}) + 2 * bytes({parameter, moment1, moment2})},
           [&] { call(); });  // read and written
@@ -224,10 +226,12 @@ void adafactor(benchmark::State& state) {
   op.epsilon1 = 1e-30f;
   op.epsilon2 = 1e-3f;
   op.step = 1;
-  op.parameter = parameter;
-  op.gradient = gradient;
-  op.row = row;
-  op.column = column;
+  const rfn_tensor tensors[] = {parameter, gradient, row, column};
+  op.count = 1;
+  op.parameters = &tensors[0];
+  op.gradients = &tensors[1];
+  op.rows = &tensors[2];
+  op.columns = &tensors[3];
   const Call call(device, op, rfn_adafactor_workspace, rfn_adafactor_step);
   measure(state, device, {0, bytes({gradient}) + 2 * bytes({parameter})}, [&] { call(); });
 }

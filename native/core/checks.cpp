@@ -262,10 +262,6 @@ void Checks::may_be_same(const char* first, const char* second) {
   same_second_ = second;
 }
 
-void Checks::forget_last_read() {
-  if (span_count_ > 0 && spans_[span_count_ - 1].access == Access::kRead) --span_count_;
-}
-
 rfn_status Checks::finish() {
   for (size_t i = 0; ok() && i < span_count_; ++i) {
     for (size_t j = i + 1; j < span_count_; ++j) {

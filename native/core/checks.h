@@ -113,8 +113,10 @@ class Checks {
 
   // These two may be the same memory.
   void may_be_same(const char* first, const char* second);
-  // Drops a tensor that was checked to the end, if it was the last and is only read.
-  void forget_last_read();
+  // How many tensors have been checked, and forgetting those behind so many: entries of a list that is longer than the
+  // room there is, each of which was checked to the end.
+  size_t checked() const { return span_count_; }
+  void forget(size_t behind) { span_count_ = behind < span_count_ ? behind : span_count_; }
   // Nothing that is written shares memory with anything else. The call's verdict.
   rfn_status finish();
 

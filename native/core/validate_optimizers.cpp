@@ -1,8 +1,83 @@
 // Optimizers, the norm of gradients, and sampling.
+#include <algorithm>
+#include <vector>
+
 #include "core/checks.h"
 #include "core/tensor.h"
 
 namespace rfn {
+namespace {
+
+// Arrays of tensors, as long as the op says. An entry that the op does not read is passed over everywhere.
+struct List {
+  const char* name;
+  const rfn_tensor* tensors;
+  Access access;
+};
+
+// Calls each(entry) for all entries, whose tensors are held against each other and against what was checked before.
+template <class Each>
+void for_entries(Checks& checks, int64_t count, const Each& each) {
+  for (int64_t i = 0; checks.ok() && i < count; ++i) {
+    const size_t before = checks.checked();
+    each(i);
+    checks.finish();
+    checks.forget(before);
+  }
+}
+
+// Nothing that is written shares memory with another entry: by a walk over all of them in the order of their memory.
+template <size_t lists, class Reads>
+void entries_apart(Checks& checks, int64_t count, const List (&list)[lists], const Reads& reads) {
+  struct Entry {
+    uintptr_t begin, end;
+    size_t list;
+    int64_t index;
+  };
+  if (!checks.ok() || checks.is_query()) return;
+  thread_local std::vector<Entry> entries;  // grows to the longest list and stays
+  entries.clear();
+  for (int64_t i = 0; i < count; ++i) {
+    for (size_t l = 0; l < lists; ++l) {
+      if (!reads(l, i)) continue;
+      const rfn_tensor& tensor = list[l].tensors[i];
+      const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data);
+      entries.push_back({begin, begin + static_cast<uintptr_t>(elements(tensor)) * sizeof(float), l, i});
+    }
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.begin < b.begin; });
+  const Entry *furthest = nullptr, *furthest_written = nullptr;  // of those before
+  for (const Entry& entry : entries) {
+    const bool written = list[entry.list].access == Access::kWritten;
+    const Entry* const other = written ? furthest : furthest_written;
+    if (other != nullptr && entry.begin < other->end) {
+      return checks.failed("%s: expected memory apart from %s, got an overlap",
+                           Name(list[entry.list].name, entry.index).text,
+                           Name(list[other->list].name, other->index).text);
+    }
+    if (furthest == nullptr || entry.end > furthest->end) furthest = &entry;
+    if (written && (furthest_written == nullptr || entry.end > furthest_written->end)) furthest_written = &entry;
+  }
+}
+
+// Checks of an op over many parameters: its arrays, and the parameters' decays.
+template <class Op>
+void check_parameters(Checks& checks, const Op& op) {
+  checks.integer("step", op.step, 1, INT64_MAX);
+  checks.integer("count", op.count, 1, kLargestSize);
+  if (op.parameters == nullptr) checks.failed("parameters: expected a pointer, got NULL");
+  if (op.gradients == nullptr && !checks.is_query()) checks.failed("gradients: expected a pointer, got NULL");
+  checks.optional_result("clip", op.clip);
+  for (int64_t i = 0; checks.ok() && op.weight_decays != nullptr && i < op.count; ++i)
+    checks.at_least(Name("weight_decays", i).text, op.weight_decays[i], 0);
+}
+
+void check_parameter(Checks& checks, const rfn_tensor& parameter, const Name& name) {
+  if (is_absent(parameter)) checks.failed("%s: expected F32 of any shape, got an absent tensor", name.text);
+  checks.any_shape(name.text, parameter, Access::kWritten);
+}
+
+}  // namespace
 
 rfn_status validate(const rfn_global_norm& op, Call call, const Workspace& workspace) {
   Checks checks("global_norm", call, workspace);
@@ -10,14 +85,11 @@ rfn_status validate(const rfn_global_norm& op, Call call, const Workspace& works
   checks.integer("count", op.count, 1, kLargestSize);
   if (op.gradients == nullptr) checks.failed("gradients: expected a pointer, got NULL");
   checks.result("result", op.result);
-  // Any number of gradients, which are only read: each is held against the result and the workspace by itself.
-  for (int64_t i = 0; checks.ok() && i < op.count; ++i) {
+  for_entries(checks, op.count, [&](int64_t i) {
     const Name name("gradients", i);
     if (is_absent(op.gradients[i])) checks.failed("%s: expected F32 of any shape, got an absent tensor", name.text);
     checks.any_shape(name.text, op.gradients[i], Access::kRead);
-    checks.finish();
-    checks.forget_last_read();
-  }
+  });
   return checks.finish();
 }
 
@@ -27,13 +99,23 @@ rfn_status validate(const rfn_adamw& op, Call call, const Workspace& workspace) 
   checks.fraction("beta1", op.beta1);
   checks.fraction("beta2", op.beta2);
   checks.more_than("epsilon", op.epsilon, 0);
-  checks.at_least("weight_decay", op.weight_decay, 0);
-  checks.integer("step", op.step, 1, INT64_MAX);
-  checks.any_shape("parameter", op.parameter, Access::kWritten);
-  checks.same_shape("gradient", op.gradient, "parameter", op.parameter, Access::kRead);
-  checks.same_shape("moment1", op.moment1, "parameter", op.parameter, Access::kWritten);
-  checks.same_shape("moment2", op.moment2, "parameter", op.parameter, Access::kWritten);
-  checks.optional_result("clip", op.clip);
+  check_parameters(checks, op);
+  const List lists[] = {{"parameters", op.parameters, Access::kWritten},
+                        {"gradients", op.gradients, Access::kRead},
+                        {"moments1", op.moments1, Access::kWritten},
+                        {"moments2", op.moments2, Access::kWritten}};
+  for (const List& list : lists) {
+    if (list.tensors == nullptr) checks.failed("%s: expected a pointer, got NULL", list.name);
+  }
+  for_entries(checks, op.count, [&](int64_t i) {
+    const Name name("parameters", i);
+    check_parameter(checks, op.parameters[i], name);
+    for (const List& list : lists) {
+      if (&list == lists) continue;
+      checks.same_shape(Name(list.name, i).text, list.tensors[i], name.text, op.parameters[i], list.access);
+    }
+  });
+  entries_apart(checks, op.count, lists, [](size_t, int64_t) { return true; });
   return checks.finish();
 }
 
@@ -44,22 +126,39 @@ rfn_status validate(const rfn_adafactor& op, Call call, const Workspace& workspa
   checks.more_than("clip_threshold", op.clip_threshold, 0);
   checks.at_least("epsilon1", op.epsilon1, 0);
   checks.at_least("epsilon2", op.epsilon2, 0);
-  checks.at_least("weight_decay", op.weight_decay, 0);
   checks.flag("scale_parameter", op.scale_parameter);
-  checks.integer("step", op.step, 1, INT64_MAX);
-  const rfn_tensor& parameter = op.parameter;
-  if (is_absent(parameter)) checks.failed("parameter: expected F32 of any shape, got an absent tensor");
-  checks.any_shape("parameter", parameter, Access::kWritten);
-  if (!checks.ok()) return checks.finish();
-  checks.same_shape("gradient", op.gradient, "parameter", parameter, Access::kRead);
-  if (parameter.rank >= 2) {
-    const int64_t columns = parameter.shape[parameter.rank - 1], rows = elements(parameter) / columns;
-    checks.output("row", op.row, RFN_F32, "[rows]", {rows});
-    checks.output("column", op.column, RFN_F32, "[columns]", {columns});
-  } else {
-    checks.same_shape("moment2", op.moment2, "parameter", parameter, Access::kWritten);
-  }
-  checks.optional_result("clip", op.clip);
+  check_parameters(checks, op);
+  const List lists[] = {{"parameters", op.parameters, Access::kWritten},
+                        {"gradients", op.gradients, Access::kRead},
+                        {"rows", op.rows, Access::kWritten},
+                        {"columns", op.columns, Access::kWritten},
+                        {"moments2", op.moments2, Access::kWritten}};
+  const auto reads = [&](size_t list, int64_t i) { return list < 2 || (list == 4) == (op.parameters[i].rank < 2); };
+  for_entries(checks, op.count, [&](int64_t i) {
+    const Name name("parameters", i);
+    const rfn_tensor& parameter = op.parameters[i];
+    check_parameter(checks, parameter, name);
+    for (size_t l = 1; checks.ok() && l < std::size(lists); ++l) {
+      if (!reads(l, i)) continue;
+      const List& list = lists[l];
+      if (list.tensors == nullptr) {  // a query reads the parameters' shapes alone
+        if (!checks.is_query()) checks.failed("%s: expected a pointer, got NULL", list.name);
+        continue;
+      }
+      const rfn_tensor& tensor = list.tensors[i];
+      const Name entry(list.name, i);
+      const char* const text = entry.text;
+      const int64_t columns = parameter.rank < 2 ? 1 : parameter.shape[parameter.rank - 1];
+      if (l == 2) {
+        checks.output(text, tensor, RFN_F32, "[rows]", {elements(parameter) / columns});
+      } else if (l == 3) {
+        checks.output(text, tensor, RFN_F32, "[columns]", {columns});
+      } else {
+        checks.same_shape(text, tensor, name.text, parameter, list.access);
+      }
+    }
+  });
+  entries_apart(checks, op.count, lists, reads);
   return checks.finish();
 }
 

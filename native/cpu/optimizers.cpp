@@ -64,6 +64,10 @@ double square(float x) { return static_cast<double>(x) * static_cast<double>(x);
 
 // The gradient's factor: scale 0 drops the gradient, also one that is not finite.
 float clip_scale(const rfn_norm_result* clip) { return clip == nullptr ? 1.0f : clip->scale; }
+template <class Op>
+double weight_decay(const Op& op, int64_t tensor) {
+  return op.weight_decays == nullptr ? 0.0 : static_cast<double>(op.weight_decays[tensor]);
+}
 float scaled(float scale, float gradient) { return scale == 0.0f ? 0.0f : scale * gradient; }
 
 // 0 where nothing but zeros was seen, which only epsilon1 = 0 allows: the gradient is 0 there too.
@@ -76,6 +80,7 @@ int64_t blocks_of(const rfn_global_norm& op) {
 }
 
 struct Adafactor {
+  int64_t tensor;
   bool factored;
   int64_t n, rows, columns;
   int64_t item_rows, items;  // rows of one work item; without factors, a row is kBlock elements
@@ -91,11 +96,13 @@ struct AdafactorBuffers {
   float* factors;      // [columns]: 1 / sqrt(column)
 };
 
-Adafactor adafactor_of(const rfn_adafactor& op) {
+Adafactor adafactor_of(const rfn_adafactor& op, int64_t tensor) {
   Adafactor a{};
-  a.n = elements(op.parameter);
-  a.factored = op.parameter.rank >= 2;
-  a.columns = a.factored ? op.parameter.shape[op.parameter.rank - 1] : std::min(a.n, kBlock);
+  const rfn_tensor& parameter = op.parameters[tensor];
+  a.tensor = tensor;
+  a.n = elements(parameter);
+  a.factored = parameter.rank >= 2;
+  a.columns = a.factored ? parameter.shape[parameter.rank - 1] : std::min(a.n, kBlock);
   a.rows = a.n == 0 ? 0 : a.factored ? a.n / a.columns : div_up(a.n, kBlock);
   a.item_rows = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, a.columns));
   a.items = div_up(a.rows, a.item_rows);
@@ -112,8 +119,8 @@ AdafactorBuffers adafactor_buffers(Arena& arena, const Adafactor& a) {
 
 // Moves the row and column moments on and leaves 1 / sqrt(column) in factors. Returns the mean of the row moments.
 double update_factors(int32_t threads, const rfn_adafactor& op, const Adafactor& a, const AdafactorBuffers& b) {
-  const float* const gradient = f32(op.gradient);
-  float *const row = f32(op.row), *const column = f32(op.column);
+  const float* const gradient = f32(op.gradients[a.tensor]);
+  float *const row = f32(op.rows[a.tensor]), *const column = f32(op.columns[a.tensor]);
   const double fresh = 1.0 - a.rho, epsilon = op.epsilon1;
   parallel_for(threads, a.items, [&](int64_t item, int32_t) {
     for (int64_t r = item * a.item_rows; r < std::min(a.rows, (item + 1) * a.item_rows); ++r) {
@@ -177,36 +184,52 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
 }
 
 rfn_status adamw_step(rfn_stream& stream, const rfn_adamw& op) {
-  const int64_t n = elements(op.parameter);
   const double step = static_cast<double>(op.step), rate = op.learning_rate;
   const float corrected_rate = static_cast<float>(rate / (1.0 - std::pow(static_cast<double>(op.beta1), step)));
   const float inverse_root = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(op.beta2), step)));
-  const float decay = static_cast<float>(rate * static_cast<double>(op.weight_decay)), scale = clip_scale(op.clip);
+  const float scale = clip_scale(op.clip);
   const auto update = RFN_SIMD_CHOOSE(adamw_update);
-  parallel_for(stream.context->threads, div_up(n, kBlock), [&](int64_t block, int32_t) {
+  int64_t blocks = 0;
+  for (int64_t t = 0; t < op.count; ++t) blocks += div_up(elements(op.parameters[t]), kBlock);
+  parallel_for(stream.context->threads, blocks, [&](int64_t block, int32_t) {
+    int64_t t = 0, n = elements(op.parameters[0]);
+    while (block >= div_up(n, kBlock)) {
+      block -= div_up(n, kBlock);
+      n = elements(op.parameters[++t]);
+    }
     const int64_t i = block * kBlock;
-    update(std::min(kBlock, n - i), scale, op.beta1, op.beta2, op.epsilon, corrected_rate, inverse_root, decay,
-           f32(op.gradient) + i, f32(op.parameter) + i, f32(op.moment1) + i, f32(op.moment2) + i);
+    update(std::min(kBlock, n - i), scale, op.beta1, op.beta2, op.epsilon, corrected_rate, inverse_root,
+           static_cast<float>(rate * weight_decay(op, t)), f32(op.gradients[t]) + i, f32(op.parameters[t]) + i,
+           f32(op.moments1[t]) + i, f32(op.moments2[t]) + i);
   });
   return RFN_OK;
 }
 
 rfn_status adafactor_workspace(const rfn_context&, const rfn_adafactor& op, int64_t* bytes) {
-  Arena arena;
-  adafactor_buffers(arena, adafactor_of(op));
-  return workspace_size(arena, "adafactor", bytes);
+  *bytes = 0;
+  for (int64_t t = 0; t < op.count; ++t) {  // one parameter after the other
+    Arena arena;
+    adafactor_buffers(arena, adafactor_of(op, t));
+    int64_t needed = 0;
+    RFN_TRY(workspace_size(arena, "adafactor", &needed));
+    *bytes = std::max(*bytes, needed);
+  }
+  return RFN_OK;
 }
 
+namespace {
+
 // Second moments are moving averages of mean squares: V_ij = row_i column_j / mean(row).
-rfn_status adafactor_step(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
-  Adafactor a = adafactor_of(op);
-  if (a.n == 0) return RFN_OK;
+void adafactor_update(int32_t threads, const rfn_adafactor& op, int64_t tensor, void* workspace,
+                      int64_t workspace_bytes) {
+  Adafactor a = adafactor_of(op, tensor);
   a.scale = clip_scale(op.clip);
-  const int32_t threads = stream.context->threads;
   Arena arena(workspace, workspace_bytes);
   const AdafactorBuffers b = adafactor_buffers(arena, a);
-  const float* const gradient = f32(op.gradient);
-  float *const parameter = f32(op.parameter), *const row = f32(op.row), *const moment2 = f32(op.moment2);
+  const float* const gradient = f32(op.gradients[tensor]);
+  float* const parameter = f32(op.parameters[tensor]);
+  float* const row = a.factored ? f32(op.rows[tensor]) : nullptr;
+  float* const moment2 = a.factored ? nullptr : f32(op.moments2[tensor]);
   const double row_mean = a.factored ? update_factors(threads, op, a, b) : 0.0;
 
   // Calls body(elements before, count, update) for every row of an item; update(i) is the row's i-th update before
@@ -245,14 +268,19 @@ rfn_status adafactor_step(rfn_stream& stream, const rfn_adafactor& op, void* wor
   const double clip = std::max(1.0, std::sqrt(updates / n) / static_cast<double>(op.clip_threshold));
   const double alpha =
       rate * (op.scale_parameter != 0 ? std::max(static_cast<double>(op.epsilon2), std::sqrt(parameters / n)) : 1.0);
-  const float step = static_cast<float>(alpha / clip),
-              decay = static_cast<float>(rate * static_cast<double>(op.weight_decay));
+  const float step = static_cast<float>(alpha / clip), decay = static_cast<float>(rate * weight_decay(op, tensor));
   parallel_for(threads, a.items, [&](int64_t item, int32_t) {
     for_rows(item, [&](int64_t place, int64_t count, const auto& update) {
       float* const p = parameter + place;
       for (int64_t i = 0; i < count; ++i) p[i] -= step * update(i) + decay * p[i];
     });
   });
+}
+
+}  // namespace
+
+rfn_status adafactor_step(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
+  for (int64_t t = 0; t < op.count; ++t) adafactor_update(stream.context->threads, op, t, workspace, workspace_bytes);
   return RFN_OK;
 }
 

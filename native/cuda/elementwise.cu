@@ -69,13 +69,25 @@ __global__ void __launch_bounds__(kThreads)
 
 int64_t parts_of(int64_t rows) { return std::min(kMostParts, div_up(rows, kPartRows)); }
 
+// Sums of one launch: block (x, y) has kSumColumns columns of one of them, and of its rows part y.
+struct ColumnSums {
+  ColumnSum of[kMostColumnSums];
+  int64_t part_rows[kMostColumnSums];
+  unsigned first_block[kMostColumnSums];
+  int count;
+};
+
 // out[part, columns] = or += the sum of the rows of a part.
-__global__ void __launch_bounds__(kSumColumns* kSumRows)
-    column_sums_kernel(const float* x, int64_t rows, int64_t columns, int64_t ld, int64_t part_rows, float* out,
-                       bool add) {
+__global__ void __launch_bounds__(kSumColumns* kSumRows) column_sums_kernel(ColumnSums all, bool add) {
   RFN_SHARED(sums, float[kSumRows][kSumColumns]);
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
+  int which = 0;
+  while (which + 1 < all.count && all.first_block[which + 1] <= blockIdx.x) ++which;
+  const float* const x = all.of[which].x;
+  const int64_t rows = all.of[which].rows, columns = all.of[which].columns, ld = all.of[which].ld,
+                part_rows = all.part_rows[which];
+  const int64_t column = int64_t{blockIdx.x - all.first_block[which]} * kSumColumns + threadIdx.x;
   const int64_t begin = blockIdx.y * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
+  if (begin >= rows) return;  // the whole block, of a sum with fewer parts than another one
   float total = 0.0f;
   if (column < columns) {
     for (int64_t run = begin + threadIdx.y; run < end; run += kRunRows * kSumRows) {
@@ -92,7 +104,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   float sum = 0.0f;
 #pragma unroll
   for (int y = 0; y < kSumRows; ++y) sum += sums[y][threadIdx.x];
-  float* const place = out + blockIdx.y * columns + column;
+  float* const place = all.of[which].out + blockIdx.y * columns + column;
   *place = add ? *place + sum : sum;
 }
 
@@ -132,10 +144,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void reset_check_kernel(RangeCheck* check) { *check = {0, ~0ull}; }
+__global__ void reset_check_kernel(RangeCheck* checks) { checks[threadIdx.x] = {0, ~0ull}; }
 
-__global__ void report_range_kernel(const RangeCheck* check, rfn_range_report* report, int32_t layer, int64_t which) {
-  fold_check(check, report, layer, which);
+__global__ void report_range_kernel(const RangeCheck* checks, int count, rfn_range_report* report, int32_t layer,
+                                    int64_t which) {
+  for (int i = 0; i < count; ++i) fold_check(checks + i, report, layer, which + i);
+}
+
+rfn_status launch_column_sums(rfn_stream& stream, const ColumnSums& all, int64_t parts, bool add) {
+  const ColumnSum& last = all.of[all.count - 1];
+  const dim3 grid(all.first_block[all.count - 1] + blocks_for(last.columns, kSumColumns), static_cast<unsigned>(parts));
+  RFN_CUDA_TRY(stream,
+               RFN_LAUNCH(column_sums_kernel, grid, dim3(kSumColumns, kSumRows), 0, native_stream(stream), all, add));
+  return RFN_OK;
 }
 
 }  // namespace
@@ -175,21 +196,47 @@ float* take_column_sums(Arena& arena, int64_t rows, int64_t columns) {
   return arena.take<float>(parts_of(rows) * columns);
 }
 
-rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out,
-                           int64_t ld) {
-  const int64_t parts = parts_of(rows);
-  const unsigned across = blocks_for(columns, kSumColumns);
-  const dim3 block(kSumColumns, kSumRows);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(column_sums_kernel, dim3(across, static_cast<unsigned>(parts)), block, 0,
-                                  native_stream(stream), x, rows, columns, ld == 0 ? columns : ld, div_up(rows, parts),
-                                  sums, false));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(column_sums_kernel, dim3(across), block, 0, native_stream(stream), sums, parts,
-                                  columns, columns, parts, out, true));
-  return RFN_OK;
+rfn_status add_columns(rfn_stream& stream, const ColumnSum* sums, int count) {
+  ColumnSums all{};
+  unsigned blocks = 0;
+  for (; all.count < count; ++all.count) {
+    all.of[all.count] = sums[all.count];
+    all.part_rows[all.count] = sums[all.count].rows;
+    all.first_block[all.count] = blocks;
+    blocks += blocks_for(sums[all.count].columns, kSumColumns);
+  }
+  return launch_column_sums(stream, all, 1, true);
 }
 
-rfn_status reset_range_check(rfn_stream& stream, RangeCheck* check) {
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(reset_check_kernel, 1, 1, 0, native_stream(stream), check));
+rfn_status sum_parts(rfn_stream& stream, ColumnSum* sums, float* const* parts, int count) {
+  ColumnSums all{};
+  unsigned blocks = 0;
+  int64_t most = 1;
+  for (; all.count < count; ++all.count) {
+    ColumnSum& sum = sums[all.count];
+    ColumnSum& first = all.of[all.count];
+    first = sum;
+    first.out = parts[all.count];
+    const int64_t part_count = parts_of(sum.rows);
+    all.part_rows[all.count] = div_up(sum.rows, part_count);
+    all.first_block[all.count] = blocks;
+    blocks += blocks_for(sum.columns, kSumColumns);
+    most = std::max(most, part_count);
+    sum = {first.out, div_up(sum.rows, all.part_rows[all.count]), sum.columns, sum.columns, sum.out};
+  }
+  return launch_column_sums(stream, all, most, false);
+}
+
+rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out,
+                           int64_t ld) {
+  ColumnSum sum{x, rows, columns, ld == 0 ? columns : ld, out};
+  RFN_TRY(sum_parts(stream, &sum, &sums, 1));
+  return add_columns(stream, &sum, 1);
+}
+
+rfn_status reset_range_check(rfn_stream& stream, RangeCheck* checks, int count) {
+  RFN_CUDA_TRY(stream,
+               RFN_LAUNCH(reset_check_kernel, 1, static_cast<unsigned>(count), 0, native_stream(stream), checks));
   return RFN_OK;
 }
 
@@ -206,9 +253,10 @@ rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* str
   return RFN_OK;
 }
 
-rfn_status report_range(rfn_stream& stream, const RangeCheck* check, rfn_range_report* report, int32_t layer,
-                        int64_t which) {
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(report_range_kernel, 1, 1, 0, native_stream(stream), check, report, layer, which));
+rfn_status report_range(rfn_stream& stream, const RangeCheck* checks, rfn_range_report* report, int32_t layer,
+                        int64_t which, int count) {
+  RFN_CUDA_TRY(stream,
+               RFN_LAUNCH(report_range_kernel, 1, 1, 0, native_stream(stream), checks, count, report, layer, which));
   return RFN_OK;
 }
 

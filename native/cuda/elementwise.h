@@ -23,9 +23,20 @@ rfn_status apply_dropout(rfn_stream& stream, const float* x, float* y, int64_t n
 rfn_status add_bias(rfn_stream& stream, const float* bias, bool relu, int64_t rows, int64_t columns, float* y,
                     int64_t ld);
 
-// out[columns] += sum over rows of x[rows, columns], in a fixed order. `sums` from take_column_sums for at least as
-// many rows. ld: 0 = columns.
+// out[columns] += sum over rows of x[rows, columns], in a fixed order; rows of x are `ld` floats apart.
+struct ColumnSum {
+  const float* x;
+  int64_t rows, columns, ld;
+  float* out;
+};
+inline constexpr int kMostColumnSums = 4;  // of a launch
+// Up to so many of them, in one launch: for few rows, as nothing but columns is divided among blocks.
+rfn_status add_columns(rfn_stream& stream, const ColumnSum* sums, int count);
+// For many rows, before: sums parts of the rows, in one launch, and leaves in `sums` the sums of what came of that in
+// `parts`, which are from take_column_sums for at least as many rows.
+rfn_status sum_parts(rfn_stream& stream, ColumnSum* sums, float* const* parts, int count);
 float* take_column_sums(Arena& arena, int64_t rows, int64_t columns);
+// Both, for one. ld: 0 = columns.
 rfn_status add_column_sums(rfn_stream& stream, const float* x, int64_t rows, int64_t columns, float* sums, float* out,
                            int64_t ld = 0);
 
@@ -43,13 +54,13 @@ struct Residual {
 struct RangeCheck {
   unsigned long long count, first;  // first: smallest flat index; ~0 when none
 };
-rfn_status reset_range_check(rfn_stream& stream, RangeCheck* check);
+rfn_status reset_range_check(rfn_stream& stream, RangeCheck* checks, int count = 1);
 // `index`: flat index of stream_values[0], for the check. check may be null.
 rfn_status add_residual(rfn_stream& stream, const Residual& residual, float* stream_values, const float* x, int64_t n,
                         uint64_t index, RangeCheck* check);
-// Folds a check into the caller's report [count, layer + 1, stream, index]: the first one that is not empty fills the
-// last three.
-rfn_status report_range(rfn_stream& stream, const RangeCheck* check, rfn_range_report* report, int32_t layer,
-                        int64_t which);
+// Folds checks of neighbouring streams, the first of which is `which`, into the caller's report: the first one that is
+// not empty fills all but the count.
+rfn_status report_range(rfn_stream& stream, const RangeCheck* checks, rfn_range_report* report, int32_t layer,
+                        int64_t which, int count = 1);
 
 }  // namespace rfn::cuda

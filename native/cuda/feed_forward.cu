@@ -86,7 +86,8 @@ FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int6
   if (pass == RFN_PASS_FORWARD) return s;
   s.grad_hidden = arena.take<float>(rows * op.hidden);
   if (op.dropout > 0.0f) s.grad_output = arena.take<float>(rows * op.width);
-  s.sums = take_column_sums(arena, rows, std::max(op.hidden, op.width));
+  s.sums[0] = take_column_sums(arena, rows, op.width);
+  s.sums[1] = take_column_sums(arena, rows, op.hidden);
   return s;
 }
 
@@ -102,7 +103,7 @@ rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op,
 
 rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
                                        const float* x, const float* dy, const FeedForwardScratch& scratch,
-                                       const float* hidden, float* y, float* dx) {
+                                       const float* hidden, float* y, float* dx, ColumnSum (&parameters)[2]) {
   if (op.dropout > 0.0f) {
     const uint64_t first = static_cast<uint64_t>(first_row * op.width);
     RFN_TRY(apply_dropout(stream, dy, scratch.grad_output, rows * op.width, op.output_random, first, op.dropout));
@@ -125,12 +126,13 @@ rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op
                {Transpose::kYes, Transpose::kNo, op.width, op.hidden, rows, dy, op.width, scratch.hidden, op.hidden,
                 1.0f, 1.0f, op.grad_w2, op.hidden},
                scratch.gemm));
-  RFN_TRY(add_column_sums(stream, dy, rows, op.width, scratch.sums, op.grad_b2));
   RFN_TRY(gemm(stream,
                {Transpose::kYes, Transpose::kNo, op.hidden, op.width, rows, scratch.grad_hidden, op.hidden, x, op.width,
                 1.0f, 1.0f, op.grad_w1, op.width},
                scratch.gemm));
-  return add_column_sums(stream, scratch.grad_hidden, rows, op.hidden, scratch.sums, op.grad_b1);
+  parameters[0] = {dy, rows, op.width, op.width, op.grad_b2};
+  parameters[1] = {scratch.grad_hidden, rows, op.hidden, op.hidden, op.grad_b1};
+  return sum_parts(stream, parameters, scratch.sums, 2);
 }
 
 namespace {
@@ -223,11 +225,11 @@ rfn_status half_chunk_backward(rfn_stream& stream, const rfn_feed_forward& op, c
   RFN_TRY(half_product(stream, c, dtype,
                        {Transpose::kYes, Transpose::kNo, width, hidden, rows, dy, width, c.half.hidden, hidden, 1.0f,
                         1.0f, c.op.grad_w2, hidden}));
-  RFN_TRY(add_column_sums(stream, c.half.output, rows, width, c.scratch.sums, c.op.grad_b2));
+  RFN_TRY(add_column_sums(stream, c.half.output, rows, width, c.scratch.sums[0], c.op.grad_b2));
   RFN_TRY(half_product(stream, c, dtype,
                        {Transpose::kYes, Transpose::kNo, hidden, width, rows, c.half.grad_hidden, hidden, x, width,
                         1.0f, 1.0f, c.op.grad_w1, width}));
-  return add_column_sums(stream, c.scratch.grad_hidden, rows, hidden, c.scratch.sums, c.op.grad_b1);
+  return add_column_sums(stream, c.scratch.grad_hidden, rows, hidden, c.scratch.sums[1], c.op.grad_b1);
 }
 
 }  // namespace
@@ -272,8 +274,10 @@ rfn_status feed_forward_backward(rfn_stream& stream, const rfn_feed_forward& op,
       RFN_TRY(half_chunk_backward(stream, op, c, first, rows));
       continue;
     }
+    ColumnSum parameters[2];
     RFN_TRY(feed_forward_chunk_backward(stream, c.op, first, rows, f32(op.x) + offset, f32(op.grad_y) + offset,
-                                        c.scratch, nullptr, nullptr, f32(op.grad_x) + offset));
+                                        c.scratch, nullptr, nullptr, f32(op.grad_x) + offset, parameters));
+    RFN_TRY(add_columns(stream, parameters, 2));
   }
   return RFN_OK;
 }

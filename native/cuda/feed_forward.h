@@ -4,6 +4,7 @@
 
 #include "core/feed_forward_call.h"
 #include "core/workspace.h"
+#include "cuda/elementwise.h"
 #include "cuda/state.h"
 
 namespace rfn::cuda {
@@ -15,7 +16,7 @@ struct FeedForwardScratch {
   float* hidden;       // [rows, F]
   float* grad_hidden;  // backward [rows, F]
   float* grad_output;  // backward with dropout [rows, E]
-  float* sums;         // backward
+  float* sums[2];      // backward: of the gradients of b2 and b1
   void* gemm;
 };
 FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int64_t rows, int32_t pass, void* gemm);
@@ -26,10 +27,11 @@ FeedForwardScratch feed_forward_layout(Arena& arena, const FeedForward& op, int6
 rfn_status feed_forward_chunk_forward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
                                       const float* x, const FeedForwardScratch& scratch, float* hidden, bool add,
                                       float* y);
+// `parameters` becomes the sums that the gradients of b2 and b1 are still to be given; they stand in the scratch.
 // Recomputes what it is not given: hidden of a forward pass, or null. y (without add the same bits as forward's) is
 // written when not null; dx is overwritten; parameter gradients are added to.
 rfn_status feed_forward_chunk_backward(rfn_stream& stream, const FeedForward& op, int64_t first_row, int64_t rows,
                                        const float* x, const float* dy, const FeedForwardScratch& scratch,
-                                       const float* hidden, float* y, float* dx);
+                                       const float* hidden, float* y, float* dx, ColumnSum (&parameters)[2]);
 
 }  // namespace rfn::cuda

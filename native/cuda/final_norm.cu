@@ -74,8 +74,10 @@ rfn_status final_norm_backward(rfn_stream& stream, const rfn_final_norm& op, voi
   const CombinedRows rows = rows_of(op);
   Arena arena(workspace, workspace_bytes);
   float* const sums = take_norm_parts(arena, op.stream1.shape[0], rows.combined);
-  return norm_backward(stream, rows, op.stream1.shape[0], rows.combined, op.epsilon, f32(op.weight), sums,
-                       f32(op.grad_weight), f32(op.grad_bias));
+  ColumnSum parameters[2];
+  RFN_TRY(norm_backward(stream, rows, op.stream1.shape[0], rows.combined, op.epsilon, f32(op.weight), sums,
+                        f32(op.grad_weight), f32(op.grad_bias), parameters));
+  return add_columns(stream, parameters, 2);
 }
 
 }  // namespace rfn::cuda

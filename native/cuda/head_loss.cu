@@ -16,8 +16,8 @@ namespace rfn::cuda {
 namespace {
 
 constexpr int64_t kLogitBytes = int64_t{16}
-                                << 20;  // of an automatic chunk: stays in the second-level cache of recent GPUs
-constexpr int64_t kMinChunkRows = 512;  // the weight's gradient is read and written once a chunk
+                                << 20;   // of an automatic chunk: stays in the second-level cache of recent GPUs
+constexpr int64_t kMinChunkRows = 4096;  // the weight and its gradient are read and written once a chunk
 constexpr int64_t kMostTerms =
     4096;  // of one sum over the vocabulary: rounding errors of float32 sums grow with their length
 constexpr int kSumThreads = 1024;
@@ -55,28 +55,32 @@ Buffers take_buffers(Arena& arena, const rfn_head_loss& op, int32_t pass) {
   return b;
 }
 
-// statistics = {0, rows counted, 0}
+// Rows that count: for gradients that are divided by their number, before the first of them.
 __global__ void __launch_bounds__(kSumThreads)
     count_rows_kernel(const int32_t* labels, int64_t rows, int32_t ignore_index, rfn_loss_statistics* statistics) {
   double counted = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kSumThreads) counted += labels[row] != ignore_index ? 1.0 : 0.0;
   counted = block_sum(counted);
-  if (threadIdx.x != 0) return;
-  *statistics = {0.0, counted, 0.0};
+  if (threadIdx.x == 0) statistics->rows = counted;
 }
 
+// Statistics of a chunk, which the first one overwrites. has_count: count_rows_kernel has counted.
 __global__ void __launch_bounds__(kSumThreads)
-    add_rows_kernel(RowLosses losses, int64_t rows, rfn_loss_statistics* statistics) {
-  double loss = 0, hits = 0;
+    add_rows_kernel(RowLosses losses, const int32_t* labels, int64_t rows, int32_t ignore_index, bool first,
+                    bool has_count, rfn_loss_statistics* statistics) {
+  double loss = 0, counted = 0, hits = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kSumThreads) {
     loss += losses.loss[row];
+    counted += labels[row] != ignore_index ? 1.0 : 0.0;
     hits += losses.hit[row];
   }
   loss = block_sum(loss);
+  counted = block_sum(counted);
   hits = block_sum(hits);
   if (threadIdx.x != 0) return;
-  statistics->loss += loss;
-  statistics->correct += hits;
+  statistics->loss = first ? loss : statistics->loss + loss;
+  statistics->correct = first ? hits : statistics->correct + hits;
+  if (!has_count) statistics->rows = first ? counted : statistics->rows + counted;
 }
 
 // The target of a row is (1 - smoothing) onehot(label) + smoothing / V.
@@ -118,9 +122,36 @@ RFN_DEVICE bool row_any(bool x) {
     return __syncthreads_or(x) != 0;
 }
 
-// A row of logits by kThreads threads; kGradient: the logits become loss_scale / normalizer times the gradient of the
-// row's loss. Threads add in float32 over their own elements (at most V / kThreads), which are added in float64. A
-// label out of range makes loss and gradient NaN.
+// What a thread has seen of a row: the largest logit and the first column that has it, the sum of exp(logit - largest),
+// and that of the logits.
+struct Seen {
+  float largest = -INFINITY, exp_sum = 0.0f, sum = 0.0f;
+  int64_t first = 0;
+};
+// exp(-inf - x) is 0 for every largest logit x so far, none included.
+RFN_DEVICE float shifted_exp(float z, float largest) { return expf(z - (largest == -INFINITY ? 0.0f : largest)); }
+// Columns of a thread come in ascending order.
+RFN_DEVICE void see(Seen& seen, const float4& quad, int64_t column, int64_t vocabulary) {
+  const float z[] = {quad.x, quad.y, quad.z, quad.w};
+  const float before = seen.largest;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (column + j >= vocabulary || !(z[j] > seen.largest)) continue;
+    seen.largest = z[j];
+    seen.first = column + j;
+  }
+  if (seen.largest > before) seen.exp_sum *= expf(before - seen.largest);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (column + j >= vocabulary) continue;
+    seen.exp_sum += shifted_exp(z[j], seen.largest);
+    seen.sum += z[j];
+  }
+}
+
+// A row of logits by kThreads threads, 16 bytes at a time; kGradient: the logits become loss_scale / normalizer times
+// the gradient of the row's loss. Threads add in float32 over their own elements (at most V / kThreads), which are
+// added in float64. A label out of range makes loss and gradient NaN.
 template <int kThreads, bool kGradient>
 __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kThreads) row_loss_kernel(RowLossCall c) {
   const int64_t row =
@@ -143,21 +174,14 @@ __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kTh
   }
 
   const float label_logit = z[label];
-  float largest = -INFINITY, own_sum = 0.0f;
-  for (int64_t i = thread; i < c.vocabulary; i += kThreads) {
-    largest = fmaxf(largest, z[i]);
-    own_sum += z[i];
-  }
-  largest = row_maximum<kThreads>(largest);
-  const double z_sum = row_sum<kThreads>(own_sum);
-
-  float own_exp_sum = 0.0f;
-  bool earlier = false;
-  for (int64_t i = thread; i < c.vocabulary; i += kThreads) {
-    own_exp_sum += expf(z[i] - largest);
-    earlier = earlier || (z[i] == largest && i < label);
-  }
-  const double exp_sum = row_sum<kThreads>(own_exp_sum);
+  Seen seen;
+#pragma unroll 2
+  for (int64_t i = 4 * thread; i < c.vocabulary; i += 4 * kThreads)
+    see(seen, *reinterpret_cast<const float4*>(z + i), i, c.vocabulary);
+  const float largest = row_maximum<kThreads>(seen.largest);
+  const double z_sum = row_sum<kThreads>(seen.sum);
+  const double exp_sum = row_sum<kThreads>(seen.exp_sum * shifted_exp(seen.largest, largest));
+  const bool earlier = seen.largest == largest && seen.first < label;
   const bool hit = !row_any<kThreads>(earlier) && label_logit == largest;
 
   // fmaxf passes over a NaN; the sum of the logits does not.
@@ -174,9 +198,16 @@ __global__ void __launch_bounds__(kThreads == 32 ? 32 * kShortRowsPerBlock : kTh
     const double scale = c.loss_scale / (c.normalizer != 0 ? c.normalizer : c.statistics->rows);
     const float factor = static_cast<float>(scale / exp_sum + nan), others = static_cast<float>(scale * c.per_label);
     const float at_label = static_cast<float>(scale * (1.0 - c.smoothing));
-    for (int64_t i = thread; i < c.vocabulary; i += kThreads) {
-      const float gradient = fmaf(expf(z[i] - largest), factor, -others);
-      z[i] = i == label ? gradient - at_label : gradient;
+#pragma unroll 2
+    for (int64_t i = 4 * thread; i < c.vocabulary; i += 4 * kThreads) {  // what is behind the last logit is nobody's
+      float4* const place = reinterpret_cast<float4*>(z + i);
+      const float4 quad = *place;
+      const auto gradient = [&](float logit, int64_t column) {
+        const float value = fmaf(expf(logit - largest), factor, -others);
+        return column == label ? value - at_label : value;
+      };
+      *place =
+          make_float4(gradient(quad.x, i), gradient(quad.y, i + 1), gradient(quad.z, i + 2), gradient(quad.w, i + 3));
     }
   }
 }
@@ -195,9 +226,11 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
   const int64_t rows = op.x.shape[0], k = op.x.shape[1], vocabulary = op.weight.shape[0];
   Arena arena(workspace, workspace_bytes);
   const Buffers b = take_buffers(arena, op, pass);
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(count_rows_kernel, 1, kSumThreads, 0, native_stream(stream), i32(op.labels), rows,
-                                  op.ignore_index, op.statistics));
-
+  const bool gradient = pass == RFN_PASS_BACKWARD, counts_first = gradient && op.normalizer == 0;
+  if (counts_first) {
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(count_rows_kernel, 1, kSumThreads, 0, native_stream(stream), i32(op.labels), rows,
+                                    op.ignore_index, op.statistics));
+  }
   for (int64_t first = 0; first < rows; first += b.chunk) {
     const int64_t count = std::min(b.chunk, rows - first);
     Product logits;
@@ -222,11 +255,10 @@ rfn_status run(rfn_stream& stream, const rfn_head_loss& op, void* workspace, int
     call.statistics = op.statistics;
     call.logits = b.logits;
     call.losses = b.rows;
-    const bool gradient = pass == RFN_PASS_BACKWARD;
     RFN_CUDA_TRY(stream, gradient ? launch_row_loss<true>(native_stream(stream), call)
                                   : launch_row_loss<false>(native_stream(stream), call));
-    RFN_CUDA_TRY(stream,
-                 RFN_LAUNCH(add_rows_kernel, 1, kSumThreads, 0, native_stream(stream), b.rows, count, op.statistics));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(add_rows_kernel, 1, kSumThreads, 0, native_stream(stream), b.rows, call.labels,
+                                    count, op.ignore_index, first == 0, counts_first, op.statistics));
     if (!gradient) continue;
 
     // The weight's gradient reads x before grad_x, which may be the same memory, is written.

@@ -41,9 +41,9 @@ float* take_norm_sums(Arena& arena, int64_t rows, int64_t width) { return take_n
 
 rfn_status layer_norm_rows_backward(rfn_stream& stream, int64_t rows, int64_t width, float epsilon, const float* x,
                                     const float* weight, const float* dy, float* dx, bool add, float* sums,
-                                    float* grad_weight, float* grad_bias) {
+                                    float* grad_weight, float* grad_bias, ColumnSum (&parameters)[2]) {
   return norm_backward(stream, DenseRows{x, nullptr, dy, dx, width, add}, rows, width, epsilon, weight, sums,
-                       grad_weight, grad_bias);
+                       grad_weight, grad_bias, parameters);
 }
 
 rfn_status layer_norm_workspace(const rfn_context&, const rfn_layer_norm& op, int32_t pass, int64_t* bytes) {
@@ -67,8 +67,10 @@ rfn_status layer_norm_backward(rfn_stream& stream, const rfn_layer_norm& op, voi
   Arena arena(workspace, workspace_bytes);
   float* const sums = take_norm_sums(arena, rows, width);
   if (is_half(op.grad_y.dtype)) return layer_norm_half_backward(stream, op, sums);
-  return layer_norm_rows_backward(stream, rows, width, op.epsilon, f32(op.x), f32(op.weight), f32(op.grad_y),
-                                  f32(op.grad_x), false, sums, f32(op.grad_weight), f32(op.grad_bias));
+  ColumnSum parameters[2];
+  RFN_TRY(layer_norm_rows_backward(stream, rows, width, op.epsilon, f32(op.x), f32(op.weight), f32(op.grad_y),
+                                   f32(op.grad_x), false, sums, f32(op.grad_weight), f32(op.grad_bias), parameters));
+  return add_columns(stream, parameters, 2);
 }
 
 }  // namespace rfn::cuda

@@ -35,8 +35,10 @@ rfn_status forward(rfn_stream& stream, const rfn_layer_norm& op) {
 template <class Element>
 rfn_status backward(rfn_stream& stream, const rfn_layer_norm& op, float* sums) {
   const int64_t rows = op.x.shape[0], width = op.x.shape[1];
-  return norm_backward(stream, HalfRows<Element>{f32(op.x), nullptr, u16(op.grad_y), f32(op.grad_x), width}, rows,
-                       width, op.epsilon, f32(op.weight), sums, f32(op.grad_weight), f32(op.grad_bias));
+  ColumnSum parameters[2];
+  RFN_TRY(norm_backward(stream, HalfRows<Element>{f32(op.x), nullptr, u16(op.grad_y), f32(op.grad_x), width}, rows,
+                        width, op.epsilon, f32(op.weight), sums, f32(op.grad_weight), f32(op.grad_bias), parameters));
+  return add_columns(stream, parameters, 2);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include "core/tensor.h"
 #include "core/workspace.h"
 #include "cuda/dropout.cuh"
+#include "cuda/elementwise.h"
 #include "cuda/state.h"
 
 namespace rfn::cuda {
@@ -213,43 +214,21 @@ __global__ void __launch_bounds__(kNormBlock<kThreads>, 1)
   });
 }
 
-// grad_weight and grad_bias += the sums of the parts. A block has 32 of the 2 width columns; warp w sums parts w, w +
-// 8, ...
-inline constexpr int kNormSumWarps = 8;
-static __global__ void __launch_bounds__(32 * kNormSumWarps)
-    add_norm_sums_kernel(const float* sums, int64_t parts, int64_t width, float* grad_weight, float* grad_bias) {
-  RFN_SHARED(totals, float[kNormSumWarps][32]);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t column = int64_t{blockIdx.x} * 32 + lane;
-  float total = 0.0f;
-  if (column < 2 * width) {
-    for (int64_t part = warp; part < parts; part += kNormSumWarps) total += sums[part * 2 * width + column];
-  }
-  totals[warp][lane] = total;
-  __syncthreads();
-  if (warp != 0 || column >= 2 * width) return;
-  for (int other = 1; other < kNormSumWarps; ++other) total += totals[other][lane];
-  if (column < width) {
-    grad_weight[column] += total;
-  } else {
-    grad_bias[column - width] += total;
-  }
-}
-
+// `parameters` becomes the sums that grad_weight and grad_bias are still to be given.
 template <class Rows>
 rfn_status norm_backward(rfn_stream& stream, const Rows& rows, int64_t row_count, int64_t width, float epsilon,
-                         const float* weight, float* sums, float* grad_weight, float* grad_bias) {
+                         const float* weight, float* sums, float* grad_weight, float* grad_bias,
+                         ColumnSum (&parameters)[2]) {
   const int64_t part_rows = norm_part_rows(row_count), parts = div_up(row_count, part_rows);
-  RFN_TRY(with_norm_threads(width, [&](auto threads) {
+  parameters[0] = {sums, parts, width, 2 * width, grad_weight};
+  parameters[1] = {sums + width, parts, width, 2 * width, grad_bias};
+  return with_norm_threads(width, [&](auto threads) {
     constexpr int kThreads = decltype(threads)::value, kBlock = kNormBlock<kThreads>;
     RFN_CUDA_TRY(stream,
                  RFN_LAUNCH((norm_backward_kernel<kThreads, Rows>), blocks_for(parts, kBlock / kThreads), kBlock, 0,
                             native_stream(stream), rows, row_count, part_rows, width, epsilon, weight, sums));
     return RFN_OK;
-  }));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(add_norm_sums_kernel, blocks_for(2 * width, 32), 32 * kNormSumWarps, 0,
-                                  native_stream(stream), sums, parts, width, grad_weight, grad_bias));
-  return RFN_OK;
+  });
 }
 
 }  // namespace rfn::cuda

@@ -1,5 +1,9 @@
 // Optimizers: sums in float64 and in an order that depends on shapes alone; what depends on the step only is computed
 // on the host.
+//
+// An op has all tensors in one launch, as many as its parameters (at most 4 KB) have room for; those that are left go
+// into further launches. Parameters and not a table in device memory, as a copy of it from the host would be read when
+// a captured graph is replayed: what a launch is given by value is copied when it is recorded.
 #include <algorithm>
 #include <cmath>
 
@@ -7,12 +11,15 @@
 #include "core/workspace.h"
 #include "core/workspace_size.h"
 #include "cuda/device_math.cuh"
+#include "cuda/quads.cuh"
 #include "cuda/state.h"
 
 namespace rfn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int64_t kMostBlocks = int64_t{1} << 30;  // of a launch
+constexpr size_t kMostParameters = 4096;           // bytes that a launch may be given by value
 
 RFN_DEVICE double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
 
@@ -20,13 +27,44 @@ RFN_DEVICE double square(float x) { return static_cast<double>(x) * static_cast<
 RFN_DEVICE float clip_scale(const rfn_norm_result* clip) { return clip == nullptr ? 1.0f : clip->scale; }
 RFN_DEVICE float scaled(float scale, float gradient) { return scale == 0.0f ? 0.0f : scale * gradient; }
 
+// The tensor of a block: the last of `count` whose first block is at or before it.
+RFN_DEVICE int tensor_of_block(const uint32_t* first_block, int32_t count) {
+  int tensor = 0;
+  for (int end = count; end - tensor > 1;) {
+    const int middle = (tensor + end) / 2;
+    if (first_block[middle] <= blockIdx.x)
+      tensor = middle;
+    else
+      end = middle;
+  }
+  return tensor;
+}
+
+// Elements of tensors in blocks of `each`, up to `most` tensors in a launch: put(place in the launch, tensor, first
+// element, elements, first block) for each of them, then launch(tensors, blocks).
+template <class Put, class Launch>
+rfn_status for_launches(int64_t count, const rfn_tensor* tensors, int64_t each, int32_t most, const Put& put,
+                        const Launch& launch) {
+  for (int64_t tensor = 0, begin = 0; tensor < count;) {
+    int32_t place = 0;
+    int64_t blocks = 0;
+    while (tensor < count && place < most && blocks < kMostBlocks) {
+      const int64_t n = elements(tensors[tensor]), part = std::min(n - begin, (kMostBlocks - blocks) * each);
+      put(place++, tensor, begin, part, static_cast<uint32_t>(blocks));
+      blocks += div_up(part, each);
+      begin += part;
+      if (begin == n) ++tensor, begin = 0;
+    }
+    RFN_TRY(launch(place, static_cast<unsigned>(blocks)));
+  }
+  return RFN_OK;
+}
+
 // ---- global norm ----
-// A block sums the squares of kNormBlock elements of one tensor; one more block adds these sums. Many tensors share a
-// launch, which has their pointers as parameters (at most 4 KB).
+// A block sums the squares of kNormBlock elements of one tensor; one more block adds these sums.
 
 constexpr int64_t kNormBlock = 16384;
 constexpr int kNormTensors = 200;
-constexpr int64_t kNormBlocks = int64_t{1} << 30;  // of a launch
 
 struct NormBatch {
   const float* data[kNormTensors];
@@ -36,14 +74,7 @@ struct NormBatch {
 };
 
 __global__ void __launch_bounds__(kThreads) norm_sums_kernel(NormBatch batch, double* sums) {
-  int tensor = 0;  // the last one that begins at or before this block
-  for (int end = batch.count; end - tensor > 1;) {
-    const int middle = (tensor + end) / 2;
-    if (batch.first_block[middle] <= blockIdx.x)
-      tensor = middle;
-    else
-      end = middle;
-  }
+  const int tensor = tensor_of_block(batch.first_block, batch.count);
   const int64_t begin = int64_t{blockIdx.x - batch.first_block[tensor]} * kNormBlock,
                 left = batch.elements[tensor] - begin;
   const float* const values = batch.data[tensor] + begin;
@@ -78,98 +109,149 @@ struct AdamW {
   float beta1, beta2, epsilon;
   float rate;          // learning rate over the first moment's bias correction
   float inverse_root;  // 1 / sqrt of the second's
-  float decay;         // learning rate times weight decay
+  int32_t count;
+  const rfn_norm_result* clip;
 };
 
-constexpr int kAdamWElements = 4;  // of a thread
+constexpr int64_t kAdamWBlock = 4 * kThreads;  // elements: four neighbours a thread
+constexpr int kAdamWTensors = 84;
 
-__global__ void __launch_bounds__(kThreads)
-    adamw_kernel(AdamW a, int64_t n, const rfn_norm_result* __restrict__ clip, const float* __restrict__ gradient,
-                 float* __restrict__ parameter, float* __restrict__ moment1, float* __restrict__ moment2) {
-  const float scale = clip_scale(clip);
-  const int64_t first = int64_t{blockIdx.x} * (kThreads * kAdamWElements) + threadIdx.x;
+struct AdamWBatch {
+  AdamW a;
+  float* parameter[kAdamWTensors];
+  const float* gradient[kAdamWTensors];
+  float* moment1[kAdamWTensors];
+  float* moment2[kAdamWTensors];
+  int64_t elements[kAdamWTensors];
+  float decay[kAdamWTensors];  // learning rate times weight decay
+  uint32_t first_block[kAdamWTensors];
+};
+static_assert(sizeof(AdamWBatch) <= kMostParameters && sizeof(AdamWBatch) + 48 > kMostParameters);
+
+__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWBatch batch) {
+  const AdamW& a = batch.a;
+  const int tensor = tensor_of_block(batch.first_block, a.count);
+  float *const parameter = batch.parameter[tensor], *const moment1 = batch.moment1[tensor],
+               *const moment2 = batch.moment2[tensor];
+  const float* const gradient = batch.gradient[tensor];
+  const int64_t n = batch.elements[tensor],
+                i = int64_t{blockIdx.x - batch.first_block[tensor]} * kAdamWBlock + 4 * threadIdx.x;
+  const bool aligned = (reinterpret_cast<uintptr_t>(parameter) | reinterpret_cast<uintptr_t>(gradient) |
+                        reinterpret_cast<uintptr_t>(moment1) | reinterpret_cast<uintptr_t>(moment2)) %
+                           16 ==
+                       0;
+  const float scale = clip_scale(a.clip), decay = batch.decay[tensor];
+  const Quad gradients = load_quad(gradient, i, n, aligned);
+  Quad p = load_quad(parameter, i, n, aligned), m = load_quad(moment1, i, n, aligned),
+       v = load_quad(moment2, i, n, aligned);
 #pragma unroll
-  for (int e = 0; e < kAdamWElements; ++e) {
-    const int64_t i = first + e * kThreads;
-    if (i >= n) continue;
-    const float g = scaled(scale, gradient[i]), p = parameter[i];
-    const float m = fmaf(a.beta1, moment1[i], (1.0f - a.beta1) * g),
-                v = fmaf(a.beta2, moment2[i], (1.0f - a.beta2) * (g * g));
-    const float update = a.rate * m / fmaf(sqrtf(v), a.inverse_root, a.epsilon);
-    parameter[i] = p - fmaf(a.decay, p, update);
-    moment1[i] = m;
-    moment2[i] = v;
+  for (int j = 0; j < 4; ++j) {
+    const float g = scaled(scale, gradients.v[j]);
+    m.v[j] = fmaf(a.beta1, m.v[j], (1.0f - a.beta1) * g);
+    v.v[j] = fmaf(a.beta2, v.v[j], (1.0f - a.beta2) * (g * g));
+    const float update = a.rate * m.v[j] / fmaf(sqrtf(v.v[j]), a.inverse_root, a.epsilon);
+    p.v[j] = p.v[j] - fmaf(decay, p.v[j], update);
   }
+  store_quad(parameter, i, n, aligned, p);
+  store_quad(moment1, i, n, aligned, m);
+  store_quad(moment2, i, n, aligned, v);
 }
 
 // ---- Adafactor ----
-// Second moments are moving averages of mean squares: V_ij = row_i column_j / mean(row). The parameter is a matrix
-// [rows, columns]; one without factors is cut into rows of kFlatColumns, the last of which may be shorter. A block
-// takes every gridDim.x-th row.
+// Second moments are moving averages of mean squares: V_ij = row_i column_j / mean(row), so the updates are
+//   u_ij = sqrt(mean(row)) w_ij,  w_ij = g_ij / sqrt(row_i column_j).
+// Three launches, each of which has what the one before left in the workspace:
+//   moments  row moments and their sums, a warp per row; sums of squares down pieces of columns
+//   sums     column moments, by every block for its own columns; sums of w^2 and of p^2
+//   update   adds those sums up, by every block, and updates the parameter
+// A matrix is cut into pieces of kPieceColumns columns by rows in equal parts, a block each. A parameter without
+// factors is cut into pieces of a row, and its moments need no second launch.
 
-constexpr int64_t kFlatColumns = 4096;
-constexpr int64_t kRowBlocks = 2048;             // at most, of a launch
-constexpr int kTileColumns = 32, kTileRows = 8;  // threads of a block of column sums
+constexpr int kPieceColumns = 32, kPieceRows = kThreads / kPieceColumns;  // threads of a block of a piece
+constexpr uint32_t kLeastPartRows = 128;                                  // of a piece
+constexpr uint32_t kMostPieces = 1024;                                    // where that leaves a piece's columns whole
+constexpr uint32_t kWarps = kThreads / 32;
+constexpr uint32_t kFlatBlock = 2048;  // elements of a piece of a row, at least
+constexpr int kAdafactorTensors = 77;
 
 struct Adafactor {
-  bool factored, scale_parameter;
-  int64_t n, rows, columns;
-  int64_t part_rows, parts;  // rows of one part of the column sums
-  double rho, fresh;         // weights of the old and the new mean
+  double rho, fresh;  // weights of the old and the new mean
   double epsilon1, epsilon2, clip_threshold, rate;
-  float decay;
-  const float* gradient;
   const rfn_norm_result* clip;
-  float *parameter, *row, *column, *moment2;
+  char* workspace;
+  int32_t count, scale_parameter;
 };
 
-struct AdafactorBuffers {
-  double* updates;      // [blocks]: sums of squared updates
-  double* parameters;   // [blocks]: sums of squared parameters
-  double* columns;      // [parts, columns]: sums of squared gradients
+struct AdafactorBatch {
+  Adafactor a;
+  float* parameter[kAdafactorTensors];
+  const float* gradient[kAdafactorTensors];
+  float* row[kAdafactorTensors];                                 // without factors: the second moments
+  float* column[kAdafactorTensors];                              // null without factors
+  uint32_t rows[kAdafactorTensors], columns[kAdafactorTensors];  // without factors: high and low half of the elements
+  uint32_t scratch[kAdafactorTensors];                           // in units of kScratchUnit
+  uint32_t first_block[kAdafactorTensors];
+  float decay[kAdafactorTensors];
+};
+static_assert(sizeof(AdafactorBatch) <= kMostParameters && sizeof(AdafactorBatch) + 52 > kMostParameters);
+
+constexpr int64_t kScratchUnit = Arena::kAlignment;
+
+// How a parameter is cut up; its scratch follows from that.
+struct Pieces {
+  bool factored;
+  int64_t n;
+  uint32_t rows, columns;
+  uint32_t warp_rows, row_blocks;    // rows of a warp; blocks of row moments
+  uint32_t tiles, parts, part_rows;  // tiles: of kPieceColumns columns
+  uint32_t flat_block;
+  uint32_t pieces;
+
+  RFN_HOST_DEVICE Pieces(bool has_factors, int64_t elements, uint32_t row_count, uint32_t column_count)
+      : factored(has_factors), n(elements), rows(row_count), columns(column_count) {
+    if (factored) {
+      warp_rows = at_least(4, up(rows, kWarps * kMostPieces));
+      row_blocks = up(rows, kWarps * warp_rows);
+      tiles = up(columns, kPieceColumns);
+      const uint32_t most = kMostPieces / tiles, wanted = up(rows, kLeastPartRows);
+      parts = most < 1 ? 1 : wanted < most ? wanted : most;
+      part_rows = up(rows, parts);
+      flat_block = 0;
+      pieces = tiles * parts;
+    } else {
+      flat_block = at_least(kFlatBlock, static_cast<uint32_t>((n + kMostPieces - 1) / kMostPieces));
+      pieces = static_cast<uint32_t>((n + flat_block - 1) / flat_block);
+      warp_rows = row_blocks = tiles = parts = part_rows = 0;
+    }
+  }
+
+ private:
+  RFN_HOST_DEVICE static uint32_t up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+  RFN_HOST_DEVICE static uint32_t at_least(uint32_t a, uint32_t b) { return a < b ? b : a; }
+};
+
+struct AdafactorScratch {
+  double* updates;      // [pieces]: sums of squares of w
+  double* parameters;   // [pieces]: sums of squared parameters
+  double* row_sums;     // [row_blocks]: of row moments
+  double* column_sums;  // [parts, columns]: of squared gradients
   float* row_roots;     // [rows]: 1 / sqrt(row)
   float* column_roots;  // [columns]
-  float* factors;       // [2]: sqrt(mean(row)); the step
+  float* columns;       // [columns]: new moments, which `sums` may not write where other blocks read the old ones
 };
 
-unsigned row_blocks(const Adafactor& a) { return static_cast<unsigned>(std::min(a.rows, kRowBlocks)); }
-// Threads of a row: those of a short one would mostly idle.
-unsigned row_threads(const Adafactor& a) { return a.columns <= 64 ? 32 : 128; }
-
-Adafactor adafactor_of(const rfn_adafactor& op) {
-  Adafactor a{};
-  a.n = elements(op.parameter);
-  a.factored = op.parameter.rank >= 2;
-  a.scale_parameter = op.scale_parameter != 0;
-  a.columns = a.factored ? op.parameter.shape[op.parameter.rank - 1] : std::min(a.n, kFlatColumns);
-  a.rows = div_up(a.n, a.columns);
-  a.part_rows = std::max<int64_t>(64, div_up(a.rows, 64));
-  a.parts = div_up(a.rows, a.part_rows);
-  a.rho = 1.0 - std::pow(static_cast<double>(op.step), -static_cast<double>(op.decay_exponent));
-  a.fresh = 1.0 - a.rho;
-  a.epsilon1 = op.epsilon1;
-  a.epsilon2 = op.epsilon2;
-  a.clip_threshold = op.clip_threshold;
-  a.rate = op.learning_rate;
-  a.decay = static_cast<float>(a.rate * static_cast<double>(op.weight_decay));
-  a.gradient = f32(op.gradient);
-  a.clip = op.clip;
-  a.parameter = f32(op.parameter);
-  a.row = f32(op.row);
-  a.column = f32(op.column);
-  a.moment2 = f32(op.moment2);
-  return a;
-}
-
-AdafactorBuffers adafactor_buffers(Arena& arena, const Adafactor& a) {
-  AdafactorBuffers b{};
-  b.updates = arena.take<double>(row_blocks(a));
-  b.parameters = arena.take<double>(row_blocks(a));
-  b.columns = arena.take<double>(a.factored ? a.parts * a.columns : 0);
-  b.row_roots = arena.take<float>(a.factored ? a.rows : 0);
-  b.column_roots = arena.take<float>(a.factored ? a.columns : 0);
-  b.factors = arena.take<float>(2);
-  return b;
+RFN_HOST_DEVICE AdafactorScratch scratch_of(const Pieces& p, char* base, int64_t* bytes) {
+  AdafactorScratch s{};
+  s.updates = reinterpret_cast<double*>(base);
+  s.parameters = s.updates + p.pieces;
+  s.row_sums = s.parameters + p.pieces;
+  s.column_sums = s.row_sums + p.row_blocks;
+  s.row_roots =
+      reinterpret_cast<float*>(s.column_sums + static_cast<int64_t>(p.parts) * p.columns * (p.factored ? 1 : 0));
+  s.column_roots = s.row_roots + (p.factored ? p.rows : 0);
+  s.columns = s.column_roots + (p.factored ? p.columns : 0);
+  *bytes = reinterpret_cast<char*>(s.columns + (p.factored ? p.columns : 0)) - base;
+  return s;
 }
 
 // 0 where nothing but zeros was seen, which only epsilon1 = 0 allows: the gradient is 0 there too.
@@ -177,121 +259,222 @@ RFN_DEVICE float inverse_root(float x) {
   return x > 0.0f ? static_cast<float>(1.0 / sqrt(static_cast<double>(x))) : 0.0f;
 }
 
-// Moves the row moments on.
-__global__ void __launch_bounds__(128) adafactor_rows_kernel(Adafactor a, AdafactorBuffers b) {
-  const float scale = clip_scale(a.clip);
-  for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
-    const float* const g = a.gradient + r * a.columns;
-    double sum = 0;
-#pragma unroll 4
-    for (int64_t c = threadIdx.x; c < a.columns; c += blockDim.x) sum += square(scaled(scale, g[c]));
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) {
-      const float moment = static_cast<float>(a.rho * static_cast<double>(a.row[r]) +
-                                              a.fresh * (sum / static_cast<double>(a.columns) + a.epsilon1));
-      a.row[r] = moment;
-      b.row_roots[r] = inverse_root(moment);
-    }
-  }
+// What a block works on.
+struct BlockTensor {
+  int tensor;
+  uint32_t block;  // of the tensor
+  float scale;
+  float* parameter;
+  const float* gradient;
+};
+RFN_DEVICE BlockTensor block_tensor(const AdafactorBatch& batch) {
+  const int tensor = tensor_of_block(batch.first_block, batch.a.count);
+  return {tensor, blockIdx.x - batch.first_block[tensor], clip_scale(batch.a.clip), batch.parameter[tensor],
+          batch.gradient[tensor]};
+}
+RFN_DEVICE Pieces block_pieces(const AdafactorBatch& batch, int tensor) {
+  const bool factored = batch.column[tensor] != nullptr;
+  const uint32_t rows = batch.rows[tensor], columns = batch.columns[tensor];
+  const int64_t n = factored ? int64_t{rows} * columns : static_cast<int64_t>(uint64_t{rows} << 32 | columns);
+  return {factored, n, rows, columns};
+}
+RFN_DEVICE AdafactorScratch block_scratch(const AdafactorBatch& batch, const BlockTensor& t, const Pieces& p) {
+  int64_t unused = 0;
+  return scratch_of(p, batch.a.workspace + batch.scratch[t.tensor] * kScratchUnit, &unused);
+}
+RFN_DEVICE float moved(const Adafactor& a, float moment, double mean_square) {
+  return static_cast<float>(a.rho * static_cast<double>(moment) + a.fresh * (mean_square + a.epsilon1));
 }
 
-// Sums of squares down the columns, part by part: block (x, y) has 32 columns of part y, a warp every eighth row of it.
-__global__ void __launch_bounds__(kTileColumns* kTileRows)
-    adafactor_column_sums_kernel(Adafactor a, AdafactorBuffers b) {
-  RFN_SHARED(sums, double[kTileRows][kTileColumns]);
-  const float scale = clip_scale(a.clip);
-  const int64_t part = blockIdx.y, column = int64_t{blockIdx.x} * kTileColumns + threadIdx.x;
-  const int64_t begin = part * a.part_rows, end = begin + a.part_rows < a.rows ? begin + a.part_rows : a.rows;
-  double sum = 0;
-  if (column < a.columns) {
-#pragma unroll 4
-    for (int64_t r = begin + threadIdx.y; r < end; r += kTileRows)
-      sum += square(scaled(scale, a.gradient[r * a.columns + column]));
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
+// A piece of a matrix: the thread's column, and its rows begin, begin + kPieceRows, ...
+struct Piece {
+  uint32_t part, column, begin, end;
+  bool inside;
+};
+RFN_DEVICE Piece piece_of(const Pieces& p, uint32_t number) {
+  const uint32_t part = number / p.tiles, column = number % p.tiles * kPieceColumns + threadIdx.x % kPieceColumns;
+  const uint32_t first = part * p.part_rows;
+  return {part, column, first + threadIdx.x / kPieceColumns, min(p.rows, first + p.part_rows), column < p.columns};
+}
+
+// Sum over the threads of each column of a piece; the first kPieceColumns threads get it.
+RFN_DEVICE double column_sum(double (*parts)[kPieceColumns], double x) {
+  const int lane = threadIdx.x % kPieceColumns, row = threadIdx.x / kPieceColumns;
+  parts[row][lane] = x;
   __syncthreads();
-  if (threadIdx.y != 0 || column >= a.columns) return;
+  if (row != 0) return 0.0;
 #pragma unroll
-  for (int i = 1; i < kTileRows; ++i) sum += sums[i][threadIdx.x];
-  b.columns[part * a.columns + column] = sum;
+  for (int other = 1; other < kPieceRows; ++other) x += parts[other][lane];
+  return x;
 }
 
-// Moves the column moments on, a thread each; the last block averages the row moments.
-__global__ void __launch_bounds__(kThreads) adafactor_columns_kernel(Adafactor a, AdafactorBuffers b) {
-  if (blockIdx.x == gridDim.x - 1) {
-    double sum = 0;
-    for (int64_t r = threadIdx.x; r < a.rows; r += kThreads) sum += static_cast<double>(a.row[r]);
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) b.factors[0] = static_cast<float>(sqrt(sum / static_cast<double>(a.rows)));
-    return;
-  }
-  const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (column >= a.columns) return;
-  double sum = 0;
-  for (int64_t part = 0; part < a.parts; ++part) sum += b.columns[part * a.columns + column];
-  const float moment = static_cast<float>(a.rho * static_cast<double>(a.column[column]) +
-                                          a.fresh * (sum / static_cast<double>(a.rows) + a.epsilon1));
-  a.column[column] = moment;
-  b.column_roots[column] = inverse_root(moment);
-}
-
-// Calls body(element, update) for every element of the block's rows; update: before clipping.
-template <class Body>
-RFN_DEVICE void for_updates(const Adafactor& a, const AdafactorBuffers& b, const Body& body) {
-  const float scale = clip_scale(a.clip), row_root = a.factored ? b.factors[0] : 0.0f;
-  for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
-    const int64_t begin = r * a.columns, count = a.n - begin < a.columns ? a.n - begin : a.columns;
-    const float factor = a.factored ? row_root * b.row_roots[r] : 0.0f;
+__global__ void __launch_bounds__(kThreads) adafactor_moments_kernel(AdafactorBatch batch) {
+  RFN_SHARED(parts, double[kPieceRows][kPieceColumns]);
+  const BlockTensor t = block_tensor(batch);
+  const Pieces p = block_pieces(batch, t.tensor);
+  const AdafactorScratch s = block_scratch(batch, t, p);
+  float* const row = batch.row[t.tensor];
+  if (!p.factored) {
+    const int64_t begin = int64_t{t.block} * p.flat_block, end = min(p.n, begin + p.flat_block);
+    double updates = 0, parameters = 0;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+      const float g = scaled(t.scale, t.gradient[i]), moment = moved(batch.a, row[i], square(g));
+      row[i] = moment;
+      updates += square(g * inverse_root(moment));
+      parameters += square(t.parameter[i]);
+    }
+    updates = block_sum(updates);
+    parameters = block_sum(parameters);
+    if (threadIdx.x == 0) {
+      s.updates[t.block] = updates;
+      s.parameters[t.block] = parameters;
+    }
+  } else if (t.block < p.row_blocks) {
+    const uint32_t lane = threadIdx.x % 32, begin = (t.block * kWarps + threadIdx.x / 32) * p.warp_rows,
+                   end = min(p.rows, begin + p.warp_rows);
+    double moments = 0;
+    for (uint32_t r = begin; r < end; ++r) {
+      const float* const g = t.gradient + int64_t{r} * p.columns;
+      double sum = 0;
 #pragma unroll 4
-    for (int64_t c = threadIdx.x; c < count; c += blockDim.x) {
-      const int64_t i = begin + c;
-      const float root = a.factored ? factor * b.column_roots[c] : inverse_root(a.moment2[i]);
-      body(i, scaled(scale, a.gradient[i]) * root);
+      for (uint32_t c = lane; c < p.columns; c += 32) sum += square(scaled(t.scale, g[c]));
+      sum = group_sum(sum);
+      const float moment = moved(batch.a, row[r], sum / static_cast<double>(p.columns));
+      __syncwarp();  // every lane has read the old moment
+      if (lane == 0) {
+        row[r] = moment;
+        s.row_roots[r] = inverse_root(moment);
+      }
+      moments += static_cast<double>(moment);
+    }
+    moments = block_sum(lane == 0 ? moments : 0.0);
+    if (threadIdx.x == 0) s.row_sums[t.block] = moments;
+  } else {
+    const Piece piece = piece_of(p, t.block - p.row_blocks);
+    double sum = 0;
+    if (piece.inside) {
+#pragma unroll 4
+      for (uint32_t r = piece.begin; r < piece.end; r += kPieceRows)
+        sum += square(scaled(t.scale, t.gradient[int64_t{r} * p.columns + piece.column]));
+    }
+    sum = column_sum(parts, sum);
+    if (threadIdx.x < kPieceColumns && piece.inside)
+      s.column_sums[int64_t{piece.part} * p.columns + piece.column] = sum;
+  }
+}
+
+// For matrices alone.
+__global__ void __launch_bounds__(kThreads) adafactor_sums_kernel(AdafactorBatch batch) {
+  RFN_SHARED(parts, double[kPieceRows][kPieceColumns]);
+  RFN_SHARED(roots, float[kPieceColumns]);
+  const BlockTensor t = block_tensor(batch);
+  const Pieces p = block_pieces(batch, t.tensor);
+  const AdafactorScratch s = block_scratch(batch, t, p);
+  const Piece piece = piece_of(p, t.block);
+  double sum = 0;
+  if (piece.inside) {
+    for (uint32_t part = threadIdx.x / kPieceColumns; part < p.parts; part += kPieceRows)
+      sum += s.column_sums[int64_t{part} * p.columns + piece.column];
+  }
+  sum = column_sum(parts, sum);
+  if (threadIdx.x < kPieceColumns && piece.inside) {
+    const float moment = moved(batch.a, batch.column[t.tensor][piece.column], sum / static_cast<double>(p.rows));
+    const float root = inverse_root(moment);
+    roots[threadIdx.x] = root;
+    if (piece.part == 0) {
+      s.columns[piece.column] = moment;
+      s.column_roots[piece.column] = root;
     }
   }
-}
-
-__global__ void __launch_bounds__(128) adafactor_moments_kernel(Adafactor a) {
-  const float scale = clip_scale(a.clip);
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.n; i += int64_t{gridDim.x} * blockDim.x) {
-    a.moment2[i] = static_cast<float>(a.rho * static_cast<double>(a.moment2[i]) +
-                                      a.fresh * (square(scaled(scale, a.gradient[i])) + a.epsilon1));
-  }
-}
-
-__global__ void __launch_bounds__(128) adafactor_sums_kernel(Adafactor a, AdafactorBuffers b) {
+  __syncthreads();
   double updates = 0, parameters = 0;
-  for_updates(a, b, [&](int64_t i, float update) {
-    updates += square(update);
-    parameters += square(a.parameter[i]);
-  });
+  if (piece.inside) {
+    const float root = roots[threadIdx.x % kPieceColumns];
+#pragma unroll 4
+    for (uint32_t r = piece.begin; r < piece.end; r += kPieceRows) {
+      const int64_t i = int64_t{r} * p.columns + piece.column;
+      updates += square(scaled(t.scale, t.gradient[i]) * s.row_roots[r] * root);
+      parameters += square(t.parameter[i]);
+    }
+  }
   updates = block_sum(updates);
   parameters = block_sum(parameters);
   if (threadIdx.x == 0) {
-    b.updates[blockIdx.x] = updates;
-    b.parameters[blockIdx.x] = parameters;
+    s.updates[t.block] = updates;
+    s.parameters[t.block] = parameters;
   }
 }
 
-__global__ void __launch_bounds__(kThreads) adafactor_step_kernel(Adafactor a, AdafactorBuffers b, int blocks) {
-  double updates = 0, parameters = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < blocks; i += kThreads) {
-    updates += b.updates[i];
-    parameters += b.parameters[i];
-  }
-  updates = block_sum(updates);
-  parameters = block_sum(parameters);
-  if (threadIdx.x != 0) return;
-  const double n = static_cast<double>(a.n), clip = fmax(1.0, sqrt(updates / n) / a.clip_threshold);
-  b.factors[1] = static_cast<float>(a.rate * (a.scale_parameter ? fmax(a.epsilon2, sqrt(parameters / n)) : 1.0) / clip);
+RFN_DEVICE double sum_of(const double* values, uint32_t count) {
+  double sum = 0;
+  for (uint32_t i = threadIdx.x; i < count; i += kThreads) sum += values[i];
+  return block_sum(sum);
 }
 
-__global__ void __launch_bounds__(128) adafactor_update_kernel(Adafactor a, AdafactorBuffers b) {
-  const float step = b.factors[1];
-  for_updates(a, b, [&](int64_t i, float update) {
-    const float p = a.parameter[i];
-    a.parameter[i] = p - fmaf(a.decay, p, step * update);
-  });
+__global__ void __launch_bounds__(kThreads) adafactor_update_kernel(AdafactorBatch batch) {
+  const Adafactor& a = batch.a;
+  const BlockTensor t = block_tensor(batch);
+  const Pieces p = block_pieces(batch, t.tensor);
+  const AdafactorScratch s = block_scratch(batch, t, p);
+  const double n = static_cast<double>(p.n);
+  const double mean = p.factored ? sum_of(s.row_sums, p.row_blocks) / static_cast<double>(p.rows) : 1.0;
+  const double updates = mean * sum_of(s.updates, p.pieces), clip = fmax(1.0, sqrt(updates / n) / a.clip_threshold);
+  double rate = a.rate / clip;
+  if (a.scale_parameter != 0) rate *= fmax(a.epsilon2, sqrt(sum_of(s.parameters, p.pieces) / n));
+  const float step = static_cast<float>(rate * sqrt(mean)), decay = batch.decay[t.tensor];
+  // From the left: the product of two roots may be too large.
+  const auto update = [&](int64_t i, float row_root, float column_root) {
+    const float value = t.parameter[i], w = scaled(t.scale, t.gradient[i]) * row_root * column_root;
+    t.parameter[i] = value - fmaf(decay, value, step * w);
+  };
+  if (!p.factored) {
+    const float* const moment2 = batch.row[t.tensor];
+    const int64_t begin = int64_t{t.block} * p.flat_block, end = min(p.n, begin + p.flat_block);
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) update(i, inverse_root(moment2[i]), 1.0f);
+    return;
+  }
+  const Piece piece = piece_of(p, t.block);
+  if (!piece.inside) return;
+  if (piece.part == 0 && threadIdx.x < kPieceColumns) batch.column[t.tensor][piece.column] = s.columns[piece.column];
+  const float root = s.column_roots[piece.column];
+#pragma unroll 4
+  for (uint32_t r = piece.begin; r < piece.end; r += kPieceRows)
+    update(int64_t{r} * p.columns + piece.column, s.row_roots[r], root);
+}
+
+template <class Op>
+float decay_of(const Op& op, int64_t tensor) {
+  if (op.weight_decays == nullptr) return 0.0f;
+  return static_cast<float>(static_cast<double>(op.learning_rate) * static_cast<double>(op.weight_decays[tensor]));
+}
+
+Pieces pieces_of(const rfn_tensor& parameter) {
+  const int64_t n = elements(parameter);
+  if (parameter.rank < 2) return {false, n, static_cast<uint32_t>(n >> 32), static_cast<uint32_t>(n)};
+  const int64_t columns = parameter.shape[parameter.rank - 1];
+  return {true, n, static_cast<uint32_t>(n / columns), static_cast<uint32_t>(columns)};
+}
+
+// Bytes of a parameter's scratch, a whole number of units.
+int64_t scratch_bytes(const Pieces& p) {
+  int64_t bytes = 0;
+  scratch_of(p, nullptr, &bytes);
+  return round_up(bytes, kScratchUnit);
+}
+
+// Numbers of the kernels that have 32 bits.
+rfn_status adafactor_supported(const rfn_adafactor& op) {
+  constexpr int64_t kMost = INT32_MAX;
+  for (int64_t i = 0; i < op.count; ++i) {
+    const rfn_tensor& parameter = op.parameters[i];
+    const int64_t n = elements(parameter), columns = parameter.rank < 2 ? 1 : parameter.shape[parameter.rank - 1],
+                  rows = parameter.rank < 2 ? div_up(n, kMostPieces) : n / columns;
+    if (rows > kMost || columns > kMost) {
+      return fail(RFN_UNSUPPORTED, "adafactor: parameters[%lld]: expected at most %lld rows and columns on CUDA",
+                  static_cast<long long>(i), static_cast<long long>(kMost));
+    }
+  }
+  return RFN_OK;
 }
 
 }  // namespace
@@ -310,23 +493,20 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
   const int64_t blocks = norm_blocks(op);
   double* const sums = arena.take<double>(blocks);
   int64_t first = 0;  // block of the launch
-  for (int64_t tensor = 0, begin = 0; tensor < op.count;) {
-    NormBatch batch{};
-    int64_t launched = 0;
-    while (tensor < op.count && batch.count < kNormTensors && launched < kNormBlocks) {
-      const int64_t n = elements(op.gradients[tensor]),
-                    count = std::min(n - begin, (kNormBlocks - launched) * kNormBlock);
-      batch.data[batch.count] = f32(op.gradients[tensor]) + begin;
-      batch.elements[batch.count] = count;
-      batch.first_block[batch.count++] = static_cast<uint32_t>(launched);
-      launched += div_up(count, kNormBlock);
-      begin += count;
-      if (begin == n) ++tensor, begin = 0;
-    }
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_sums_kernel, static_cast<unsigned>(launched), kThreads, 0,
-                                    native_stream(stream), batch, sums + first));
-    first += launched;
-  }
+  NormBatch batch{};
+  const auto put = [&](int32_t place, int64_t tensor, int64_t begin, int64_t n, uint32_t block) {
+    batch.data[place] = f32(op.gradients[tensor]) + begin;
+    batch.elements[place] = n;
+    batch.first_block[place] = block;
+  };
+  RFN_TRY(for_launches(
+      op.count, op.gradients, kNormBlock, kNormTensors, put, [&](int32_t tensors, unsigned launched) -> rfn_status {
+        batch.count = tensors;
+        RFN_CUDA_TRY(stream,
+                     RFN_LAUNCH(norm_sums_kernel, launched, kThreads, 0, native_stream(stream), batch, sums + first));
+        first += launched;
+        return RFN_OK;
+      }));
   RFN_CUDA_TRY(stream, RFN_LAUNCH(norm_result_kernel, 1, kThreads, 0, native_stream(stream), sums, blocks, op.max_norm,
                                   op.result));
   return RFN_OK;
@@ -335,48 +515,91 @@ rfn_status global_norm_forward(rfn_stream& stream, const rfn_global_norm& op, vo
 rfn_status adamw_step(rfn_stream& stream, const rfn_adamw& op) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  const int64_t n = elements(op.parameter);
   const double step = static_cast<double>(op.step), rate = op.learning_rate;
-  AdamW a{};
+  AdamWBatch batch{};
+  AdamW& a = batch.a;
   a.beta1 = op.beta1;
   a.beta2 = op.beta2;
   a.epsilon = op.epsilon;
   a.rate = static_cast<float>(rate / (1.0 - std::pow(static_cast<double>(op.beta1), step)));
   a.inverse_root = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(op.beta2), step)));
-  a.decay = static_cast<float>(rate * static_cast<double>(op.weight_decay));
-  RFN_CUDA_TRY(stream,
-               RFN_LAUNCH(adamw_kernel, blocks_for(n, kThreads * kAdamWElements), kThreads, 0, native_stream(stream), a,
-                          n, op.clip, f32(op.gradient), f32(op.parameter), f32(op.moment1), f32(op.moment2)));
-  return RFN_OK;
+  a.clip = op.clip;
+  const auto put = [&](int32_t place, int64_t tensor, int64_t begin, int64_t n, uint32_t block) {
+    batch.parameter[place] = f32(op.parameters[tensor]) + begin;
+    batch.gradient[place] = f32(op.gradients[tensor]) + begin;
+    batch.moment1[place] = f32(op.moments1[tensor]) + begin;
+    batch.moment2[place] = f32(op.moments2[tensor]) + begin;
+    batch.elements[place] = n;
+    batch.decay[place] = decay_of(op, tensor);
+    batch.first_block[place] = block;
+  };
+  return for_launches(
+      op.count, op.parameters, kAdamWBlock, kAdamWTensors, put, [&](int32_t tensors, unsigned blocks) -> rfn_status {
+        a.count = tensors;
+        RFN_CUDA_TRY(stream, RFN_LAUNCH(adamw_kernel, blocks, kThreads, 0, native_stream(stream), batch));
+        return RFN_OK;
+      });
 }
 
 rfn_status adafactor_workspace(const rfn_context&, const rfn_adafactor& op, int64_t* bytes) {
+  RFN_TRY(adafactor_supported(op));
   Arena arena;
-  adafactor_buffers(arena, adafactor_of(op));
+  for (int64_t i = 0; i < op.count; ++i) arena.take<char>(scratch_bytes(pieces_of(op.parameters[i])));
   return workspace_size(arena, "adafactor", bytes);
 }
 
 rfn_status adafactor_step(rfn_stream& stream, const rfn_adafactor& op, void* workspace, int64_t workspace_bytes) {
   const CurrentDevice current(*stream.context);
   RFN_TRY(current.status());
-  const Adafactor a = adafactor_of(op);
   Arena arena(workspace, workspace_bytes);
-  const AdafactorBuffers b = adafactor_buffers(arena, a);
-  const unsigned blocks = row_blocks(a), threads = row_threads(a);
-  const cudaStream_t native = native_stream(stream);
-  if (a.factored) {
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_rows_kernel, blocks, threads, 0, native, a, b));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_column_sums_kernel,
-                                    dim3(blocks_for(a.columns, kTileColumns), static_cast<unsigned>(a.parts)),
-                                    dim3(kTileColumns, kTileRows), 0, native, a, b));
-    RFN_CUDA_TRY(stream,
-                 RFN_LAUNCH(adafactor_columns_kernel, blocks_for(a.columns, kThreads) + 1, kThreads, 0, native, a, b));
-  } else {
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_moments_kernel, blocks, threads, 0, native, a));
+  AdafactorBatch batch{};
+  Adafactor& a = batch.a;
+  a.rho = 1.0 - std::pow(static_cast<double>(op.step), -static_cast<double>(op.decay_exponent));
+  a.fresh = 1.0 - a.rho;
+  a.epsilon1 = op.epsilon1;
+  a.epsilon2 = op.epsilon2;
+  a.clip_threshold = op.clip_threshold;
+  a.rate = op.learning_rate;
+  a.clip = op.clip;
+  a.workspace = static_cast<char*>(workspace);
+  a.scale_parameter = op.scale_parameter;
+  // Blocks of a parameter in each launch.
+  using Blocks = int64_t (*)(const Pieces& p);
+  const Blocks moments = [](const Pieces& p) { return int64_t{p.row_blocks} + p.pieces; };
+  const Blocks sums = [](const Pieces& p) { return int64_t{p.factored ? p.pieces : 0}; };
+  const Blocks update = [](const Pieces& p) { return int64_t{p.pieces}; };
+  for (int64_t first = 0; first < op.count; first += a.count) {
+    int64_t most = 0;  // blocks of a launch
+    a.count = 0;
+    for (int64_t tensor = first; tensor < op.count && a.count < kAdafactorTensors; ++tensor, ++a.count) {
+      const Pieces p = pieces_of(op.parameters[tensor]);
+      most += moments(p);
+      if (most > kMostBlocks && a.count > 0) break;
+      const int32_t place = a.count;
+      batch.parameter[place] = f32(op.parameters[tensor]);
+      batch.gradient[place] = f32(op.gradients[tensor]);
+      batch.row[place] = f32(p.factored ? op.rows[tensor] : op.moments2[tensor]);
+      batch.column[place] = p.factored ? f32(op.columns[tensor]) : nullptr;
+      batch.rows[place] = p.rows;
+      batch.columns[place] = p.columns;
+      batch.scratch[place] = static_cast<uint32_t>((arena.take<char>(scratch_bytes(p)) - a.workspace) / kScratchUnit);
+      batch.decay[place] = decay_of(op, tensor);
+    }
+    const auto launch = [&](void (*kernel)(AdafactorBatch), Blocks of) -> rfn_status {
+      int64_t blocks = 0;
+      for (int32_t place = 0; place < a.count; ++place) {
+        batch.first_block[place] = static_cast<uint32_t>(blocks);
+        blocks += of(pieces_of(op.parameters[first + place]));
+      }
+      if (blocks == 0) return RFN_OK;
+      RFN_CUDA_TRY(stream,
+                   RFN_LAUNCH(kernel, static_cast<unsigned>(blocks), kThreads, 0, native_stream(stream), batch));
+      return RFN_OK;
+    };
+    RFN_TRY(launch(adafactor_moments_kernel, moments));
+    RFN_TRY(launch(adafactor_sums_kernel, sums));
+    RFN_TRY(launch(adafactor_update_kernel, update));
   }
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_sums_kernel, blocks, threads, 0, native, a, b));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_step_kernel, 1, kThreads, 0, native, a, b, static_cast<int>(blocks)));
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(adafactor_update_kernel, blocks, threads, 0, native, a, b));
   return RFN_OK;
 }
 

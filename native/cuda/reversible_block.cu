@@ -47,8 +47,8 @@ Shape shape_of(const rfn_reversible_block& op) {
 }
 
 struct AttentionBuffers {
+  RangeCheck* checks;  // forward; of this half and the other one
   void* gemm;
-  RangeCheck* check;                           // forward
   float* result;                               // [rows, H*D]
   float *q, *k, *v;                            // [rows, group*D]; k is q when shared
   float* x;                                    // [chunk, E]: normalised rows
@@ -59,10 +59,14 @@ struct AttentionBuffers {
   AttentionScratch attention;
 };
 
+// First of both halves' buffers, so that they are in the same place.
+RangeCheck* take_checks(Arena& arena) { return arena.take<RangeCheck>(2); }
+
 AttentionBuffers attention_buffers(Arena& arena, const rfn_context& context, const rfn_reversible_block& op,
                                    const Shape& s, int32_t pass) {
   AttentionBuffers b{};
   const int64_t group = s.rows * s.group * s.head_size, chunk = s.chunk * s.width;
+  if (pass == RFN_PASS_FORWARD) b.checks = take_checks(arena);
   b.gemm = arena.take<char>(kGemmWorkspace);
   b.result = arena.take<float>(s.rows * s.projected);
   b.q = arena.take<float>(group);
@@ -70,9 +74,7 @@ AttentionBuffers attention_buffers(Arena& arena, const rfn_context& context, con
   b.v = arena.take<float>(group);
   b.x = arena.take<float>(chunk);
   b.y = arena.take<float>(chunk);
-  if (pass == RFN_PASS_FORWARD) {
-    b.check = arena.take<RangeCheck>(1);
-  } else {
+  if (pass == RFN_PASS_BACKWARD) {
     b.log_sum_exp = arena.take<float>(s.rows * s.group);
     b.grad_out = arena.take<float>(group);
     b.grad_q = arena.take<float>(group);
@@ -86,24 +88,23 @@ AttentionBuffers attention_buffers(Arena& arena, const rfn_context& context, con
 }
 
 struct FeedForwardBuffers {
+  RangeCheck* checks;  // forward; of the other half and this one
   void* gemm;
-  RangeCheck* check;  // forward
-  float* x;           // [chunk, E]: normalised rows
-  float* y;           // [chunk, E]
-  float* grad;        // backward [chunk, E]
-  float* norm_sums;   // backward
+  float* x;          // [chunk, E]: normalised rows
+  float* y;          // [chunk, E]
+  float* grad;       // backward [chunk, E]
+  float* norm_sums;  // backward
   FeedForwardScratch scratch;
 };
 
 FeedForwardBuffers feed_forward_buffers(Arena& arena, const rfn_reversible_block& op, const Shape& s, int32_t pass) {
   FeedForwardBuffers b{};
   const int64_t rows = s.feed_forward_chunk, chunk = rows * s.width;
+  if (pass == RFN_PASS_FORWARD) b.checks = take_checks(arena);
   b.gemm = arena.take<char>(kGemmWorkspace);
   b.x = arena.take<float>(chunk);
   b.y = arena.take<float>(chunk);
-  if (pass == RFN_PASS_FORWARD) {
-    b.check = arena.take<RangeCheck>(1);
-  } else {
+  if (pass == RFN_PASS_BACKWARD) {
     b.grad = arena.take<float>(chunk);
     b.norm_sums = take_norm_sums(arena, rows, s.width);
   }
@@ -253,7 +254,7 @@ struct Block {
           b.gemm));
       if (fused) return RFN_OK;
       return residual(sign, RFN_SITE_ATTENTION_OUTPUT, op.attention_output_dropout, stream1, b.y, at, rows * s.width,
-                      b.check);
+                      b.checks);
     });
   }
 
@@ -266,15 +267,14 @@ struct Block {
     if (present(op.attention_result))
       RFN_TRY(copy_floats(stream, f32(op.attention_result), b.result, s.rows * s.projected));
     RFN_TRY(keep_stream(op.kept_stream1, stream1));
-    if (!exact()) return add_attention(b, 1.0f);
-    RFN_TRY(reset_range_check(stream, b.check));
-    RFN_TRY(add_attention(b, 1.0f));
-    return report_range(stream, b.check, op.range_report, op.layer, 1);
+    if (exact()) RFN_TRY(reset_range_check(stream, b.checks, 2));
+    return add_attention(b, 1.0f);
   }
 
   rfn_status backward_attention(const AttentionBuffers& b) const {
     const bool dropout = op.attention_output_dropout > 0.0f;
     const Philox random = philox(op.seed, op.step, op.layer, RFN_SITE_ATTENTION_OUTPUT);
+    const bool normalized = !keeps_activations() && s.chunk == s.rows;  // attend has left all rows in x
     if (keeps_activations()) RFN_TRY(copy_floats(stream, b.result, f32(op.attention_result), s.rows * s.projected));
     for (int64_t head = 0; head < s.heads; head += s.group) {
       const Attention a = keeps_activations() ? kept_attention(b, head) : group_attention(b, head);
@@ -304,7 +304,7 @@ struct Block {
       RFN_TRY(attention_backward_rounds(stream, a, b.attention, 0, a.rounds(), true));
       // Through the projections of q, k and v, and the norm.
       RFN_TRY(for_chunks(s, s.chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
-        RFN_TRY(normalize_for_attention(rows, at, b.x));
+        if (!normalized) RFN_TRY(normalize_for_attention(rows, at, b.x));
         float beta = 0.0f;
         const auto project = [&](const float* gradient, const rfn_tensor& weight,
                                  const rfn_tensor& grad_weight) -> rfn_status {
@@ -323,9 +323,12 @@ struct Block {
         RFN_TRY(project(b.grad_q, op.parameters.query, op.gradients.query));
         if (!s.shared) RFN_TRY(project(b.grad_k, op.parameters.key, op.gradients.key));
         RFN_TRY(project(b.grad_v, op.parameters.value, op.gradients.value));
-        return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream2 + at,
-                                        f32(op.parameters.attention_norm_weight), b.y, grad2 + at, true, b.norm_sums,
-                                        f32(op.gradients.attention_norm_weight), f32(op.gradients.attention_norm_bias));
+        ColumnSum parameters[2];
+        RFN_TRY(layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream2 + at,
+                                         f32(op.parameters.attention_norm_weight), b.y, grad2 + at, true, b.norm_sums,
+                                         f32(op.gradients.attention_norm_weight), f32(op.gradients.attention_norm_bias),
+                                         parameters));
+        return add_columns(stream, parameters, 2);
       }));
     }
     return keeps_streams() ? copy_floats(stream, stream1, f32(op.kept_stream1), s.rows * s.width)
@@ -343,15 +346,14 @@ struct Block {
     const FeedForward f = feed_forward_call(op, s);
     const bool fused = adds_itself(f.dropout, stream2);
     RFN_TRY(keep_stream(op.kept_stream2, stream2));
-    if (exact()) RFN_TRY(reset_range_check(stream, b.check));
     RFN_TRY(for_chunks(s, s.feed_forward_chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_feed_forward(rows, at, b.x));
       RFN_TRY(feed_forward_chunk_forward(stream, f, first, rows, b.x, b.scratch, hidden_rows(first), fused,
                                          fused ? stream2 + at : b.y));
       if (fused) return RFN_OK;
-      return residual(1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, b.y, at, rows * s.width, b.check);
+      return residual(1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, b.y, at, rows * s.width, b.checks + 1);
     }));
-    return exact() ? report_range(stream, b.check, op.range_report, op.layer, 2) : RFN_OK;
+    return exact() ? report_range(stream, b.checks, op.range_report, op.layer, 1, 2) : RFN_OK;
   }
 
   rfn_status backward_feed_forward(const FeedForwardBuffers& b) const {
@@ -359,15 +361,18 @@ struct Block {
     return for_chunks(s, s.feed_forward_chunk, [&](int64_t first, int64_t rows, int64_t at) -> rfn_status {
       RFN_TRY(normalize_for_feed_forward(rows, at, b.x));
       float* const y = keeps_streams() ? nullptr : b.y;
+      ColumnSum biases[2], norms[2];
       RFN_TRY(feed_forward_chunk_backward(stream, f, first, rows, b.x, grad2 + at, b.scratch, hidden_rows(first), y,
-                                          b.grad));
+                                          b.grad, biases));
       RFN_TRY(y == nullptr
                   ? copy_floats(stream, stream2 + at, f32(op.kept_stream2) + at, rows * s.width)
                   : residual(-1.0f, RFN_SITE_FEED_FORWARD_OUTPUT, f.dropout, stream2, y, at, rows * s.width, nullptr));
-      return layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at,
-                                      f32(op.parameters.feed_forward_norm_weight), b.grad, grad1 + at, true,
-                                      b.norm_sums, f32(op.gradients.feed_forward_norm_weight),
-                                      f32(op.gradients.feed_forward_norm_bias));
+      RFN_TRY(layer_norm_rows_backward(stream, rows, s.width, op.layer_norm_epsilon, stream1 + at,
+                                       f32(op.parameters.feed_forward_norm_weight), b.grad, grad1 + at, true,
+                                       b.norm_sums, f32(op.gradients.feed_forward_norm_weight),
+                                       f32(op.gradients.feed_forward_norm_bias), norms));
+      const ColumnSum sums[] = {biases[0], biases[1], norms[0], norms[1]};
+      return add_columns(stream, sums, 4);
     });
   }
 };

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,14 @@ struct Statistics {
 };
 Statistics statistics();
 
+// Work that streams were given since the start, captured or not, by what it is: kernels by name, "cuBLASLt product",
+// "copy", "fill". Each is a launch, or a node of a graph.
+std::map<std::string, int64_t> work();
+
 // cudaDeviceReset plus settings, statistics and injected failures back to their start. Frees what is alive.
 void reset();
 
 }  // namespace rfn::cuda_on_host
+
+// work() for programs in other languages: a line "count name" each, valid until the thread's next call.
+extern "C" const char* rfn_cuda_on_host_work();

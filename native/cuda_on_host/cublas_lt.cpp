@@ -446,6 +446,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                                     reinterpret_cast<uintptr_t>(workspace) % kMostAlignment != 0)) {
       return refuse(r, CUBLAS_STATUS_INVALID_VALUE, "a workspace that is missing, too small or misaligned");
     }
+    ++r.work["cuBLASLt product"];
     return status_of(r.enqueue(stream, Matmul{p, algorithm, a, b, d, *static_cast<const float*>(alpha),
                                               *static_cast<const float*>(beta), static_cast<char*>(workspace)}));
   });

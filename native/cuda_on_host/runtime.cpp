@@ -216,6 +216,7 @@ cudaError_t launch(Launch launch, cudaStream_t stream) {
                           " bytes of dynamic shared memory, allowed are " + std::to_string(allowed) +
                           " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
     }
+    ++r.work[launch.name];
     return r.enqueue(stream, [launch = std::move(launch)] { return Runtime::instance().run(launch); });
   });
 }
@@ -295,6 +296,7 @@ Statistics Runtime::statistics() const {
 
 void Runtime::clear_statistics() {
   launches_ = 0;
+  work.clear();
   for (const auto& executor : executors_) executor->statistics() = {};
 }
 
@@ -355,6 +357,12 @@ Statistics statistics() {
   return r.statistics();
 }
 
+std::map<std::string, int64_t> work() {
+  Runtime& r = Runtime::instance();
+  const Lock lock(r.mutex_);
+  return r.work;
+}
+
 void reset() {
   Runtime& r = Runtime::instance();
   const Lock lock(r.mutex_);
@@ -365,6 +373,13 @@ void reset() {
 }
 
 }  // namespace rfn::cuda_on_host
+
+const char* rfn_cuda_on_host_work() {
+  thread_local std::string text;
+  text.clear();
+  for (const auto& [name, count] : rfn::cuda_on_host::work()) text += std::to_string(count) + " " + name + "\n";
+  return text.c_str();
+}
 
 // ---- error functions of the API -----------------------------------------------------------------
 

@@ -101,6 +101,7 @@ class Runtime {
   std::string report;
   cudaError_t sticky = cudaSuccess;
   int64_t calls = 0;
+  std::map<std::string, int64_t> work;  // what work() tells
   int fail_in = 0;
   cudaError_t injected = cudaSuccess;
 

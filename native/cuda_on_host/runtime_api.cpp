@@ -245,6 +245,7 @@ cudaError_t copy_to_symbol(void* symbol, size_t symbol_bytes, const void* source
   return call([&](Runtime& r) -> cudaError_t {
     if (offset > symbol_bytes || bytes > symbol_bytes - offset)
       return r.refuse(cudaErrorInvalidValue, "copy past the end of a symbol");
+    ++r.work["copy"];
     const auto staged =
         std::make_shared<std::vector<char>>(static_cast<const char*>(source), static_cast<const char*>(source) + bytes);
     return r.enqueue(stream, [=] {
@@ -341,16 +342,20 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t) {
 }
 
 cudaError_t cudaMemcpy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
-  return call([&](Runtime& r) { return copy(r, destination, source, bytes, kind, nullptr); });
+  return cudaMemcpyAsync(destination, source, bytes, kind, nullptr);
 }
 cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  return call([&](Runtime& r) { return copy(r, destination, source, bytes, kind, stream); });
+  return call([&](Runtime& r) {
+    ++r.work["copy"];
+    return copy(r, destination, source, bytes, kind, stream);
+  });
 }
 cudaError_t cudaMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
                               size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
   return call([&](Runtime& r) {
     if (width > destination_pitch || width > source_pitch) return cudaErrorInvalidValue;
+    ++r.work["copy"];
     for (size_t row = 0; row < height; ++row) {
       const cudaError_t error = copy(r, static_cast<char*>(destination) + row * destination_pitch,
                                      static_cast<const char*>(source) + row * source_pitch, width, kind, stream);
@@ -364,6 +369,7 @@ cudaError_t cudaMemcpyPeerAsync(void* destination, int destination_device, const
   return call([&](Runtime& r) {
     if (check_device(r, destination_device) != cudaSuccess || check_device(r, source_device) != cudaSuccess)
       return cudaErrorInvalidDevice;
+    ++r.work["copy"];
     return copy(r, destination, source, bytes, cudaMemcpyDeviceToDevice, stream);
   });
 }
@@ -375,6 +381,7 @@ cudaError_t cudaMemsetAsync(void* destination, int value, size_t bytes, cudaStre
     if (bytes == 0) return cudaSuccess;
     if (!is_device(r, destination, bytes))
       return r.refuse(cudaErrorInvalidValue, "memset: not " + std::to_string(bytes) + " bytes of device memory");
+    ++r.work["fill"];
     return r.enqueue(stream, [=] {
       std::memset(destination, value, bytes);
       return cudaSuccess;

@@ -758,29 +758,33 @@ RFN_API rfn_status rfn_global_norm_workspace(const rfn_context* context, const r
 RFN_API rfn_status rfn_global_norm_forward(rfn_stream* stream, const rfn_global_norm* op, void* workspace,
                                            int64_t workspace_bytes);
 
-/* One AdamW step of one parameter.
+/* One AdamW step of any number of parameters. `parameters` and the like are host arrays of `count` entries; entry i of
+ * each belongs to parameter i, and parameters, gradients and moments of all entries are apart in memory.
  *
  *   g  = scale * gradient
  *   m  = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
  *   p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p) */
 typedef struct rfn_adamw {
   uint32_t struct_size;
-  float learning_rate;         /* required: factor of the update */
-  float beta1;                 /* required: decay of the first moment */
-  float beta2;                 /* required: decay of the second moment */
-  float epsilon;               /* required: added to the root of the second moment */
-  float weight_decay;          /* of the parameter, decoupled from the gradient */
-  int64_t step;                /* required: 1 for the first update */
-  rfn_tensor parameter;        /* F32, updated in place */
-  rfn_tensor gradient;         /* the same shape */
-  rfn_tensor moment1;          /* the same shape; zeros before the first step */
-  rfn_tensor moment2;          /* the same shape; zeros before the first step */
-  const rfn_norm_result* clip; /* of rfn_global_norm; optional, scale 1 without */
+  float learning_rate;          /* required: factor of the update */
+  float beta1;                  /* required: decay of the first moment */
+  float beta2;                  /* required: decay of the second moment */
+  float epsilon;                /* required: added to the root of the second moment */
+  int32_t reserved;
+  int64_t step;                 /* required: 1 for the first update */
+  int64_t count;                /* parameters: at least 1 */
+  const rfn_tensor* parameters; /* F32, updated in place */
+  const rfn_tensor* gradients;  /* the parameters' shapes */
+  const rfn_tensor* moments1;   /* the parameters' shapes; zeros before the first step */
+  const rfn_tensor* moments2;   /* the parameters' shapes; zeros before the first step */
+  const float* weight_decays;   /* of each parameter, decoupled from the gradient; NULL: none */
+  const rfn_norm_result* clip;  /* of rfn_global_norm; optional, scale 1 without */
 } rfn_adamw;
 RFN_API rfn_status rfn_adamw_step(rfn_stream* stream, const rfn_adamw* op);
 
-/* One Adafactor step of one parameter (Shazeer and Stern 2018, without momentum). Second moments of tensors of rank >=
- * 2 are factored over the last two axes; leading axes are merged into rows, and `row` and `column` hold means.
+/* One Adafactor step of any number of parameters (Shazeer and Stern 2018, without momentum); arrays as in rfn_adamw.
+ * Second moments of tensors of rank >= 2 are factored over the last two axes; leading axes are merged into rows, and
+ * `rows` and `columns` hold means.
  *
  *   rho    = 1 - step^-decay_exponent, the decay of second moments
  *   alpha  = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
@@ -788,20 +792,22 @@ RFN_API rfn_status rfn_adamw_step(rfn_stream* stream, const rfn_adamw* op);
  *   p     -= alpha u + learning_rate weight_decay p */
 typedef struct rfn_adafactor {
   uint32_t struct_size;
-  float learning_rate;         /* required: factor of the update */
-  float decay_exponent;        /* required: 0.8 */
-  float clip_threshold;        /* required: 1 */
-  float epsilon1;              /* required: 1e-30, added to squared gradients */
-  float epsilon2;              /* required: 1e-3, lower bound of the parameter's scale */
-  float weight_decay;          /* of the parameter, decoupled from the gradient */
-  int32_t scale_parameter;     /* 1: the step is multiplied by the parameter's root mean square */
-  int64_t step;                /* required: 1 for the first update */
-  rfn_tensor parameter;        /* F32, updated in place */
-  rfn_tensor gradient;         /* the same shape */
-  rfn_tensor row;              /* rank >= 2: F32 [rows]; zeros before the first step */
-  rfn_tensor column;           /* rank >= 2: F32 [columns]; zeros before the first step */
-  rfn_tensor moment2;          /* rank <= 1: the shape of the parameter; zeros before the first step */
-  const rfn_norm_result* clip; /* of rfn_global_norm; optional, scale 1 without */
+  float learning_rate;          /* required: factor of the update */
+  float decay_exponent;         /* required: 0.8 */
+  float clip_threshold;         /* required: 1 */
+  float epsilon1;               /* required: 1e-30, added to squared gradients */
+  float epsilon2;               /* required: 1e-3, lower bound of the parameter's scale */
+  int32_t scale_parameter;      /* 1: the step is multiplied by the parameter's root mean square */
+  int32_t reserved;
+  int64_t step;                 /* required: 1 for the first update */
+  int64_t count;                /* parameters: at least 1 */
+  const rfn_tensor* parameters; /* F32, updated in place */
+  const rfn_tensor* gradients;  /* the parameters' shapes */
+  const rfn_tensor* rows;       /* rank >= 2: F32 [rows]; zeros before the first step; others are not read */
+  const rfn_tensor* columns;    /* rank >= 2: F32 [columns]; zeros before the first step; others are not read */
+  const rfn_tensor* moments2;   /* rank <= 1: the parameter's shape; zeros before the first step; others are not read */
+  const float* weight_decays;   /* of each parameter, decoupled from the gradient; NULL: none */
+  const rfn_norm_result* clip;  /* of rfn_global_norm; optional, scale 1 without */
 } rfn_adafactor;
 RFN_API rfn_status rfn_adafactor_workspace(const rfn_context* context, const rfn_adafactor* op, int64_t* bytes);
 RFN_API rfn_status rfn_adafactor_step(rfn_stream* stream, const rfn_adafactor* op, void* workspace,

@@ -101,6 +101,7 @@ int main(void) {
   rfn_final_norm norm;
   rfn_head_loss head;
   rfn_global_norm clip;
+  rfn_adamw update;
   double first_loss = 0, loss = 0;
   int i;
 
@@ -196,6 +197,19 @@ int main(void) {
   clip.gradients = gradients;
   clip.result = allocate(sizeof *clip.result);
 
+  memset(&update, 0, sizeof update);
+  update.struct_size = sizeof update;
+  update.learning_rate = 0.01f;
+  update.beta1 = 0.9f;
+  update.beta2 = 0.98f;
+  update.epsilon = 1e-8f;
+  update.count = parameter_count;
+  update.parameters = parameters;
+  update.gradients = gradients;
+  update.moments1 = moments1;
+  update.moments2 = moments2;
+  update.clip = clip.result;
+
   NEEDS(embedding, &embedding, RFN_PASS_FORWARD);
   NEEDS(embedding, &embedding, RFN_PASS_BACKWARD);
   NEEDS(reversible_block, &block, RFN_PASS_FORWARD);
@@ -243,22 +257,8 @@ int main(void) {
     check(rfn_embedding_backward(stream, &embedding, workspace, workspace_bytes));
     /* Update. */
     check(rfn_global_norm_forward(stream, &clip, workspace, workspace_bytes));
-    for (p = 0; p < parameter_count; ++p) {
-      rfn_adamw update;
-      memset(&update, 0, sizeof update);
-      update.struct_size = sizeof update;
-      update.learning_rate = 0.01f;
-      update.beta1 = 0.9f;
-      update.beta2 = 0.98f;
-      update.epsilon = 1e-8f;
-      update.step = i + 1;
-      update.parameter = parameters[p];
-      update.gradient = gradients[p];
-      update.moment1 = moments1[p];
-      update.moment2 = moments2[p];
-      update.clip = clip.result;
-      check(rfn_adamw_step(stream, &update));
-    }
+    update.step = i + 1;
+    check(rfn_adamw_step(stream, &update));
 
     check(rfn_copy(stream, &statistics, head.statistics, sizeof statistics, RFN_COPY_DEVICE_TO_HOST));
     check(rfn_stream_synchronize(stream));

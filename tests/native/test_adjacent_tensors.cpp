@@ -77,14 +77,18 @@ TEST_F(AdjacentTensors, OutputsBesideEachOther_AreAllowed) {
   op.beta2 = 0.99f;
   op.epsilon = 1e-8f;
   op.step = 1;
-  op.parameter = view(100, {kCount});
-  op.moment1 = view(100 + kCount, {kCount});
-  op.moment2 = view(100 - kCount, {kCount});
-  op.gradient = view(100 + 2 * kCount, {kCount});
+  rfn_tensor parameter = view(100, {kCount});
+  const rfn_tensor moment1 = view(100 + kCount, {kCount}), moment2 = view(100 - kCount, {kCount}),
+                   gradient = view(100 + 2 * kCount, {kCount});
+  op.count = 1;
+  op.parameters = &parameter;
+  op.moments1 = &moment1;
+  op.moments2 = &moment2;
+  op.gradients = &gradient;
   op.clip = clip;
   EXPECT_TRUE(Ok(forward(stream, op)));
   for (const int64_t shift : {-1, 1}) {
-    op.parameter = view(100 + shift, {kCount});
+    parameter = view(100 + shift, {kCount});
     EXPECT_TRUE(Fails(forward(stream, op), RFN_INVALID_ARGUMENT, {"adamw", "overlap"})) << shift;
   }
 }

@@ -292,10 +292,12 @@ class EveryOp {
     adamw_.beta2 = 0.99f;
     adamw_.epsilon = 1e-8f;
     adamw_.step = 1;
-    adamw_.parameter = floats({33});
-    adamw_.gradient = floats({33});
-    adamw_.moment1 = floats({33});
-    adamw_.moment2 = floats({33}, 0);
+    adamw_tensors_ = {floats({33}), floats({33}), floats({33}), floats({33}, 0)};
+    adamw_.count = 1;
+    adamw_.parameters = &adamw_tensors_[0];
+    adamw_.gradients = &adamw_tensors_[1];
+    adamw_.moments1 = &adamw_tensors_[2];
+    adamw_.moments2 = &adamw_tensors_[3];
     simple("adamw", adamw_, rfn_adamw_step);
 
     adafactor_.learning_rate = 0.1f;
@@ -305,10 +307,14 @@ class EveryOp {
     adafactor_.epsilon2 = 1e-3f;
     adafactor_.scale_parameter = 1;
     adafactor_.step = 1;
-    adafactor_.parameter = floats({5, 7});
-    adafactor_.gradient = floats({5, 7});
-    adafactor_.row = floats({5}, 0);
-    adafactor_.column = floats({7}, 0);
+    adafactor_tensors_ = {floats({5, 7}), floats({11}),   floats({5, 7}), floats({11}), floats({5}, 0),
+                          rfn_tensor{},   floats({7}, 0), rfn_tensor{},   rfn_tensor{}, floats({11}, 0)};
+    adafactor_.count = 2;
+    adafactor_.parameters = &adafactor_tensors_[0];
+    adafactor_.gradients = &adafactor_tensors_[2];
+    adafactor_.rows = &adafactor_tensors_[4];
+    adafactor_.columns = &adafactor_tensors_[6];
+    adafactor_.moments2 = &adafactor_tensors_[8];
     add("adafactor", adafactor_, rfn_adafactor_workspace, rfn_adafactor_step);
 
     sample_.temperature = 1;
@@ -448,7 +454,7 @@ class EveryOp {
   std::vector<std::vector<float>> kept_floats_;
   std::vector<std::vector<BFloat16>> kept_halves_;
   std::vector<std::vector<int32_t>> kept_integers_;
-  std::vector<rfn_tensor> gradients_;
+  std::vector<rfn_tensor> gradients_, adamw_tensors_, adafactor_tensors_;
   rfn_random_normal random_normal_ = make_op<rfn_random_normal>();
   rfn_embedding embedding_ = make_op<rfn_embedding>();
   rfn_layer_norm layer_norm_ = make_op<rfn_layer_norm>(), half_norm_ = {};
@@ -660,31 +666,20 @@ TEST_F(CudaBackend, FaultingKernel_LosesTheDevice) {
       ASSERT_TRUE(Ok(rfn_fill_zero(stream, memory, 256)));
       ASSERT_TRUE(Ok(rfn_fill_zero(stream, other, 256)));
       ASSERT_TRUE(Ok(rfn_stream_synchronize(stream)));
-      auto op = make_op<rfn_adamw>();
-      op.learning_rate = 0.1f;
-      op.beta1 = 0.9f;
-      op.beta2 = 0.99f;
-      op.epsilon = 1e-8f;
-      op.step = 1;
-      rfn_tensor view = shape({8});
-      view.bytes = 32;
-      char* const at = static_cast<char*>(memory);
-      view.data = at;
-      op.parameter = view;
-      view.data = at + 32;
-      op.moment1 = view;
-      view.data = at + 64;
-      op.moment2 = view;
-      view.data = freed ? other : static_cast<void*>(host.data());
-      op.gradient = view;
+      auto op = make_op<rfn_random_normal>();
+      op.site = RFN_SITE_DATA;
+      op.standard_deviation = 1;
+      op.destination = shape({8});
+      op.destination.bytes = 32;
+      op.destination.data = freed ? other : static_cast<void*>(host.data());
       if (freed) {
         ASSERT_TRUE(Ok(rfn_buffer_free(context, RFN_MEMORY_DEVICE, other)));
       }
-      rfn_status status = rfn_adamw_step(stream, &op);
+      rfn_status status = rfn_random_normal_forward(stream, &op);
       if (status == RFN_OK) status = rfn_stream_synchronize(stream);
       EXPECT_TRUE(Fails(status, RFN_DEVICE_ERROR, {"illegal", "the context takes no further work"}));
       EXPECT_NE(cuda_on_host::last_report(), "");
-      EXPECT_TRUE(Fails(rfn_adamw_step(stream, &op), RFN_DEVICE_LOST, {"sticky"}));
+      EXPECT_TRUE(Fails(rfn_random_normal_forward(stream, &op), RFN_DEVICE_LOST, {"sticky"}));
       EXPECT_TRUE(Fails(rfn_stream_synchronize(stream), RFN_DEVICE_LOST, {"sticky"}));
       EXPECT_TRUE(Fails(rfn_fill_zero(stream, memory, 4), RFN_DEVICE_LOST, {}));
       rfn_context* second = nullptr;

@@ -83,6 +83,8 @@ std::vector<std::pair<int64_t, int32_t>> sizes() {
   for (const int64_t length : {1, 31, 33, 1000, 20000}) {
     for (const int32_t buckets : {2, 6, 254, 256, 65534, 65536, 70000}) all.emplace_back(length, buckets);
   }
+  // One digit and two, and digits below the upper one that a range takes turns with.
+  for (const int32_t buckets : {510, 512, 1 << 30}) all.emplace_back(20000, buckets);
   all.emplace_back(5000, 1 << 30);
   return all;
 }
@@ -96,7 +98,7 @@ class LshSortOp : public OpTest {};
 // The fewest tokens that take two tiles, and two digits.
 TEST_F(LshSortOp, SmallProblem_TwoTilesAndTwoDigits) {
   Random random(227);
-  const Problem p{4100, 100, 300, 0, random.integers(kSegments * 4100, 301)};
+  const Problem p{4100, 100, 600, 0, random.integers(kSegments * 4100, 601)};
   EXPECT_TRUE(SameBits(sort(stream, p), expected(p)));
 }
 

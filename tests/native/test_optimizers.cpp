@@ -111,12 +111,14 @@ AdamW adamw(AdamW state, const std::vector<float>& gradient, int64_t step, const
   op.beta1 = 0.9f;
   op.beta2 = 0.98f;
   op.epsilon = 1e-8f;
-  op.weight_decay = decay;
   op.step = step;
-  op.parameter = parameter;
-  op.gradient = gradients;
-  op.moment1 = moment1;
-  op.moment2 = moment2;
+  const rfn_tensor tensors[] = {parameter, gradients, moment1, moment2};
+  op.count = 1;
+  op.parameters = &tensors[0];
+  op.gradients = &tensors[1];
+  op.moments1 = &tensors[2];
+  op.moments2 = &tensors[3];
+  op.weight_decays = &decay;
   if (!clip.empty()) op.clip = clips;
   EXPECT_TRUE(Ok(forward(stream, op)));
   return {parameter.values(), moment1.values(), moment2.values()};
@@ -191,6 +193,7 @@ struct Options {
   float rate = 0.05f, clip_threshold = 1, decay = 0.01f;
   int32_t scale_parameter = 1;
   float scale = 1;
+  float epsilon1 = 1e-30f;
 };
 
 Adafactor adafactor(const Adafactor& state, const std::vector<float>& gradient, int64_t step, const Options& o,
@@ -205,19 +208,25 @@ Adafactor adafactor(const Adafactor& state, const std::vector<float>& gradient, 
   op.learning_rate = o.rate;
   op.decay_exponent = 0.8f;
   op.clip_threshold = o.clip_threshold;
-  op.epsilon1 = 1e-30f;
+  op.epsilon1 = o.epsilon1;
   op.epsilon2 = 1e-3f;
-  op.weight_decay = o.decay;
   op.scale_parameter = o.scale_parameter;
   op.step = step;
-  op.parameter = parameter;
-  op.gradient = gradients;
+  const rfn_tensor views[] = {parameter, gradients};
+  rfn_tensor row, column, moment2;
+  op.count = 1;
+  op.parameters = &views[0];
+  op.gradients = &views[1];
+  op.weight_decays = &o.decay;
   moments.reserve(2);
   if (factored) {
-    op.row = moments.emplace_back(std::vector<int64_t>{static_cast<int64_t>(state.row.size())}, state.row);
-    op.column = moments.emplace_back(std::vector<int64_t>{static_cast<int64_t>(state.column.size())}, state.column);
+    row = moments.emplace_back(std::vector<int64_t>{static_cast<int64_t>(state.row.size())}, state.row);
+    column = moments.emplace_back(std::vector<int64_t>{static_cast<int64_t>(state.column.size())}, state.column);
+    op.rows = &row;
+    op.columns = &column;
   } else {
-    op.moment2 = moments.emplace_back(state.sizes, state.moment2);
+    moment2 = moments.emplace_back(state.sizes, state.moment2);
+    op.moments2 = &moment2;
   }
   if (o.scale != 1) op.clip = clip;
   EXPECT_TRUE(Ok(forward(stream, op)));
@@ -316,6 +325,162 @@ TEST(AdafactorOp, EverySchedule_SameBits) {
       EXPECT_TRUE(SameBits(many.moment2, one.moment2));
     });
   }
+}
+
+// ---- many tensors ----
+
+// More than a launch of a device takes (84 of AdamW, 77 of Adafactor), vectors and matrices in turn, of odd sizes and
+// of some blocks; each with a decay of its own. Poison lies behind every tensor (harness.h).
+std::vector<std::vector<int64_t>> many_sizes(Random& random, size_t count) {
+  std::vector<std::vector<int64_t>> sizes;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t a = 1 + random.below(40), b = 1 + random.below(40);
+    if (i % 40 == 7) {
+      sizes.push_back({a * 130, 33 + b});
+    } else if (i % 40 == 12) {
+      sizes.push_back({16384 * static_cast<int64_t>(i % 3) + a});
+    } else if (i % 3 == 0) {
+      sizes.push_back({a, b});
+    } else {
+      sizes.push_back(i % 3 == 1 ? std::vector<int64_t>{a} : std::vector<int64_t>{});
+    }
+  }
+  return sizes;
+}
+
+int64_t elements_of(const std::vector<int64_t>& sizes) {
+  return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+}
+
+TEST(AdamWOp, ManyTensors_SameBitsAsOneByOne) {
+  Random random(241);
+  for (const size_t count : {2, 84, 85, 170}) {
+    Context context(3);
+    Stream stream(context);
+    const auto sizes = many_sizes(random, count);
+    const Result<rfn_norm_result> clip({1, 0.5f});
+    std::vector<std::vector<float>> values[4];
+    std::vector<Tensor<float>> tensors[4];
+    std::vector<rfn_tensor> views[4];
+    std::vector<float> decays;
+    for (size_t i = 0; i < count; ++i) {
+      decays.push_back(i % 2 == 0 ? 0.0f : 0.01f * static_cast<float>(i));
+      for (int list = 0; list < 4; ++list) {
+        values[list].push_back(random.floats(elements_of(sizes[i]), list == 3 ? 0 : -1, 1));
+        views[list].push_back(tensors[list].emplace_back(sizes[i], values[list].back()));
+      }
+    }
+    auto op = make_op<rfn_adamw>();
+    op.learning_rate = 0.01f;
+    op.beta1 = 0.9f;
+    op.beta2 = 0.98f;
+    op.epsilon = 1e-8f;
+    op.step = 3;
+    op.clip = clip;
+    const auto run = [&](size_t first, size_t n) {
+      op.count = static_cast<int64_t>(n);
+      op.parameters = &views[0][first];
+      op.gradients = &views[1][first];
+      op.moments1 = &views[2][first];
+      op.moments2 = &views[3][first];
+      op.weight_decays = &decays[first];
+      ASSERT_TRUE(Ok(forward(stream, op)));
+    };
+    run(0, count);
+    std::vector<std::vector<float>> together[4];
+    for (int list = 0; list < 4; ++list) {
+      for (size_t i = 0; i < count; ++i) {
+        together[list].push_back(tensors[list][i].values());
+        tensors[list][i].set(values[list][i]);
+      }
+    }
+    for (size_t i = 0; i < count; ++i) run(i, 1);
+    for (int list = 0; list < 4; ++list) {
+      for (size_t i = 0; i < count; ++i)
+        EXPECT_TRUE(SameBits(together[list][i], tensors[list][i].values())) << list << " of tensor " << i;
+    }
+    EXPECT_TRUE(SameBits(together[1][0], values[1][0]));
+    EXPECT_FALSE(SameBits(together[0][0], values[0][0]));
+  }
+}
+
+TEST(AdafactorOp, ManyTensors_SameBitsAsOneByOne) {
+  Random random(251);
+  for (const size_t count : {2, 77, 78, 160}) {
+    Context context(3);
+    Stream stream(context);
+    const auto sizes = many_sizes(random, count);
+    const Result<rfn_norm_result> clip({1, 0.5f});
+    enum { kParameters, kGradients, kRows, kColumns, kMoments, kLists };
+    std::vector<std::vector<float>> values[kLists];
+    std::vector<Tensor<float>> tensors[kLists];
+    std::vector<rfn_tensor> views[kLists];
+    std::vector<float> decays;
+    for (size_t i = 0; i < count; ++i) {
+      const bool factored = sizes[i].size() >= 2;
+      const int64_t n = elements_of(sizes[i]), columns = factored ? sizes[i].back() : 1;
+      decays.push_back(i % 2 == 0 ? 0.0f : 0.01f * static_cast<float>(i));
+      const auto add = [&](int list, const std::vector<int64_t>& shape, bool read) {
+        values[list].push_back(
+            random.floats(elements_of(shape), list == kGradients || list == kParameters ? -1 : 0, 1));
+        tensors[list].emplace_back(shape, values[list].back());
+        views[list].push_back(read ? static_cast<rfn_tensor>(tensors[list].back()) : rfn_tensor{});
+      };
+      add(kParameters, sizes[i], true);
+      add(kGradients, sizes[i], true);
+      add(kRows, {n / columns}, factored);
+      add(kColumns, {columns}, factored);
+      add(kMoments, sizes[i], !factored);
+    }
+    auto op = make_op<rfn_adafactor>();
+    op.learning_rate = 0.05f;
+    op.decay_exponent = 0.8f;
+    op.clip_threshold = 1;
+    op.epsilon1 = 1e-30f;
+    op.epsilon2 = 1e-3f;
+    op.scale_parameter = 1;
+    op.step = 2;
+    op.clip = clip;
+    const auto run = [&](size_t first, size_t n) {
+      op.count = static_cast<int64_t>(n);
+      op.parameters = &views[kParameters][first];
+      op.gradients = &views[kGradients][first];
+      op.rows = &views[kRows][first];
+      op.columns = &views[kColumns][first];
+      op.moments2 = &views[kMoments][first];
+      op.weight_decays = &decays[first];
+      ASSERT_TRUE(Ok(forward(stream, op)));
+    };
+    run(0, count);
+    std::vector<std::vector<float>> together[kLists];
+    for (int list = 0; list < kLists; ++list) {
+      for (size_t i = 0; i < count; ++i) {
+        together[list].push_back(tensors[list][i].values());
+        tensors[list][i].set(values[list][i]);
+      }
+    }
+    for (size_t i = 0; i < count; ++i) run(i, 1);
+    for (int list = 0; list < kLists; ++list) {
+      for (size_t i = 0; i < count; ++i)
+        EXPECT_TRUE(SameBits(together[list][i], tensors[list][i].values())) << list << " of tensor " << i;
+    }
+    EXPECT_FALSE(SameBits(together[kParameters][0], values[kParameters][0]));
+    // What is not read is not written.
+    EXPECT_TRUE(SameBits(together[kRows][1], values[kRows][1]));
+    EXPECT_TRUE(SameBits(together[kMoments][0], values[kMoments][0]));
+  }
+}
+
+// Gradients whose squares are near the smallest float32: the product of a row's and a column's root is no float32.
+TEST(AdafactorOp, TinyGradientsWithoutEpsilon_StayFinite) {
+  Random random(257);
+  Adafactor state = adafactor_state(random, {7, 5});
+  std::vector<float> gradient = random.floats(35, 0.5, 1);
+  for (float& g : gradient) g *= 1e-20f;
+  const Adafactor after = adafactor(state, gradient, 1, Options{0.05f, 1, 0, 1, 1, 0});
+  EXPECT_TRUE(AllFinite(after.parameter));
+  // Each update is near 1 and clipped to a root mean square of 1, times the parameter's.
+  for (size_t i = 0; i < 35; ++i) EXPECT_LT(after.parameter[i], state.parameter[i]) << i;
 }
 
 }  // namespace

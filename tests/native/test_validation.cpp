@@ -91,8 +91,8 @@ void fuzz(const Stream& stream, Call& call, Random& random) {
   EXPECT_GT(refused, 0) << call.name;
 }
 
-// ONE(op, functions, set-up) or BOTH(op, set-up) for a correct call of each op; not of global_norm, whose op points to
-// an array of tensors as long as it says.
+// ONE(op, functions, set-up) or BOTH(op, set-up) for a correct call of each op; not of those of many tensors,
+// whose ops point to arrays as long as they say.
 // clang-format off
 #define RFN_EVERY_CALL(ONE, BOTH) \
   BOTH(embedding, embedding(call, RFN_POSITIONS_AXIAL)) \
@@ -110,8 +110,6 @@ void fuzz(const Stream& stream, Call& call, Random& random) {
   BOTH(head_loss, head(call)) \
   ONE(random_normal, RFN_NO_WORKSPACE(random_normal, forward), random_normal(call)) \
   ONE(bucket_rings, RFN_NO_WORKSPACE(bucket_rings, forward), bucket_rings(call)) \
-  ONE(adamw, RFN_NO_WORKSPACE(adamw, step), adamw(call)) \
-  ONE(adafactor, RFN_ONE_PASS(adafactor, step), adafactor(call, true)) \
   ONE(sample, RFN_ONE_PASS(sample, forward), sample(call))
 // clang-format on
 

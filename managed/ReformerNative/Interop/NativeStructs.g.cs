@@ -709,8 +709,8 @@ internal unsafe struct rfn_global_norm
 }
 
 /// <summary>
-/// One AdamW step of one parameter.
-///
+/// One AdamW step of any number of parameters. `parameters` and the like are host arrays of `count` entries; entry i of
+/// each belongs to parameter i, and parameters, gradients and moments of all entries are apart in memory.
 /// g = scale * gradient
 /// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2
 /// p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p)
@@ -727,25 +727,30 @@ internal unsafe struct rfn_adamw
     internal float beta2;
     /// <summary>required: added to the root of the second moment</summary>
     internal float epsilon;
-    /// <summary>of the parameter, decoupled from the gradient</summary>
-    internal float weight_decay;
+    internal int reserved;
     /// <summary>required: 1 for the first update</summary>
     internal long step;
+    /// <summary>parameters: at least 1</summary>
+    internal long count;
     /// <summary>F32, updated in place</summary>
-    internal rfn_tensor parameter;
-    /// <summary>the same shape</summary>
-    internal rfn_tensor gradient;
-    /// <summary>the same shape; zeros before the first step</summary>
-    internal rfn_tensor moment1;
-    /// <summary>the same shape; zeros before the first step</summary>
-    internal rfn_tensor moment2;
+    internal rfn_tensor* parameters;
+    /// <summary>the parameters' shapes</summary>
+    internal rfn_tensor* gradients;
+    /// <summary>the parameters' shapes; zeros before the first step</summary>
+    internal rfn_tensor* moments1;
+    /// <summary>the parameters' shapes; zeros before the first step</summary>
+    internal rfn_tensor* moments2;
+    /// <summary>of each parameter, decoupled from the gradient; NULL: none</summary>
+    internal float* weight_decays;
     /// <summary>of rfn_global_norm; optional, scale 1 without</summary>
     internal rfn_norm_result* clip;
 }
 
 /// <summary>
-/// One Adafactor step of one parameter (Shazeer and Stern 2018, without momentum). Second moments of tensors of rank
-/// &gt;= 2 are factored over the last two axes; leading axes are merged into rows, and `row` and `column` hold means.
+/// One Adafactor step of any number of parameters (Shazeer and Stern 2018, without momentum); arrays as in rfn_adamw.
+/// Second moments of tensors of rank &gt;= 2 are factored over the last two axes; leading axes are merged into rows,
+/// and `rows` and `columns` hold means.
+///
 /// rho = 1 - step^-decay_exponent, the decay of second moments
 /// alpha = learning_rate * (scale_parameter ? max(epsilon2, rms(p)) : 1)
 /// u = g / sqrt(second moment), divided by max(1, rms(u) / clip_threshold)
@@ -765,22 +770,25 @@ internal unsafe struct rfn_adafactor
     internal float epsilon1;
     /// <summary>required: 1e-3, lower bound of the parameter's scale</summary>
     internal float epsilon2;
-    /// <summary>of the parameter, decoupled from the gradient</summary>
-    internal float weight_decay;
     /// <summary>1: the step is multiplied by the parameter's root mean square</summary>
     internal int scale_parameter;
+    internal int reserved;
     /// <summary>required: 1 for the first update</summary>
     internal long step;
+    /// <summary>parameters: at least 1</summary>
+    internal long count;
     /// <summary>F32, updated in place</summary>
-    internal rfn_tensor parameter;
-    /// <summary>the same shape</summary>
-    internal rfn_tensor gradient;
-    /// <summary>rank &gt;= 2: F32 [rows]; zeros before the first step</summary>
-    internal rfn_tensor row;
-    /// <summary>rank &gt;= 2: F32 [columns]; zeros before the first step</summary>
-    internal rfn_tensor column;
-    /// <summary>rank &lt;= 1: the shape of the parameter; zeros before the first step</summary>
-    internal rfn_tensor moment2;
+    internal rfn_tensor* parameters;
+    /// <summary>the parameters' shapes</summary>
+    internal rfn_tensor* gradients;
+    /// <summary>rank &gt;= 2: F32 [rows]; zeros before the first step; others are not read</summary>
+    internal rfn_tensor* rows;
+    /// <summary>rank &gt;= 2: F32 [columns]; zeros before the first step; others are not read</summary>
+    internal rfn_tensor* columns;
+    /// <summary>rank &lt;= 1: the parameter's shape; zeros before the first step; others are not read</summary>
+    internal rfn_tensor* moments2;
+    /// <summary>of each parameter, decoupled from the gradient; NULL: none</summary>
+    internal float* weight_decays;
     /// <summary>of rfn_global_norm; optional, scale 1 without</summary>
     internal rfn_norm_result* clip;
 }

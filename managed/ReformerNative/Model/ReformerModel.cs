@@ -45,6 +45,8 @@ public sealed class ReformerModel : IDisposable
 
     internal Workspace Workspace { get; }
 
+    internal TensorView[] Values => _parameters.Values;
+
     internal TensorView[] Gradients => _parameters.Gradients;
 
     /// <summary>

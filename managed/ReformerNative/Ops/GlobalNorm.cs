@@ -1,4 +1,3 @@
-using System.Buffers;
 using System.Runtime.CompilerServices;
 using ReformerNative.Interop;
 using ReformerNative.Tensors;
@@ -28,18 +27,11 @@ public readonly ref struct GlobalNorm
     public unsafe long WorkspaceBytes(ReformerContext context)
     {
         ArgumentNullException.ThrowIfNull(context);
-        rfn_tensor[] tensors = Rent(context);
-        try
+        using TensorLists lists = List(context);
+        fixed (rfn_tensor* first = lists.Tensors)
         {
-            fixed (rfn_tensor* first = tensors)
-            {
-                rfn_global_norm native = ToNative(context, first);
-                return OpCall.Size(context, in native, &NativeMethods.rfn_global_norm_workspace);
-            }
-        }
-        finally
-        {
-            ArrayPool<rfn_tensor>.Shared.Return(tensors);
+            rfn_global_norm native = ToNative(context, first);
+            return OpCall.Size(context, in native, &NativeMethods.rfn_global_norm_workspace);
         }
     }
 
@@ -48,33 +40,21 @@ public readonly ref struct GlobalNorm
     public unsafe void Run(Workspace workspace)
     {
         ArgumentNullException.ThrowIfNull(workspace);
-        rfn_tensor[] tensors = Rent(workspace.Context);
-        try
+        using TensorLists lists = List(workspace.Context);
+        fixed (rfn_tensor* first = lists.Tensors)
         {
-            fixed (rfn_tensor* first = tensors)
-            {
-                rfn_global_norm native = ToNative(workspace.Context, first);
-                OpCall.Run(
-                    in this, workspace, in native, &NativeMethods.rfn_global_norm_workspace,
-                    &NativeMethods.rfn_global_norm_forward);
-            }
-        }
-        finally
-        {
-            ArrayPool<rfn_tensor>.Shared.Return(tensors);
+            rfn_global_norm native = ToNative(workspace.Context, first);
+            OpCall.Run(
+                in this, workspace, in native, &NativeMethods.rfn_global_norm_workspace,
+                &NativeMethods.rfn_global_norm_forward);
         }
     }
 
-    // A pooled array, so that a call allocates nothing however many parameters a model has.
-    private rfn_tensor[] Rent(ReformerContext context)
+    private TensorLists List(ReformerContext context)
     {
-        rfn_tensor[] tensors = ArrayPool<rfn_tensor>.Shared.Rent(Math.Max(1, Gradients.Length));
-        for (int i = 0; i < Gradients.Length; i++)
-        {
-            tensors[i] = Gradients[i].ToNative(context);
-        }
-
-        return tensors;
+        var lists = new TensorLists(context, Gradients.Length, 1);
+        lists.Set(0, Gradients, nameof(Gradients));
+        return lists;
     }
 
     private unsafe rfn_global_norm ToNative(ReformerContext context, rfn_tensor* first) => new()

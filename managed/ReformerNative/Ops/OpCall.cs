@@ -87,6 +87,7 @@ internal static unsafe class OpCall
     [MethodImpl(MethodImplOptions.NoInlining)]
     internal static void Run<TOp, TNative>(
         in TOp op, ReformerContext context, in TNative native, delegate*<StreamHandle, in TNative, int> run)
+        where TOp : allows ref struct
         where TNative : unmanaged
     {
         NativeError.ThrowIfFailed(run(context.Stream, in native));

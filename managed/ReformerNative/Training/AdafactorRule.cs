@@ -1,4 +1,3 @@
-using ReformerNative.Model;
 using ReformerNative.Ops;
 using ReformerNative.Tensors;
 
@@ -7,50 +6,42 @@ namespace ReformerNative.Training;
 /// <summary>Adafactor: a row and a column for matrices, one second moment for vectors.</summary>
 internal sealed class AdafactorRule(TrainingOptions options) : UpdateRule(options)
 {
-    public override IEnumerable<OptimizerSlot> SlotsOf(ParameterSpec parameter)
+    public override IReadOnlyList<string> Lists { get; } = ["row", "column", "moment2"];
+
+    public override TensorShape? ShapeOf(int list, TensorShape parameter)
     {
-        TensorShape shape = parameter.Shape;
-        return IsFactored(shape)
-            ?
-            [
-                new OptimizerSlot("row." + parameter.Name, new TensorShape(shape.ElementCount / shape[^1])),
-                new OptimizerSlot("column." + parameter.Name, new TensorShape(shape[^1])),
-            ]
-            : [new OptimizerSlot("moment2." + parameter.Name, shape)];
-    }
-
-    public override long WorkspaceBytes(
-        ReformerContext context, TensorView parameter, ReadOnlySpan<TensorView> slots) =>
-        Op(parameter, parameter, slots, clip: default, learningRate: 0, step: 1).WorkspaceBytes(context);
-
-    public override void Update(
-        Workspace workspace, TensorView parameter, TensorView gradient, ReadOnlySpan<TensorView> slots, TensorView clip,
-        double learningRate, long step) =>
-        Op(parameter, gradient, slots, clip, learningRate, step).Run(workspace);
-
-    private static bool IsFactored(TensorShape shape) => shape.Rank >= 2;
-
-    private Adafactor Op(
-        TensorView parameter, TensorView gradient, ReadOnlySpan<TensorView> slots, TensorView clip, double learningRate,
-        long step)
-    {
-        bool factored = IsFactored(parameter.Shape);
-        return new Adafactor
+        bool isFactored = parameter.Rank >= 2;
+        return list switch
         {
-            LearningRate = (float)learningRate,
-            DecayExponent = (float)Options.AdafactorDecayExponent,
-            ClipThreshold = (float)Options.AdafactorClipThreshold,
-            Epsilon1 = 1e-30f,
-            Epsilon2 = 1e-3f,
-            WeightDecay = DecayOf(parameter),
-            ScaleParameter = Options.AdafactorScaleParameter,
-            Step = step,
-            Parameter = parameter,
-            Gradient = gradient,
-            Row = factored ? slots[0] : default,
-            Column = factored ? slots[1] : default,
-            Moment2 = factored ? default : slots[0],
-            Clip = clip,
+            0 when isFactored => new TensorShape(parameter.ElementCount / parameter[^1]),
+            1 when isFactored => new TensorShape(parameter[^1]),
+            2 when !isFactored => parameter,
+            _ => null,
         };
     }
+
+    public override long WorkspaceBytes(ReformerContext context, in UpdateTensors tensors) =>
+        Op(tensors, clip: default, learningRate: 0, step: 1).WorkspaceBytes(context);
+
+    public override void Update(
+        Workspace workspace, in UpdateTensors tensors, TensorView clip, double learningRate, long step) =>
+        Op(tensors, clip, learningRate, step).Run(workspace);
+
+    private Adafactor Op(in UpdateTensors tensors, TensorView clip, double learningRate, long step) => new()
+    {
+        LearningRate = (float)learningRate,
+        DecayExponent = (float)Options.AdafactorDecayExponent,
+        ClipThreshold = (float)Options.AdafactorClipThreshold,
+        Epsilon1 = 1e-30f,
+        Epsilon2 = 1e-3f,
+        ScaleParameter = Options.AdafactorScaleParameter,
+        Step = step,
+        Parameters = tensors.Parameters,
+        Gradients = tensors.Gradients,
+        Rows = tensors.Lists[0],
+        Columns = tensors.Lists[1],
+        Moments2 = tensors.Lists[2],
+        WeightDecays = tensors.WeightDecays,
+        Clip = clip,
+    };
 }

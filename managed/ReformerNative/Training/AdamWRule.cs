@@ -1,4 +1,3 @@
-using ReformerNative.Model;
 using ReformerNative.Ops;
 using ReformerNative.Tensors;
 
@@ -7,30 +6,26 @@ namespace ReformerNative.Training;
 /// <summary>AdamW: two moments of each parameter's shape.</summary>
 internal sealed class AdamWRule(TrainingOptions options) : UpdateRule(options)
 {
-    public override IEnumerable<OptimizerSlot> SlotsOf(ParameterSpec parameter) =>
-    [
-        new("moment1." + parameter.Name, parameter.Shape),
-        new("moment2." + parameter.Name, parameter.Shape),
-    ];
+    public override IReadOnlyList<string> Lists { get; } = ["moment1", "moment2"];
 
-    public override long WorkspaceBytes(
-        ReformerContext context, TensorView parameter, ReadOnlySpan<TensorView> slots) => 0;
+    public override TensorShape? ShapeOf(int list, TensorShape parameter) => parameter;
+
+    public override long WorkspaceBytes(ReformerContext context, in UpdateTensors tensors) => 0;
 
     public override void Update(
-        Workspace workspace, TensorView parameter, TensorView gradient, ReadOnlySpan<TensorView> slots, TensorView clip,
-        double learningRate, long step) =>
+        Workspace workspace, in UpdateTensors tensors, TensorView clip, double learningRate, long step) =>
         new AdamW
         {
             LearningRate = (float)learningRate,
             Beta1 = (float)Options.Beta1,
             Beta2 = (float)Options.Beta2,
             Epsilon = (float)Options.Epsilon,
-            WeightDecay = DecayOf(parameter),
             Step = step,
-            Parameter = parameter,
-            Gradient = gradient,
-            Moment1 = slots[0],
-            Moment2 = slots[1],
+            Parameters = tensors.Parameters,
+            Gradients = tensors.Gradients,
+            Moments1 = tensors.Lists[0],
+            Moments2 = tensors.Lists[1],
+            WeightDecays = tensors.WeightDecays,
             Clip = clip,
         }.Run(workspace.Context);
 }

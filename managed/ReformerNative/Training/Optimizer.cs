@@ -12,9 +12,9 @@ internal sealed class Optimizer : IDisposable
     private readonly ReformerModel _model;
     private readonly TrainingOptions _options;
     private readonly UpdateRule _rule;
-    private readonly List<OptimizerSlot> _slots = [];
-    private readonly int[] _firstSlots; // of each parameter, and the end
-    private readonly TensorView[] _views; // of each slot
+    private readonly List<Slot> _slots;
+    private readonly TensorView[][] _lists; // of the rule
+    private readonly float[] _weightDecays;
     private readonly Tensor _state;
     private readonly Tensor _clip;
     private readonly float[] _clipValues = new float[2];
@@ -25,32 +25,23 @@ internal sealed class Optimizer : IDisposable
         _options = options;
         _rule = UpdateRule.Of(options);
         IReadOnlyList<ParameterSpec> specs = new ParameterLayout(model.Config).Specs;
-        _firstSlots = new int[specs.Count + 1];
-        for (int i = 0; i < specs.Count; i++)
-        {
-            _slots.AddRange(_rule.SlotsOf(specs[i]));
-            _firstSlots[i + 1] = _slots.Count;
-        }
-
+        _slots = SlotsOf(_rule, specs);
         _state = model.Context.Zeros(new TensorShape(_slots.Sum(slot => slot.Shape.ElementCount)));
-        _views = new TensorView[_slots.Count];
         long start = 0;
-        for (int i = 0; i < _views.Length; i++)
+        _lists = Lists(_rule, specs, _slots, shape =>
         {
-            _views[i] = _state.View.Part(start, _slots[i].Shape);
-            start += _slots[i].Shape.ElementCount;
-        }
-
+            TensorView view = _state.View.Part(start, shape);
+            start += shape.ElementCount;
+            return view;
+        });
+        _weightDecays = [.. specs.Select(spec => _rule.DecayOf(spec.Shape))];
         _clip = model.Context.Zeros(new TensorShape(2));
     }
 
     /// <summary>Bytes that an optimizer keeps for a model.</summary>
-    public static long StateBytes(ReformerConfig config, TrainingOptions options)
-    {
-        UpdateRule rule = UpdateRule.Of(options);
-        return new ParameterLayout(config).Specs.SelectMany(rule.SlotsOf).Sum(slot => slot.Shape.ElementCount)
+    public static long StateBytes(ReformerConfig config, TrainingOptions options) =>
+        SlotsOf(UpdateRule.Of(options), new ParameterLayout(config).Specs).Sum(slot => slot.Shape.ElementCount)
             * sizeof(float);
-    }
 
     /// <summary>Scratch that an update needs, in bytes.</summary>
     public static long WorkspaceBytes(ReformerConfig config, ReformerContext context, TrainingOptions options)
@@ -63,9 +54,8 @@ internal sealed class Optimizer : IDisposable
             Gradients = shapes,
             Result = TensorView.Meta(new TensorShape(2)),
         }.WorkspaceBytes(context);
-        long update = specs.Zip(shapes, (spec, shape) => rule.WorkspaceBytes(
-            context, shape, [.. rule.SlotsOf(spec).Select(slot => TensorView.Meta(slot.Shape))])).Max();
-        return Math.Max(norm, update);
+        TensorView[][] lists = Lists(rule, specs, SlotsOf(rule, specs), shape => TensorView.Meta(shape));
+        return Math.Max(norm, rule.WorkspaceBytes(context, new UpdateTensors(shapes, shapes, lists, [])));
     }
 
     /// <summary>Global norm of the model's gradients; the update scales them by the limit it is given here.</summary>
@@ -88,18 +78,13 @@ internal sealed class Optimizer : IDisposable
     public void Update(double learningRate, long step)
     {
         using ModelGate.Visit visit = _model.Enter(nameof(Trainer.RunStep));
-        for (int i = 0; i < _firstSlots.Length - 1; i++)
-        {
-            Parameter parameter = _model.Parameters[i];
-            ReadOnlySpan<TensorView> slots = _views.AsSpan(_firstSlots[i].._firstSlots[i + 1]);
-            _rule.Update(
-                _model.Workspace, parameter.Value, parameter.Gradient, slots, _clip, learningRate, step);
-        }
+        var tensors = new UpdateTensors(_model.Values, _model.Gradients, _lists, _weightDecays);
+        _rule.Update(_model.Workspace, tensors, _clip, learningRate, step);
     }
 
     public void Save(string path) =>
         SafetensorsWriter.Write(
-            path, [.. _slots.Select((slot, i) => TensorFile.Item(slot.Name, Sizes(slot.Shape), _views[i]))]);
+            path, [.. _slots.Select(slot => TensorFile.Item(slot.Name, Sizes(slot.Shape), View(slot)))]);
 
     /// <exception cref="ReformerFormatException">The file does not fit the model and the optimizer, or holds values
     /// that are not finite.</exception>
@@ -123,7 +108,7 @@ internal sealed class Optimizer : IDisposable
                         + SafetensorsFormat.Describe(entry.Shape));
             }
 
-            TensorFile.Read(file, entry, _views[i]);
+            TensorFile.Read(file, entry, View(_slots[i]));
         }
     }
 
@@ -133,10 +118,49 @@ internal sealed class Optimizer : IDisposable
         _clip.Dispose();
     }
 
+    // In the order of the file.
+    private static List<Slot> SlotsOf(UpdateRule rule, IReadOnlyList<ParameterSpec> specs)
+    {
+        var slots = new List<Slot>();
+        for (int i = 0; i < specs.Count; i++)
+        {
+            for (int list = 0; list < rule.Lists.Count; list++)
+            {
+                if (rule.ShapeOf(list, specs[i].Shape) is { } shape)
+                {
+                    slots.Add(new Slot($"{rule.Lists[list]}.{specs[i].Name}", shape, list, i));
+                }
+            }
+        }
+
+        return slots;
+    }
+
+    private static TensorView[][] Lists(
+        UpdateRule rule, IReadOnlyList<ParameterSpec> specs, List<Slot> slots, Func<TensorShape, TensorView> allocate)
+    {
+        TensorView[][] lists = [.. rule.Lists.Select(_ => new TensorView[specs.Count])];
+        foreach (Slot slot in slots)
+        {
+            lists[slot.List][slot.Parameter] = allocate(slot.Shape);
+        }
+
+        return lists;
+    }
+
+    private TensorView View(Slot slot) => _lists[slot.List][slot.Parameter];
+
     private static long[] Sizes(TensorShape shape)
     {
         var sizes = new long[shape.Rank];
         shape.CopyTo(sizes);
         return sizes;
     }
+
+    /// <summary>A tensor that the rule keeps for a parameter.</summary>
+    /// <param name="Name">Its name in a file.</param>
+    /// <param name="Shape">Its shape.</param>
+    /// <param name="List">Its list of the rule.</param>
+    /// <param name="Parameter">Index of the parameter.</param>
+    private readonly record struct Slot(string Name, TensorShape Shape, int List, int Parameter);
 }

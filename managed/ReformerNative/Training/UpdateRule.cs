@@ -1,16 +1,22 @@
-using ReformerNative.Model;
 using ReformerNative.Tensors;
 
 namespace ReformerNative.Training;
 
-/// <summary>A tensor that an update rule keeps for a parameter.</summary>
-/// <param name="Name">Its name in a file.</param>
-/// <param name="Shape">Its shape.</param>
-internal readonly record struct OptimizerSlot(string Name, TensorShape Shape);
+/// <summary>What an update works on: entry i of each list belongs to parameter i.</summary>
+/// <param name="Parameters">Of the model.</param>
+/// <param name="Gradients">Of the parameters.</param>
+/// <param name="Lists">What the rule keeps, in the order of <see cref="UpdateRule.Lists"/>; absent views where it keeps
+/// nothing.</param>
+/// <param name="WeightDecays">Of the parameters.</param>
+internal readonly record struct UpdateTensors(
+    TensorView[] Parameters, TensorView[] Gradients, TensorView[][] Lists, float[] WeightDecays);
 
-/// <summary>How a parameter is updated, and what is kept for it between steps.</summary>
+/// <summary>How parameters are updated, and what is kept for them between steps.</summary>
 internal abstract class UpdateRule(TrainingOptions options)
 {
+    /// <summary>Names of the lists of tensors that are kept, zeros before the first step.</summary>
+    public abstract IReadOnlyList<string> Lists { get; }
+
     /// <summary>The options of the run.</summary>
     protected TrainingOptions Options { get; } = options;
 
@@ -21,24 +27,21 @@ internal abstract class UpdateRule(TrainingOptions options)
         _ => new AdamWRule(options),
     };
 
-    /// <summary>The tensors kept for a parameter, zeros before the first step, in the order of the file.</summary>
-    public abstract IEnumerable<OptimizerSlot> SlotsOf(ParameterSpec parameter);
+    /// <summary>The shape of the tensor that a list has for a parameter; null when it has none.</summary>
+    public abstract TensorShape? ShapeOf(int list, TensorShape parameter);
 
     /// <summary>Scratch that an update needs, in bytes; views without memory are enough.</summary>
-    public abstract long WorkspaceBytes(ReformerContext context, TensorView parameter, ReadOnlySpan<TensorView> slots);
+    public abstract long WorkspaceBytes(ReformerContext context, in UpdateTensors tensors);
 
-    /// <summary>Updates a parameter and its tensors.</summary>
+    /// <summary>Updates all parameters and what is kept for them.</summary>
     /// <param name="workspace">Scratch of the context to run in.</param>
-    /// <param name="parameter">The parameter.</param>
-    /// <param name="gradient">Its gradient.</param>
-    /// <param name="slots">Its tensors, in the order of <see cref="SlotsOf"/>.</param>
+    /// <param name="tensors">What it works on.</param>
     /// <param name="clip">Result of the global norm.</param>
     /// <param name="learningRate">The rate of this step.</param>
     /// <param name="step">1 for the first.</param>
     public abstract void Update(
-        Workspace workspace, TensorView parameter, TensorView gradient, ReadOnlySpan<TensorView> slots, TensorView clip,
-        double learningRate, long step);
+        Workspace workspace, in UpdateTensors tensors, TensorView clip, double learningRate, long step);
 
     /// <summary>Weights and embeddings decay, vectors do not.</summary>
-    protected float DecayOf(TensorView parameter) => parameter.Shape.Rank >= 2 ? (float)Options.WeightDecay : 0;
+    public float DecayOf(TensorShape parameter) => parameter.Rank >= 2 ? (float)Options.WeightDecay : 0;
 }

@@ -365,6 +365,25 @@ TEST_F(RuntimeTest, Launch_ChecksItsConfiguration) {
   reset();
 }
 
+TEST_F(RuntimeTest, Work_IsCountedByWhatItIs) {
+  const Device<int> a(64), b(64);
+  const auto before = work();
+  ASSERT_CUDA(RFN_LAUNCH(add_kernel, 1, 64, 0, nullptr, a.get(), 1, 64));
+  ASSERT_CUDA(RFN_LAUNCH(add_kernel, 1, 64, 0, nullptr, a.get(), 1, 64));
+  ASSERT_CUDA(RFN_LAUNCH(store_kernel, 1, 64, 0, nullptr, a.get(), 3));
+  ASSERT_CUDA(cudaMemset(b.get(), 0, 256));
+  ASSERT_CUDA(cudaMemcpy2DAsync(b.get(), 16, a.get(), 16, 8, 16, cudaMemcpyDeviceToDevice, nullptr));
+  auto after = work();
+  for (const auto& [name, count] : before) after[name] -= count;
+  EXPECT_EQ(after["add_kernel"], 2);
+  EXPECT_EQ(after["store_kernel"], 1);
+  EXPECT_EQ(after["fill"], 1);
+  EXPECT_EQ(after["copy"], 1) << "rows of one copy";
+  EXPECT_NE(std::string(rfn_cuda_on_host_work()).find("add_kernel\n"), std::string::npos);
+  reset();
+  EXPECT_TRUE(work().empty());
+}
+
 TEST_F(RuntimeTest, FailCall_FailsExactlyOneCall) {
   void* p = nullptr;
   fail_call(2, cudaErrorUnknown);

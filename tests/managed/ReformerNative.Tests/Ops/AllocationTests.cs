@@ -88,10 +88,11 @@ public sealed class AllocationTests
                     Beta2 = 0.999f,
                     Epsilon = 1e-8f,
                     Step = 1,
-                    Parameter = x,
-                    Gradient = y,
-                    Moment1 = z,
-                    Moment2 = w,
+                    Parameters = [x],
+                    Gradients = [y],
+                    Moments1 = [z],
+                    Moments2 = [w],
+                    WeightDecays = [0.1f],
                 }.Run(context)
         );
         AssertNoAllocation(

@@ -324,10 +324,10 @@ public sealed class OpsTests
             Beta2 = 0.999f,
             Epsilon = 1e-8f,
             Step = 1,
-            Parameter = parameter,
-            Gradient = Values([5, -7], new TensorShape(2)),
-            Moment1 = Values([0, 0], new TensorShape(2)),
-            Moment2 = Values([0, 0], new TensorShape(2)),
+            Parameters = [parameter],
+            Gradients = [Values([5, -7], new TensorShape(2))],
+            Moments1 = [Values([0, 0], new TensorShape(2))],
+            Moments2 = [Values([0, 0], new TensorShape(2))],
         }.Run(context);
         Assert.That(parameter.ToArray<float>(), Is.EqualTo(new[] { 0.9f, 1.1f }).Within(1e-5));
     }
@@ -344,11 +344,35 @@ public sealed class OpsTests
             Epsilon1 = 1e-30f,
             Epsilon2 = 1e-3f,
             Step = 1,
-            Parameter = parameter,
-            Gradient = Values([5, -7], new TensorShape(2)),
-            Moment2 = Values([0, 0], new TensorShape(2)),
+            Parameters = [parameter],
+            Gradients = [Values([5, -7], new TensorShape(2))],
+            Moments2 = [Values([0, 0], new TensorShape(2))],
         }.Run(workspace);
         Assert.That(parameter.ToArray<float>(), Is.EqualTo(new[] { 0.9f, 1.1f }).Within(1e-5));
+    }
+
+    [TestCase(1, 1, 1)]
+    [TestCase(2, 1, 1)]
+    [TestCase(2, 2, 1)]
+    public void AdamW_ListsOfDifferentLengths_AreRefused(int gradients, int moments, int decays)
+    {
+        TensorView[] views = [Values([1], new TensorShape(1)), Values([1], new TensorShape(1))];
+        ArgumentException error = Assert.Throws<ArgumentException>(
+            () => new AdamW
+            {
+                LearningRate = 0.1f,
+                Beta1 = 0.9f,
+                Beta2 = 0.999f,
+                Epsilon = 1e-8f,
+                Step = 1,
+                Parameters = views,
+                Gradients = views.AsSpan(0, gradients),
+                Moments1 = views.AsSpan(0, moments),
+                Moments2 = views,
+                WeightDecays = new float[decays],
+            }.Run(context))!;
+        string name = gradients < 2 ? "Gradients" : moments < 2 ? "Moments1" : "WeightDecays";
+        Assert.That(error.Message, Does.StartWith($"{name}: expected 2, one for each parameter, got 1"));
     }
 
     [Test]
