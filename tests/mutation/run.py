@@ -7,7 +7,7 @@ explained in survivors.txt, every other one makes this script fail.
     tests/mutation/run.py native/cpu/sample    files whose path holds one of the texts
     tests/mutation/run.py --list [TEXT...]     the mutations; nothing is built
     tests/mutation/run.py --report             what is known so far, by folder
-    tests/mutation/run.py --again [TEXT...]    survivors once more, after tests were added
+    tests/mutation/run.py --again [TEXT...]    survivors without an explanation once more, after tests were added
 
 All mutations of the native libraries are compiled into one build, those of the managed library into another, each
 behind a switch that reads its number from the environment (RFN_MUTANT), so that a mutation costs no more than the tests
@@ -429,13 +429,16 @@ def main():
     if arguments.report:
         return 0 if report(wanted, log) else 1
 
-    def has_verdict(m):
-        return m.key in log.verdicts and not (arguments.again and log.verdicts[m.key] == "survives")
+    reasons = explained()
+
+    def is_wanted(m):
+        verdict = log.verdicts.get(m.key)
+        return verdict == "survives" and m.key not in reasons if arguments.again else verdict is None
 
     for kind in ("native", "managed"):
         mine = [(n, m) for n, m in wanted if is_managed(m.file) == (kind == "managed")]
         mine = [(n, m) for n, m in mine if log.verdicts.get(m.key) != "does not compile"]
-        todo = [(n, m) for n, m in mine if not has_verdict(m)]
+        todo = [(n, m) for n, m in mine if is_wanted(m)]
         if not todo:
             continue
         # What is stopped early has tried something of everything.
