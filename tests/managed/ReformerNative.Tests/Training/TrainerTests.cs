@@ -387,7 +387,9 @@ public sealed class TrainerTests
                 File.WriteAllText(state, bad);
                 Assert.That(
                     () => Trainer.Resume(model, checkpoint, Task),
-                    Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state).And.Message.Contains(found));
+                    Throws.TypeOf<ReformerFormatException>()
+                        .With.Message.StartsWith(state).And.Message.Contains(found)
+                );
             }
 
             File.WriteAllText(state, good);
