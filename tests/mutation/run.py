@@ -7,7 +7,7 @@ explained in survivors.txt, every other one makes this script fail.
     tests/mutation/run.py native/cpu/sample    files whose path holds one of the texts
     tests/mutation/run.py --list [TEXT...]     the mutations; nothing is built
     tests/mutation/run.py --report             what is known so far, by folder
-    tests/mutation/run.py --again [TEXT...]    survivors once more, after tests were added
+    tests/mutation/run.py --again [TEXT...]    survivors without an explanation once more, after tests were added
 
 All mutations of the native libraries are compiled into one build, those of the managed library into another, each
 behind a switch that reads its number from the environment (RFN_MUTANT), so that a mutation costs no more than the tests
@@ -21,6 +21,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import os
 import pathlib
 import random
@@ -30,7 +31,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import mutations as finder  # beside this file
 
@@ -96,7 +96,7 @@ MANAGED_TESTS = [
     (r"/Tensors/", named(".Tensors.", ".Interop.", ".Ops.", "CudaTensorTests")),
     (r"/Ops/", named(".Ops.", "TensorTests", ".OracleComparison.", "AutoAttention", "AnyCall")),
     (r"/Model/AttentionCost", named(".Model.", "Bench", "MemoryPlan")),
-    (r"/Model/", named(".Model.", "TrainerTests")),
+    (r"/Model/", named(".Model.", "TrainerTests", "HandleTests")),
     (r"/Training/Memory", named("Memory")),
     (r"/Training/", named("TrainerTests", "TrainerFailure", "Memory", "LearningTests", "Optimizer")),
     (r"", named("ReformerNative.Tests")),
@@ -275,8 +275,8 @@ def not_for_devices():
     return "".join(re.findall(r'"([^"]*)"', re.search(r"string\(CONCAT not_for_devices(.*?)\)\n", lists, re.S)[1]))
 
 
-def run_native(number, tests, cuda=None, seed=0, aligned=False, limit=900):
-    """None, or what noticed."""
+def run_native(number, tests, cuda=None, seed=0, aligned=False):
+    """None, or what noticed: a test, and how it ended if it did not say."""
     environment = {**os.environ, "RFN_MUTANT": str(number)}
     if cuda:
         environment["RFN_TEST_DEVICE"] = "cuda_on_host"
@@ -290,46 +290,57 @@ def run_native(number, tests, cuda=None, seed=0, aligned=False, limit=900):
     if cuda and not seed:  # tests that hold one schedule against others, and nothing else
         without += ":*.SameBitsForEverySchedule*:*.EverySchedule_SameBits*:*.Activations_SameBitsForEverySchedule*"
     program = str(BINARIES / "tests/native/reformer_native_tests")
-    run = [program, "--gtest_fail_fast", "--gtest_brief=1", f"--gtest_filter={tests}:{without}"]
-    return finish(run, environment, limit, r"\[  FAILED  \] ([\w/.]+)")
+    run = [program, "--gtest_fail_fast", f"--gtest_filter={tests}:{without}"]
+    return finish(run, environment)
 
 
-def run_products(number, limit=900):
+def run_products(number, tests):
     """The tests of products over the layer's cuBLASLt, which call gemm.cpp itself."""
     program = str(BINARIES / "tests/native/cuda_on_host/cuda_gemm_tests")
-    run = [program, "--gtest_fail_fast", "--gtest_brief=1"]
-    return finish(run, {**os.environ, "RFN_MUTANT": str(number)}, limit, r"\[  FAILED  \] ([\w/.]+)")
+    run = [program, "--gtest_fail_fast", f"--gtest_filter={tests}"]
+    return finish(run, {**os.environ, "RFN_MUTANT": str(number)})
 
 
-def run_managed(number, tests, limit=900):
+def run_managed(number, tests):
     built = WORK / "managed-tree/artifacts/bin/ReformerNative.Tests/release/ReformerNative.Tests.dll"
     environment = {**os.environ, "RFN_MUTANT": str(number)}
     run = ["env", "--default-signal=HUP,INT,QUIT", "dotnet", "test", str(built), "--filter", tests]
-    return finish(run, environment, limit, r"^\s*Failed (\S+)")
+    return finish(run, environment, silence=900)
 
 
-def finish(run, environment, limit, failed):
-    """What noticed: the first test that fails, which ends the run, or how the run ended; None when all is well."""
+def finish(run, environment, silence=300):
+    """What noticed: the first test that fails, which ends the run, or the one in which the program ended or said no
+    more for so many seconds; None when all is well."""
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(run, env=environment, start_new_session=True, **output) as process:
-        late = threading.Event()
+        late, test = False, ""
 
         def end():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it started too
 
-        timer = threading.Timer(limit, lambda: (late.set(), end()))
+        def end_late():
+            nonlocal late
+            late = True
+            end()
+
+        timer = threading.Timer(silence, end_late)
         timer.start()
         try:
             for line in process.stdout:
-                if match := re.search(failed, line):
+                timer.cancel()
+                timer = threading.Timer(silence, end_late)
+                timer.start()
+                if match := re.match(r"\[  FAILED  \] ([\w/.]+)|\s*Failed (\S+)", line):
                     end()
-                    return match[1]
+                    return match[1] or match[2]
+                if match := re.match(r"\[ RUN      \] (\S+)", line):
+                    test = match[1]
         finally:
             timer.cancel()
-    if late.is_set():
-        return "does not end"
-    return None if process.returncode == 0 else f"status {process.returncode}"
+    if late:
+        return f"{test}: does not end"
+    return None if process.returncode == 0 else f"{test}: status {process.returncode}"
 
 
 PLAIN, RACES = "libreformer_native_cuda_on_host.so", "libreformer_native_cuda_on_host_races.so"
@@ -337,29 +348,23 @@ SCHEDULED = {"barrier", "warp", "wait", "vote"}
 
 
 def checks(mutation):
-    """What is tried in turn: (name, function of a number and a limit)."""
+    """What is tried in turn: (name, tests, function of a number and tests)."""
     file = mutation.file
     if is_managed(file):
-        tests = first_match(MANAGED_TESTS, file)
-        return [("managed tests " + tests, lambda n, limit: run_managed(n, tests, limit))]
+        return [("managed", first_match(MANAGED_TESTS, file), run_managed)]
     tests = native_tests(file)
+    plain = functools.partial(run_native, cuda=PLAIN)
     if not on_cuda(file):
-        steps = [("cpu " + tests, lambda n, limit: run_native(n, tests, limit=limit))]
-        if file.startswith("native/core/") and file.endswith(".h"):
-            steps.append(("cuda " + tests, lambda n, limit: run_native(n, tests, PLAIN, limit=limit)))
-        return steps
+        both = file.startswith("native/core/") and file.endswith(".h")
+        return [("cpu", tests, run_native)] + ([("cuda", tests, plain)] if both else [])
     steps = []
     if mutation.kind in SCHEDULED:
-        races = first_match(RACE_TESTS, file)
-        steps.append(("races " + races, lambda n, limit: run_native(n, races, RACES, limit=limit)))
-    steps.append(("cuda " + tests, lambda n, limit: run_native(n, tests, PLAIN, limit=limit)))
-    aligned = lambda n, limit: run_native(n, tests, PLAIN, aligned=True, limit=limit)
-    steps.append(("cuda, aligned tensors " + tests, aligned))
+        steps.append(("races", first_match(RACE_TESTS, file), functools.partial(run_native, cuda=RACES)))
+    steps += [("cuda", tests, plain), ("cuda, aligned tensors", tests, functools.partial(plain, aligned=True))]
     if "cuda/gemm" in file:
-        steps.append(("products", lambda n, limit: run_products(n, limit=limit)))
+        steps.append(("products", "*", run_products))
     for seed in (1, 3, 4, 5, 7) if mutation.kind in SCHEDULED else ():
-        scheduled = lambda n, limit, seed=seed: run_native(n, tests, PLAIN, seed=seed, limit=limit)
-        steps.append((f"cuda, schedule {seed} {tests}", scheduled))
+        steps.append((f"cuda, schedule {seed}", tests, functools.partial(plain, seed=seed)))
     return steps
 
 
@@ -424,13 +429,16 @@ def main():
     if arguments.report:
         return 0 if report(wanted, log) else 1
 
-    def has_verdict(m):
-        return m.key in log.verdicts and not (arguments.again and log.verdicts[m.key] == "survives")
+    reasons = explained()
+
+    def is_wanted(m):
+        verdict = log.verdicts.get(m.key)
+        return verdict == "survives" and m.key not in reasons if arguments.again else verdict is None
 
     for kind in ("native", "managed"):
         mine = [(n, m) for n, m in wanted if is_managed(m.file) == (kind == "managed")]
         mine = [(n, m) for n, m in mine if log.verdicts.get(m.key) != "does not compile"]
-        todo = [(n, m) for n, m in mine if not has_verdict(m)]
+        todo = [(n, m) for n, m in mine if is_wanted(m)]
         if not todo:
             continue
         # What is stopped early has tried something of everything.
@@ -438,30 +446,21 @@ def main():
         # One build for all that are wanted, run before or not, so that going on builds nothing new.
         can = build(kind, mine, log, arguments.jobs)
         todo = [pair for pair in todo if pair in can]
-        seconds, lock = {}, threading.Lock()
-
-        def sound(name, step):
-            """Passes without a mutation, else nothing that follows means anything; how long it took."""
-            with lock:
-                if name not in seconds:
-                    begin = time.monotonic()
-                    noticed = step(0, 1800)
-                    if noticed:
-                        print(f"without a mutation, {name}: {noticed}", flush=True)
-                    seconds[name] = None if noticed else time.monotonic() - begin
-                return seconds[name]
-
         def judge(pair):
             number, mutation = pair
             verdict = "survives"
-            for name, step in checks(mutation):
-                usual = sound(name, step)
-                if usual is None:
+            for name, tests, step in checks(mutation):
+                noticed = step(number, tests)
+                if not noticed:
+                    continue
+                # Means something if the test that failed passes without a mutation.
+                test = re.split(r"[:(]", noticed)[0]
+                alone = named(test) if test and is_managed(mutation.file) else test or tests
+                if broken := step(0, alone):
+                    print(f"without a mutation, {name} {alone}: {broken}", flush=True)
                     return
-                noticed = step(number, 60 + 5 * usual)
-                if noticed:
-                    verdict = f"{name.split()[0]} {noticed}"
-                    break
+                verdict = f"{name.split(',')[0]} {noticed}"
+                break
             log.write(mutation, verdict)
             print(f"{words(mutation)}: {verdict}", flush=True)
 

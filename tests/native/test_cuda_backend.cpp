@@ -595,6 +595,24 @@ TEST_F(CudaBackend, AnyCallFailing_IsAStatusWithASentenceAndLeaksNothing) {
   }
 }
 
+TEST_F(CudaBackend, CurrentDeviceOfTheThread_StaysAsItWas) {
+  set([](Settings& s) { s.devices = 2; });
+  const EveryOp ops;
+  int64_t bytes = 0;
+  {
+    const Context context;
+    bytes = ops.workspace_bytes(context);
+  }
+  for (const int current : {1, 0}) {
+    ASSERT_EQ(cudaSetDevice(current), cudaSuccess);
+    const Life life(ops, bytes);  // on device 0
+    EXPECT_EQ(life.status, RFN_OK) << life.message;
+    int now = -1;
+    EXPECT_EQ(cudaGetDevice(&now), cudaSuccess);
+    EXPECT_EQ(now, current);
+  }
+}
+
 TEST_F(CudaBackend, NoDeviceOrDriver_ZeroDevicesAndAReason) {
   const std::pair<cudaError_t, const char*> reasons[] = {{cudaErrorNoDevice, "sees no GPU"},
                                                          {cudaErrorInsufficientDriver, "no NVIDIA driver"}};

@@ -85,6 +85,20 @@ TEST(Sample, EveryRestriction_AgreesWithSorting) {
   }
 }
 
+// More logits than one warp of a kernel takes.
+TEST(Sample, LongRows_AgreeWithSorting) {
+  Random random(257);
+  const int64_t rows = 8, v = 2500;
+  std::vector<float> logits = random.floats(rows * v, -3, 3);
+  for (float& logit : logits) logit = std::nearbyint(logit * 8) / 8;
+  for (const Options& o : {Options{}, Options{0}, Options{0.3f, 0.9f}, Options{5, 1, 1000}, Options{1, 0.4f, 300}}) {
+    std::vector<int32_t> ids, expected;
+    ASSERT_TRUE(Ok(draw_ids(o, logits, v, ids)));
+    for (int64_t row = 0; row < rows; ++row) expected.push_back(reference(o, logits.data() + row * v, v, row));
+    EXPECT_EQ(ids, expected) << o.temperature << " " << o.top_k << " " << o.top_p;
+  }
+}
+
 // Ids whose probabilities add up to top_p exactly are enough. Four equal logits have 1/4 each, to the bit.
 TEST(Sample, TopPMetExactly_KeepsNoFurtherId) {
   const std::vector<float> logits(400 * 4, 0.5f);

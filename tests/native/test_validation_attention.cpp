@@ -255,6 +255,7 @@ TEST(AutomaticBuckets, Rules_KnownSizes_GiveTheirFactors) {
       {RFN_BUCKETS_TRAX, 65536, 256, 0, {32, 16}},
       {RFN_BUCKETS_TRAX, 524288, 64, 0, {128, 128}},
       {RFN_BUCKETS_TRAX, 7, 64, 0, {2}},
+      {RFN_BUCKETS_TRAX, INT32_MAX, INT32_MAX, 0, {2}},
       {RFN_BUCKETS_HUGGING_FACE, 1024, 64, 1024, {32}},
       {RFN_BUCKETS_HUGGING_FACE, 4096, 64, 4096, {128}},
       {RFN_BUCKETS_HUGGING_FACE, 8192, 64, 8192, {16, 16}},
@@ -302,7 +303,9 @@ TEST(AutomaticBuckets, WrongArguments_RefusedAndNothingWritten) {
   refused("length", RFN_BUCKETS_TRAX, 0, 64, 128);
   refused("length", RFN_BUCKETS_TRAX, INT64_MAX, 64, 128);
   refused("length", RFN_BUCKETS_TRAX, INT32_MAX, 1, 128);  // more than 2^30 buckets
+  refused("length", RFN_BUCKETS_TRAX, int64_t{INT32_MAX} + 1, 1 << 20, 128);
   refused("chunk_length", RFN_BUCKETS_TRAX, 128, 0, 128);
+  refused("chunk_length", RFN_BUCKETS_TRAX, 128, int64_t{INT32_MAX} + 1, 128);
   refused("chunk_length", RFN_BUCKETS_TRAX, 128, -64, 128);
   refused("length", RFN_BUCKETS_HUGGING_FACE, 63, 64, 128);
   refused("max_positions", RFN_BUCKETS_HUGGING_FACE, 128, 64, 0);

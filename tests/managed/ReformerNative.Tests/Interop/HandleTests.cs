@@ -1,6 +1,9 @@
+using ReformerNative.Data;
 using ReformerNative.Model;
 using ReformerNative.Ops;
 using ReformerNative.Tensors;
+using ReformerNative.Tests.Training;
+using ReformerNative.Training;
 
 namespace ReformerNative.Tests.Interop;
 
@@ -57,6 +60,49 @@ public sealed class HandleTests
         }
 
         Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+    }
+
+    [Test]
+    public void Dispose_OfWhatHoldsModels_FreesAllAtOnce()
+    {
+        var context = new ReformerContext(threads: 1);
+        ReformerModel model = ReformerModel.Create(TrainerTests.Config, context, 3);
+        var generator = new Generator(model);
+        var cache = new TokenCache(model, default, 40);
+        var trainer = new Trainer(model, new DuplicationTask(31), TrainerTests.Options with { Steps = 1 });
+        foreach (CacheUse use in Enum.GetValues<CacheUse>())
+        {
+            var options = new GenerationOptions { Count = 2, Cache = use };
+            Assert.That(generator.Generate([1, 2, 3], options).Count(), Is.EqualTo(2));
+        }
+
+        cache.NextTokenLogits([1, 2, 3]);
+        trainer.Run();
+        IDisposable[] owners = [trainer, cache, generator, model, context];
+        foreach (IDisposable owner in owners)
+        {
+            owner.Dispose();
+        }
+
+        Assert.That(NativeRuntime.LiveObjects, Is.EqualTo(before));
+        GC.KeepAlive(owners); // or finalizers would free what Dispose left
+    }
+
+    /// <summary>A model that sees many lengths makes the buffers of its passes anew for each.</summary>
+    [Test]
+    public void Dispose_OfAPassesMemory_ForgetsItsTensors()
+    {
+        const int Count = 5000;
+        using var context = new ReformerContext(threads: 1);
+        using var memory = new PassMemory(context);
+        long start = GC.GetTotalMemory(forceFullCollection: true);
+        for (int i = 0; i < Count; i++)
+        {
+            memory.Allocate("streams", new TensorShape(3), DType.Float32);
+            memory.Dispose();
+        }
+
+        Assert.That(GC.GetTotalMemory(forceFullCollection: true) - start, Is.LessThan(20 * Count));
     }
 
     [Test]

@@ -127,6 +127,22 @@ public sealed class AutoAttentionTests
     }
 
     [Test]
+    public void Crossover_AtTheLongestLengthThatIsLookedAt_IsFound()
+    {
+        // Of two chunks LSH attention sees all that dense attention does, of four chunks half.
+        ReformerConfig config = Auto with
+        {
+            LshPreset = AttentionPreset.HuggingFace,
+            NumHashes = 1,
+            LshAttnChunkLength = 1 << 22,
+            IsDecoder = false,
+            Task = ReformerTask.MaskedLanguageModel,
+        };
+        Assert.That(AttentionCost.Crossover(config), Is.EqualTo(1L << 24));
+        Assert.That(AttentionCost.Crossover(config with { LshAttnChunkLength = (1 << 22) + 1 }), Is.Null);
+    }
+
+    [Test]
     public void Crossover_OfAStrictWindowWhereTokensSeeBothSides_IsNull()
     {
         ReformerConfig config = Auto with { LshWindow = AttentionWindow.Strict, LshWrap = false, IsDecoder = true };

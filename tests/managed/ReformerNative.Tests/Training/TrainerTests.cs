@@ -368,25 +368,28 @@ public sealed class TrainerTests
         string good = File.ReadAllText(state);
         Assert.Multiple(() =>
         {
+            string Bad(string text, string by) => good.Replace(text, by, StringComparison.Ordinal);
             foreach (
-                string bad in (string[])
+                (string bad, string found) in ((string, string)[])
                     [
-                        "",
-                        "{",
-                        "null",
-                        "[]",
-                        "{}",
-                        good[..(good.Length / 2)],
-                        good.Replace("\"format\": 1", "\"format\": 2", StringComparison.Ordinal),
-                        good.Replace("\"steps\": 20", "\"steps\": -1", StringComparison.Ordinal),
-                        good.Replace("\"step\": 1", "\"step\": \"x\"", StringComparison.Ordinal),
+                        ("", "found an error in line 1: "),
+                        ("{", "found an error in line 1: "),
+                        ("null", "found null"),
+                        ("[]", "found a value of another kind in line 1"),
+                        ("{}", "found none of 'format', 'step', "),
+                        (good[..(good.Length / 2)], "found an error in line "),
+                        (Bad("\"format\": 1", "\"format\": 2"), "found format 2"),
+                        (Bad("\"steps\": 20", "\"steps\": -1"), "Steps"),
+                        (Bad("\"step\": 1", "\"step\": \"x\""), "found a value of another kind at $.step in line 3"),
                     ]
             )
             {
                 File.WriteAllText(state, bad);
                 Assert.That(
                     () => Trainer.Resume(model, checkpoint, Task),
-                    Throws.TypeOf<ReformerFormatException>().With.Message.StartsWith(state), bad);
+                    Throws.TypeOf<ReformerFormatException>()
+                        .With.Message.StartsWith(state).And.Message.Contains(found)
+                );
             }
 
             File.WriteAllText(state, good);
