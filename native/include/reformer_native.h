@@ -766,10 +766,10 @@ RFN_API rfn_status rfn_global_norm_forward(rfn_stream* stream, const rfn_global_
  *   p -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon) + weight_decay p) */
 typedef struct rfn_adamw {
   uint32_t struct_size;
-  float learning_rate;          /* required: factor of the update */
-  float beta1;                  /* required: decay of the first moment */
-  float beta2;                  /* required: decay of the second moment */
-  float epsilon;                /* required: added to the root of the second moment */
+  float learning_rate; /* required: factor of the update */
+  float beta1;         /* required: decay of the first moment */
+  float beta2;         /* required: decay of the second moment */
+  float epsilon;       /* required: added to the root of the second moment */
   int32_t reserved;
   int64_t step;                 /* required: 1 for the first update */
   int64_t count;                /* parameters: at least 1 */
@@ -792,12 +792,12 @@ RFN_API rfn_status rfn_adamw_step(rfn_stream* stream, const rfn_adamw* op);
  *   p     -= alpha u + learning_rate weight_decay p */
 typedef struct rfn_adafactor {
   uint32_t struct_size;
-  float learning_rate;          /* required: factor of the update */
-  float decay_exponent;         /* required: 0.8 */
-  float clip_threshold;         /* required: 1 */
-  float epsilon1;               /* required: 1e-30, added to squared gradients */
-  float epsilon2;               /* required: 1e-3, lower bound of the parameter's scale */
-  int32_t scale_parameter;      /* 1: the step is multiplied by the parameter's root mean square */
+  float learning_rate;     /* required: factor of the update */
+  float decay_exponent;    /* required: 0.8 */
+  float clip_threshold;    /* required: 1 */
+  float epsilon1;          /* required: 1e-30, added to squared gradients */
+  float epsilon2;          /* required: 1e-3, lower bound of the parameter's scale */
+  int32_t scale_parameter; /* 1: the step is multiplied by the parameter's root mean square */
   int32_t reserved;
   int64_t step;                 /* required: 1 for the first update */
   int64_t count;                /* parameters: at least 1 */

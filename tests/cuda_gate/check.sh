@@ -33,6 +33,7 @@ done
 {
   "$cuobjdump" --dump-resource-usage "$binary"
   "$cuobjdump" --dump-sass "$binary" | grep -E 'code for sm_|Function :|^ +/[*][0-9a-f]+[*]/ +[@A-Z]' || true
-} | awk -v looped="${LOOPED:-lsh_chunks_}" -f "$here/measure.awk" | c++filt | sed 's/ void rfn::/ rfn::/' | LC_ALL=C sort -k11 -k1,1n |
+} | awk -v looped=lsh_chunks_ -f "$here/measure.awk" | c++filt | sed 's/ void rfn::/ rfn::/' |
+  LC_ALL=C sort -k11 -k1,1n |
   awk -v budgets="$budgets" -v expected="$binaries" -v without_ptx="$without_ptx" -v slack="${SLACK:-0}" \
     -f "$here/judge.awk"

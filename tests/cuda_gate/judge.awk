@@ -85,7 +85,8 @@ BEGIN {
   if (rule_tile[rule] != "" && architecture >= 80) {
     if (!number(tile) || !number(outside)) fail(what "no tile loop with a loop around it")
     if (tile > rule_tile[rule] + 0) fail(what tile " instructions for a tile, budget " rule_tile[rule])
-    if (outside > rule_outside[rule] + 0) fail(what outside " instructions outside of a tile, budget " rule_outside[rule])
+    if (outside > rule_outside[rule] + 0)
+      fail(what outside " instructions outside of a tile, budget " rule_outside[rule])
     if (rolled > 0) fail(what rolled " loops inside the tile loop")
   }
   if (rule_kind[rule] == "f32" && instructions > 0)

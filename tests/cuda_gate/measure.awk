@@ -8,7 +8,8 @@
 # "-" where there is no such loop, and of kernels whose name does not match `looped`, to save their time.
 function close_kernel(   i, j, first, last, tile, step) {
   for (i = 0; i < branches; ++i) {
-    if (!(target[i] in index_of) || index_of[target[i]] >= from[i]) continue  # forward, or the loop of nothing at the end
+    # Not forward, and not the loop of nothing at the end.
+    if (!(target[i] in index_of) || index_of[target[i]] >= from[i]) continue
     begin[loops] = index_of[target[i]]
     end[loops++] = from[i] + 1
   }

@@ -129,7 +129,8 @@ doctored "${kernel/LOCAL:0/LOCAL:4}" 'Function : k' \
   'k sm_80: 0 bytes of stack, 4 of local memory, 0 accesses: spills or a local array'
 doctored "$kernel" 'Function : k\n /*0000*/ @P0 LDL R1, [R2] ;' \
   'k sm_80: 0 bytes of stack, 0 of local memory, 1 accesses: spills or a local array'
-doctored "$kernel" 'Function : k\n /*0000*/ @P0 HGMMA.64x8x8.F32 R1 ;' 'k sm_80: 1 tensor-core instructions in a float32 kernel'
+doctored "$kernel" 'Function : k\n /*0000*/ @P0 HGMMA.64x8x8.F32 R1 ;' \
+  'k sm_80: 1 tensor-core instructions in a float32 kernel'
 
 # Tile loops: three instructions in a loop of six, a barrier around, a pass of its own for maxima.
 looped() { # looped SASS TILE OUTSIDE MESSAGE
