@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <new>
 #include <stdexcept>
 #include <thread>
@@ -66,6 +67,14 @@ TEST(Threads, SleepingWorkers_Wake) {
       while (!helped) std::this_thread::yield();
     });
   }
+}
+
+TEST(Threads, IdleWorkers_TakeNoTime) {
+  expect_each_item_once(8, 1000);
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));  // longer than any worker waits awake
+  const std::clock_t before = std::clock();                    // processor time of all threads
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_LT(std::clock() - before, CLOCKS_PER_SEC / 20);
 }
 
 TEST(Threads, SleepingCaller_Wakes) {
