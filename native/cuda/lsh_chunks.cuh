@@ -12,6 +12,11 @@
 #include "cuda/attention_tile.cuh"
 #include "cuda/lsh_chunks.h"
 
+// The kernels are empty for devices below 8.0, which do not have these instructions: nothing here is used by them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#pragma nv_diag_suppress 177
+#endif
+
 namespace rfn::cuda {
 
 // ---- the call -----------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ constexpr int kThreads = 32 * kChunkSlots / kRows;
 template <int D>
 struct Steps {
   static constexpr int kTile = TileRows<D>::kBytes;
-  // Of a chunk's buffer. Code for devices below 8.0 uses none of them.
-  [[maybe_unused]] static constexpr int kKeys = 0, kValues = kTile, kGrads = 2 * kTile, kNumbers = 3 * kTile;
+  static constexpr int kKeys = 0, kValues = kTile, kGrads = 2 * kTile, kNumbers = 3 * kTile;  // of a chunk's buffer
   static constexpr int kBuffer = kNumbers + kChunkSlots * static_cast<int>(sizeof(float4));
   static constexpr int kWeights = 2 * kBuffer;  // w of the own and the next queries: rows are keys, columns queries
   static constexpr int kBytes = kWeights + 2 * TileRows<kChunkSlots>::kBytes;

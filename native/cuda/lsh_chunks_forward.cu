@@ -27,7 +27,7 @@ struct Steps {
     uint16_t presence[kChunkSlots];  // 1 or 0 in bf16
   };
   static constexpr int kTile = TileRows<D>::kBytes;
-  [[maybe_unused]] static constexpr int kKeys = 0, kValues = kBuffers * kTile, kNumbers = 2 * kBuffers * kTile;
+  static constexpr int kKeys = 0, kValues = kBuffers * kTile, kNumbers = 2 * kBuffers * kTile;
   static constexpr int kBytes = kNumbers + kBuffers * static_cast<int>(sizeof(Numbers));
 };
 RFN_HOST_DEVICE int next_buffer(int buffer) { return buffer < 2 ? buffer + 1 : 0; }
