@@ -324,6 +324,11 @@ int64_t element_bytes(int32_t dtype) { return is_half(dtype) ? 2 : 4; }
 
 rfn_status gemm(rfn_stream& stream, const Product& product, void* workspace, int64_t most_rows) {
   if (product.m == 0 || product.n == 0) return RFN_OK;
+  const int capability = device_of(*stream.context).capability;
+  if (product.operands == RFN_BF16 && capability < 80) {
+    return fail(RFN_UNSUPPORTED, "products of BF16 tensors: expected compute capability 8.0 or later, got %d.%d",
+                capability / 10, capability % 10);
+  }
   if (product.k <= 0) return fail(RFN_INTERNAL, "%s: expected a sum of at least one term", text_of(product).c_str());
   if (product.m <= most_rows || product.transpose_a == Transpose::kYes) return multiply(stream, product, workspace);
   for (int64_t row = 0; row < product.m; row += most_rows) {

@@ -307,6 +307,7 @@ __global__ void __launch_bounds__(kSumThreads) lsh_chunks_sums_kernel(const Sums
   float q[8] = {}, v[8] = {};
   if (c.mask == nullptr || c.mask[token] != 0) {
     float along = 0.0f;
+#pragma unroll 2
     for (int32_t round = 0; round < c.rounds; ++round) {
       const int64_t at = (sequence_head * c.rounds + round) * c.length + position;
       float part[8];

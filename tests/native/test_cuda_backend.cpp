@@ -61,7 +61,8 @@ class EveryOp {
   };
   std::vector<Call> calls;
 
-  EveryOp() {
+  // bf16: with ops over tensors of BF16.
+  explicit EveryOp(bool bf16 = true) {
     random_normal_.site = RFN_SITE_DATA;
     random_normal_.standard_deviation = 1;
     random_normal_.destination = floats({77});
@@ -155,14 +156,16 @@ class EveryOp {
     half_norm_ = layer_norm_;
     half_norm_.y = halves({33, 8});
     half_norm_.grad_y = halves({33, 8});
-    both("layer_norm of halves", half_norm_, rfn_layer_norm_workspace, rfn_layer_norm_forward, rfn_layer_norm_backward);
+    if (bf16)
+      both("layer_norm of halves", half_norm_, rfn_layer_norm_workspace, rfn_layer_norm_forward,
+           rfn_layer_norm_backward);
     half_linear_ = linear_;
     half_linear_.x = halves({33, 8});
     half_linear_.weight = halves({12, 8});
     half_linear_.y = halves({33, 12});
     half_linear_.grad_y = halves({33, 12});
     half_linear_.grad_x = halves({33, 8});
-    both("linear of halves", half_linear_, rfn_linear_workspace, rfn_linear_forward, rfn_linear_backward);
+    if (bf16) both("linear of halves", half_linear_, rfn_linear_workspace, rfn_linear_forward, rfn_linear_backward);
     half_feed_forward_ = feed_forward_;
     half_feed_forward_.x = halves({33, 8});
     half_feed_forward_.w1 = halves({16, 8});
@@ -170,16 +173,18 @@ class EveryOp {
     half_feed_forward_.y = halves({33, 8});
     half_feed_forward_.grad_y = halves({33, 8});
     half_feed_forward_.grad_x = halves({33, 8});
-    both("feed_forward of halves", half_feed_forward_, rfn_feed_forward_workspace, rfn_feed_forward_forward,
-         rfn_feed_forward_backward);
+    if (bf16)
+      both("feed_forward of halves", half_feed_forward_, rfn_feed_forward_workspace, rfn_feed_forward_forward,
+           rfn_feed_forward_backward);
     half_attention_ = attention_;
     half_attention_.sorted = {};
     for (rfn_tensor* const tensor : {&half_attention_.q, &half_attention_.v, &half_attention_.out,
                                      &half_attention_.grad_out, &half_attention_.grad_q, &half_attention_.grad_v}) {
       *tensor = halves({1, 20, 2, 4});
     }
-    both("attention of halves", half_attention_, rfn_attention_workspace, rfn_attention_forward,
-         rfn_attention_backward);
+    if (bf16)
+      both("attention of halves", half_attention_, rfn_attention_workspace, rfn_attention_forward,
+           rfn_attention_backward);
 
     block_.attention = options();
     block_.heads = 2;
@@ -739,10 +744,17 @@ TEST_F(CudaBackend, ComputeCapability_DecidesWhatWorks) {
       EXPECT_TRUE(Ok(rfn_context_precision(context, &now)));
       EXPECT_EQ(now, capability >= 80 ? precision : RFN_PRECISION_F32);
     }
-    const EveryOp ops;
+    const EveryOp ops(capability >= 80);
     Lane lane(ops);
     EXPECT_EQ(ops.run(lane.stream, lane.workspace.data(), lane.workspace.bytes()), "");
     EXPECT_TRUE(Ok(rfn_stream_synchronize(lane.stream)));
+    if (capability >= 80) continue;
+    const EveryOp bf16;
+    Lane other(bf16);
+    const std::string refused = bf16.run(other.stream, other.workspace.data(), other.workspace.bytes());
+    EXPECT_EQ(refused,
+              std::string("linear of halves forward: products of BF16 tensors: expected compute capability 8.0 ") +
+                  "or later, got " + (capability == 70 ? "7.0" : "7.5"));
   }
 }
 
