@@ -53,7 +53,9 @@ NATIVE_TESTS = [
     (r"feed_forward", f"*FeedForward*:*Kept*Every*:{BLOCK}:*BlockRange*"),
     (r"decode|row_attention|row_product", "*Decode*:*Rows*:*RowGemm*:*BlockRange*"),
     (r"lsh_sort|counting_sort", "*LshSort*:*Embedding*:All/AttentionTest.Stages*"),
+    (r"lsh_chunks", "*ChunkAttention*:AttentionWindowChunks*"),
     (r"attention|lsh_|head_groups|contents", ATTENTION),
+    (r"convert|half", "*Half*"),
     (r"embedding", "*Embedding*"),
     (r"final_norm", "*FinalNorm*"),
     (r"layer_norm", f"*LayerNorm*:{BLOCK}"),
@@ -72,6 +74,7 @@ NATIVE_TESTS = [
 ]
 # Kernels whose races are checked are ten times slower: one of each is enough.
 RACE_TESTS = [
+    (r"lsh_chunks", "*ChunkAttentionTest.Forward*/SlotsCausal:*ChunkAttentionTest.Forward*/BucketBothWays"),
     (
         r"attention|lsh_",
         "All/AttentionTest.Forward*/LshMaskBucket:All/AttentionTest.Forward*/LshDuplicates:LshSortOp.SmallProblem*",
