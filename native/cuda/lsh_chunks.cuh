@@ -140,9 +140,68 @@ RFN_DEVICE uint4 pack_bf16(const float (&x)[8]) {
   return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
 }
 
-// Elements d .. d + 7 of a caller's row of head_size floats; zeros behind its end.
-RFN_DEVICE void load_unit(const float* row, int d, int head_size, bool aligned, float (&x)[8]) {
-  if (aligned && d + 8 <= head_size) {
+// ---- the caller's rows, by D / 8 lanes each -------------------------------------------------------
+
+// A tensor of the call, of float32.
+template <class T>
+struct CallerRows {
+  T* data;  // at example 0, token 0, head 0 of the call
+  int64_t stride;
+  bool aligned;  // every head's row can be read 16 bytes at a time
+};
+template <class T>
+CallerRows<T> caller_rows(T* data, int64_t stride, int64_t head_size) {
+  return {data, stride, reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0 && head_size % 4 == 0};
+}
+
+// Sizes of the call, and what its rows are asked for.
+struct RowSizes {
+  int64_t rows, heads, log_sum_exp_heads;  // rows: S T
+  int32_t length, rounds, head_size;
+  const uint8_t* mask;  // [B,T] or null
+};
+inline RowSizes row_sizes(const Attention& a) {
+  return {a.sequence_heads() * a.length,
+          a.heads,
+          a.log_sum_exp_heads,
+          static_cast<int32_t>(a.length),
+          static_cast<int32_t>(a.rounds()),
+          static_cast<int32_t>(a.head_size),
+          a.mask};
+}
+
+constexpr int kRowThreads = 256;  // of a block of the kernels that go through rows
+
+// The row of the calling thread and its place in the tensors.
+struct RowOf {
+  int64_t row, sequence_head, position;
+  int64_t token, column;  // example * T + position; head * head size
+  int64_t log_sum_exp;
+};
+RFN_DEVICE RowOf row_of(const RowSizes& sizes, int64_t row) {
+  RowOf at;
+  at.row = row;
+  at.sequence_head = row / sizes.length;
+  at.position = row - at.sequence_head * sizes.length;
+  const int64_t example = at.sequence_head / sizes.heads, head = at.sequence_head % sizes.heads;
+  at.token = example * sizes.length + at.position;
+  at.column = head * sizes.head_size;
+  at.log_sum_exp = (example * sizes.log_sum_exp_heads + head) * sizes.length + at.position;
+  return at;
+}
+template <int D>
+RFN_DEVICE int64_t thread_row() {
+  return (static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x) / (D / 8);
+}
+RFN_DEVICE int64_t row_of_round(const RowSizes& sizes, const RowOf& at, int32_t round) {
+  return (at.sequence_head * sizes.rounds + round) * sizes.length + at.position;
+}
+
+// Elements d .. d + 7 of a row; zeros behind its end.
+template <class T>
+RFN_DEVICE void load_unit(const CallerRows<T>& rows, const RowSizes& sizes, const RowOf& at, int d, float (&x)[8]) {
+  const float* const row = rows.data + at.token * rows.stride + at.column;
+  if (rows.aligned && d + 8 <= sizes.head_size) {
 #pragma unroll
     for (int e = 0; e < 8; e += 4) {
       const float4 four = *reinterpret_cast<const float4*>(row + d + e);
@@ -154,10 +213,12 @@ RFN_DEVICE void load_unit(const float* row, int d, int head_size, bool aligned, 
     return;
   }
 #pragma unroll
-  for (int e = 0; e < 8; ++e) x[e] = d + e < head_size ? row[d + e] : 0.0f;
+  for (int e = 0; e < 8; ++e) x[e] = d + e < sizes.head_size ? row[d + e] : 0.0f;
 }
-RFN_DEVICE void store_unit(float* row, int d, int head_size, bool aligned, const float (&x)[8]) {
-  if (aligned && d + 8 <= head_size) {
+RFN_DEVICE void store_unit(const CallerRows<float>& rows, const RowSizes& sizes, const RowOf& at, int d,
+                           const float (&x)[8]) {
+  float* const row = rows.data + at.token * rows.stride + at.column;
+  if (rows.aligned && d + 8 <= sizes.head_size) {
 #pragma unroll
     for (int e = 0; e < 8; e += 4)
       *reinterpret_cast<float4*>(row + d + e) = make_float4(x[e], x[e + 1], x[e + 2], x[e + 3]);
@@ -165,12 +226,8 @@ RFN_DEVICE void store_unit(float* row, int d, int head_size, bool aligned, const
   }
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    if (d + e < head_size) row[d + e] = x[e];
+    if (d + e < sizes.head_size) row[d + e] = x[e];
   }
-}
-// Whether every head's row of a tensor can be read 16 bytes at a time.
-inline bool units_aligned(const float* rows, int64_t stride, int64_t head_size) {
-  return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 4 == 0 && head_size % 4 == 0;
 }
 
 // ---- tiles of 64 rows of D bf16 -------------------------------------------------------------------

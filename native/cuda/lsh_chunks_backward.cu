@@ -283,91 +283,72 @@ __global__ void __launch_bounds__(kThreads, 2) lsh_chunks_backward_kernel(const 
 
 struct SumsCall {
   ChunkScratch scratch;
-  const uint8_t* mask;
-  const float *grad_out, *log_sum_exp;
-  float *grad_q, *grad_v;
-  int64_t grad_out_stride, grad_q_stride, grad_v_stride, log_sum_exp_heads, heads, rows;  // rows: S T
-  int32_t length, rounds, head_size;
+  RowSizes sizes;
+  CallerRows<const float> grad_out;
+  CallerRows<float> grad_q, grad_v;
+  const float* log_sum_exp;
   float scale;        // of base-2 logits
   float norm_weight;  // 1 / D where the key norm is the root mean square, 1 for the length, 0 without
-  bool grad_out_aligned, grad_q_aligned, grad_v_aligned;
 };
-constexpr int kSumThreads = 256;
 
-// Sums over rounds in their order, and the way back through the key norm. D / 8 lanes have a row.
+// Sums over rounds in their order, and the way back through the key norm.
 template <int D>
-__global__ void __launch_bounds__(kSumThreads) lsh_chunks_sums_kernel(const SumsCall c) {
-  constexpr int kUnits = D / 8;
-  const int64_t row = (static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x) / kUnits;
-  const int unit = static_cast<int>(threadIdx.x) % kUnits, d = unit * 8;
-  if (row >= c.rows) return;
-  const int64_t sequence_head = row / c.length, example = sequence_head / c.heads, head = sequence_head % c.heads;
-  const int64_t position = row - sequence_head * c.length, token = example * c.length + position;
-  const int64_t column = head * c.head_size;
+__global__ void __launch_bounds__(kRowThreads) lsh_chunks_sums_kernel(const SumsCall c) {
+  const int d = static_cast<int>(threadIdx.x) % (D / 8) * 8;
+  if (thread_row<D>() >= c.sizes.rows) return;
+  const RowOf at = row_of(c.sizes, thread_row<D>());
   float q[8] = {}, v[8] = {};
-  if (c.mask == nullptr || c.mask[token] != 0) {
+  if (c.sizes.mask == nullptr || c.sizes.mask[at.token] != 0) {
     float along = 0.0f;
 #pragma unroll 2
-    for (int32_t round = 0; round < c.rounds; ++round) {
-      const int64_t at = (sequence_head * c.rounds + round) * c.length + position;
+    for (int32_t round = 0; round < c.sizes.rounds; ++round) {
+      const int64_t row = row_of_round(c.sizes, at, round);
       float part[8];
-      unpack_bf16(c.scratch.round_out + at * D + d, part);
+      unpack_bf16(c.scratch.round_out + row * D + d, part);
 #pragma unroll
       for (int e = 0; e < 8; ++e) q[e] += part[e];
-      unpack_bf16(c.scratch.round_grad_v + at * D + d, part);
+      unpack_bf16(c.scratch.round_grad_v + row * D + d, part);
 #pragma unroll
       for (int e = 0; e < 8; ++e) v[e] += part[e];
-      along += c.scratch.round_sums[at].x;
+      along += c.scratch.round_sums[row].x;
     }
     float key[8];
-    unpack_bf16(c.scratch.keys + row * D + d, key);
-    const float by_norm = c.scale * kLn2 / c.scratch.factors[row];  // factor = norm * scale
+    unpack_bf16(c.scratch.keys + at.row * D + d, key);
+    const float by_norm = c.scale * kLn2 / c.scratch.factors[at.row];  // factor = norm * scale
 #pragma unroll
     for (int e = 0; e < 8; ++e) q[e] = by_norm * fmaf(-key[e], along * c.norm_weight, q[e]);
-    if (c.log_sum_exp[(example * c.log_sum_exp_heads + head) * c.length + position] == -INFINITY) {  // its own value
+    if (c.log_sum_exp[at.log_sum_exp] == -INFINITY) {  // it had its own value
       float grad[8];
-      load_unit(c.grad_out + token * c.grad_out_stride + column, d, c.head_size, c.grad_out_aligned, grad);
+      load_unit(c.grad_out, c.sizes, at, d, grad);
 #pragma unroll
       for (int e = 0; e < 8; ++e) v[e] += grad[e];
     }
   }
-  store_unit(c.grad_q + token * c.grad_q_stride + column, d, c.head_size, c.grad_q_aligned, q);
-  store_unit(c.grad_v + token * c.grad_v_stride + column, d, c.head_size, c.grad_v_aligned, v);
+  store_unit(c.grad_q, c.sizes, at, d, q);
+  store_unit(c.grad_v, c.sizes, at, d, v);
 }
 
 }  // namespace
 
 rfn_status chunks_backward(rfn_stream& stream, const Attention& a, const AttentionScratch& s) {
   RFN_TRY(chunks_prepare(stream, a, s, RFN_PASS_BACKWARD));
-  SumsCall sums = {};
-  sums.scratch = s.chunks;
-  sums.mask = a.mask;
-  sums.grad_out = a.grad_out;
-  sums.log_sum_exp = a.log_sum_exp;
-  sums.grad_q = a.grad_q;
-  sums.grad_v = a.grad_v;
-  sums.grad_out_stride = a.grad_out_stride;
-  sums.grad_q_stride = a.grad_q_stride;
-  sums.grad_v_stride = a.grad_v_stride;
-  sums.log_sum_exp_heads = a.log_sum_exp_heads;
-  sums.heads = a.heads;
-  sums.rows = a.sequence_heads() * a.length;
-  sums.length = static_cast<int32_t>(a.length);
-  sums.rounds = a.options.rounds;
-  sums.head_size = static_cast<int32_t>(a.head_size);
-  sums.scale = logit_scale(a) * kLog2E;
-  sums.norm_weight = a.options.key_norm == RFN_KEY_NORM_RMS  ? 1.0f / static_cast<float>(a.head_size)
-                     : a.options.key_norm == RFN_KEY_NORM_L2 ? 1.0f
-                                                             : 0.0f;
-  sums.grad_out_aligned = units_aligned(a.grad_out, a.grad_out_stride, a.head_size);
-  sums.grad_q_aligned = units_aligned(a.grad_q, a.grad_q_stride, a.head_size);
-  sums.grad_v_aligned = units_aligned(a.grad_v, a.grad_v_stride, a.head_size);
+  const float norm_weight = a.options.key_norm == RFN_KEY_NORM_RMS  ? 1.0f / static_cast<float>(a.head_size)
+                            : a.options.key_norm == RFN_KEY_NORM_L2 ? 1.0f
+                                                                    : 0.0f;
+  const SumsCall sums = {s.chunks,
+                         row_sizes(a),
+                         caller_rows(a.grad_out, a.grad_out_stride, a.head_size),
+                         caller_rows(a.grad_q, a.grad_q_stride, a.head_size),
+                         caller_rows(a.grad_v, a.grad_v_stride, a.head_size),
+                         a.log_sum_exp,
+                         logit_scale(a) * kLog2E,
+                         norm_weight};
   return with_chunks(a, [&](auto size, auto window) -> rfn_status {
     constexpr int D = size.value;
     RFN_TRY(launch_chunks(stream, lsh_chunks_backward_kernel<D, window.value>, chunk_call(a, s), kThreads,
                           Steps<D>::kBytes, a.sequence_heads()));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(lsh_chunks_sums_kernel<D>, blocks_for(sums.rows * (D / 8), kSumThreads),
-                                    kSumThreads, 0, native_stream(stream), sums));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(lsh_chunks_sums_kernel<D>, blocks_for(sums.sizes.rows * (D / 8), kRowThreads),
+                                    kRowThreads, 0, native_stream(stream), sums));
     return RFN_OK;
   });
 }

@@ -280,79 +280,58 @@ __global__ void __launch_bounds__(kThreads, 4) lsh_chunks_forward_kernel(const C
 
 struct CombineCall {
   ChunkScratch scratch;
-  const uint8_t* mask;
-  const float* v;
-  float *out, *log_sum_exp;                                      // log_sum_exp may be null
-  int64_t v_stride, out_stride, log_sum_exp_heads, heads, rows;  // rows: S T
-  int32_t length, rounds, head_size;
-  bool aligned;
+  RowSizes sizes;
+  CallerRows<const float> v;
+  CallerRows<float> out;
+  float* log_sum_exp;  // may be null
 };
-constexpr int kCombineThreads = 256;
 
 // out_i = sum_r w_r out_ir / sum_r w_r sum_ir with w_r = 2^(reference_r - the highest). A token that met nobody has
-// its own value, a masked one 0. D / 8 lanes have a row.
+// its own value, a masked one 0.
 template <int D>
-__global__ void __launch_bounds__(kCombineThreads) lsh_chunks_combine_kernel(const CombineCall c) {
-  constexpr int kUnits = D / 8;
-  const int64_t row = (static_cast<int64_t>(blockIdx.x) * kCombineThreads + threadIdx.x) / kUnits;
-  const int unit = static_cast<int>(threadIdx.x) % kUnits;
-  if (row >= c.rows) return;
-  const int64_t sequence_head = row / c.length, example = sequence_head / c.heads, head = sequence_head % c.heads;
-  const int64_t position = row - sequence_head * c.length, token = example * c.length + position;
-  const auto at = [&](int32_t round) { return (sequence_head * c.rounds + round) * c.length + position; };
-  const bool masked = c.mask != nullptr && c.mask[token] == 0;
+__global__ void __launch_bounds__(kRowThreads) lsh_chunks_combine_kernel(const CombineCall c) {
+  const int d = static_cast<int>(threadIdx.x) % (D / 8) * 8;
+  if (thread_row<D>() >= c.sizes.rows) return;
+  const RowOf at = row_of(c.sizes, thread_row<D>());
+  const bool masked = c.sizes.mask != nullptr && c.sizes.mask[at.token] == 0;
   float highest = -INFINITY, sum = 0.0f, out[8] = {};
-  for (int32_t round = 0; round < c.rounds && !masked; ++round) {
-    const float2 of_round = c.scratch.round_sums[at(round)];
+  for (int32_t round = 0; round < c.sizes.rounds && !masked; ++round) {
+    const float2 of_round = c.scratch.round_sums[row_of_round(c.sizes, at, round)];
     if (of_round.x != 0.0f) highest = fmaxf(highest, of_round.y);
   }
-  for (int32_t round = 0; round < c.rounds && !masked; ++round) {
-    const float2 of_round = c.scratch.round_sums[at(round)];
+  for (int32_t round = 0; round < c.sizes.rounds && !masked; ++round) {
+    const int64_t row = row_of_round(c.sizes, at, round);
+    const float2 of_round = c.scratch.round_sums[row];
     if (of_round.x == 0.0f) continue;
     const float weight = exp2_approx(of_round.y - highest);
     sum = fmaf(weight, of_round.x, sum);
     float part[8];
-    unpack_bf16(c.scratch.round_out + at(round) * D + unit * 8, part);
+    unpack_bf16(c.scratch.round_out + row * D + d, part);
 #pragma unroll
     for (int e = 0; e < 8; ++e) out[e] = fmaf(weight, part[e], out[e]);
   }
   const bool some = sum != 0.0f;
-  if (unit == 0 && c.log_sum_exp != nullptr) {
-    c.log_sum_exp[(example * c.log_sum_exp_heads + head) * c.length + position] =
-        some ? (highest + log2f(sum)) * kLn2 : -INFINITY;
-  }
+  if (d == 0 && c.log_sum_exp != nullptr)
+    c.log_sum_exp[at.log_sum_exp] = some ? (highest + log2f(sum)) * kLn2 : -INFINITY;
   const float inverse = some ? 1.0f / sum : 0.0f;
 #pragma unroll
   for (int e = 0; e < 8; ++e) out[e] *= inverse;
-  if (!some && !masked) load_unit(c.v + token * c.v_stride + head * c.head_size, unit * 8, c.head_size, c.aligned, out);
-  store_unit(c.out + token * c.out_stride + head * c.head_size, unit * 8, c.head_size, c.aligned, out);
+  if (!some && !masked) load_unit(c.v, c.sizes, at, d, out);
+  store_unit(c.out, c.sizes, at, d, out);
 }
 
 }  // namespace
 
 rfn_status chunks_forward(rfn_stream& stream, const Attention& a, const AttentionScratch& s) {
   RFN_TRY(chunks_prepare(stream, a, s, RFN_PASS_FORWARD));
-  CombineCall combine = {};
-  combine.scratch = s.chunks;
-  combine.mask = a.mask;
-  combine.v = a.v;
-  combine.out = a.out;
-  combine.log_sum_exp = a.log_sum_exp;
-  combine.v_stride = a.v_stride;
-  combine.out_stride = a.out_stride;
-  combine.log_sum_exp_heads = a.log_sum_exp_heads;
-  combine.heads = a.heads;
-  combine.rows = a.sequence_heads() * a.length;
-  combine.length = static_cast<int32_t>(a.length);
-  combine.rounds = a.options.rounds;
-  combine.head_size = static_cast<int32_t>(a.head_size);
-  combine.aligned = units_aligned(a.v, a.v_stride, a.head_size) && units_aligned(a.out, a.out_stride, a.head_size);
+  const CombineCall combine = {s.chunks, row_sizes(a), caller_rows(a.v, a.v_stride, a.head_size),
+                               caller_rows(a.out, a.out_stride, a.head_size), a.log_sum_exp};
   return with_chunks(a, [&](auto size, auto window) -> rfn_status {
     constexpr int D = size.value;
     RFN_TRY(launch_chunks(stream, lsh_chunks_forward_kernel<D, window.value>, chunk_call(a, s), kThreads,
                           Steps<D>::kBytes, a.sequence_heads()));
-    RFN_CUDA_TRY(stream, RFN_LAUNCH(lsh_chunks_combine_kernel<D>, blocks_for(combine.rows * (D / 8), kCombineThreads),
-                                    kCombineThreads, 0, native_stream(stream), combine));
+    RFN_CUDA_TRY(stream, RFN_LAUNCH(lsh_chunks_combine_kernel<D>, blocks_for(combine.sizes.rows * (D / 8), kRowThreads),
+                                    kRowThreads, 0, native_stream(stream), combine));
     return RFN_OK;
   });
 }

@@ -7,62 +7,54 @@
 namespace rfn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
 // ---- rows ---------------------------------------------------------------------------------------
 
 struct PrepareCall {
   ChunkScratch scratch;
-  const float *q, *v, *grad_out, *out, *log_sum_exp, *grad_log_sum_exp;  // the last four: backward
-  int64_t q_stride, v_stride, grad_out_stride, out_stride;
-  int64_t log_sum_exp_heads, heads, rows;  // rows: S T
-  int32_t length, head_size, key_norm;
+  RowSizes sizes;
+  CallerRows<const float> q, v, grad_out, out;  // the last two: backward
+  const float *log_sum_exp, *grad_log_sum_exp;  // backward
+  int32_t key_norm;
   float scale;  // of base-2 logits
-  bool q_aligned, v_aligned, grad_out_aligned, out_aligned;
 };
 
-// D / 8 lanes have a row, all of them of one warp.
 template <int D, bool backward>
-__global__ void __launch_bounds__(kThreads) lsh_chunks_prepare_kernel(const PrepareCall c) {
+__global__ void __launch_bounds__(kRowThreads) lsh_chunks_prepare_kernel(const PrepareCall c) {
   constexpr int kUnits = D / 8;
-  const int64_t mine = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kUnits;
-  const int unit = static_cast<int>(threadIdx.x) % kUnits, d = unit * 8;
-  const bool there = mine < c.rows;
-  const int64_t row = there ? mine : 0;  // every lane takes part in the sums
-  const int64_t sequence_head = row / c.length, example = sequence_head / c.heads, head = sequence_head % c.heads;
-  const int64_t position = row - sequence_head * c.length, token = example * c.length + position;
-  const int64_t column = head * c.head_size, place = row * D + d;
+  const int d = static_cast<int>(threadIdx.x) % kUnits * 8;
+  const bool there = thread_row<D>() < c.sizes.rows;
+  const RowOf at = row_of(c.sizes, there ? thread_row<D>() : 0);  // every lane takes part in the sums
+  const int64_t place = at.row * D + d;
 
   float x[8], squares = 0.0f;
-  load_unit(c.q + token * c.q_stride + column, d, c.head_size, c.q_aligned, x);
+  load_unit(c.q, c.sizes, at, d, x);
 #pragma unroll
   for (int e = 0; e < 8; ++e) squares = fmaf(x[e], x[e], squares);
-  const float inverse = key_scale(group_sum<kUnits>(squares), c.head_size, c.key_norm);
+  const float inverse = key_scale(group_sum<kUnits>(squares), c.sizes.head_size, c.key_norm);
   const float factor = c.scale / inverse;
 #pragma unroll
   for (int e = 0; e < 8; ++e) x[e] *= inverse;
   if (there) {
     *reinterpret_cast<uint4*>(c.scratch.keys + place) = pack_bf16(x);
-    if (unit == 0) c.scratch.factors[row] = factor;
-    load_unit(c.v + token * c.v_stride + column, d, c.head_size, c.v_aligned, x);
+    if (d == 0) c.scratch.factors[at.row] = factor;
+    load_unit(c.v, c.sizes, at, d, x);
     *reinterpret_cast<uint4*>(c.scratch.values + place) = pack_bf16(x);
   }
   if constexpr (backward) {
     float out[8], delta = 0.0f;
-    load_unit(c.grad_out + token * c.grad_out_stride + column, d, c.head_size, c.grad_out_aligned, x);
-    load_unit(c.out + token * c.out_stride + column, d, c.head_size, c.out_aligned, out);
+    load_unit(c.grad_out, c.sizes, at, d, x);
+    load_unit(c.out, c.sizes, at, d, out);
 #pragma unroll
     for (int e = 0; e < 8; ++e) delta = fmaf(x[e], out[e], delta);
     delta = group_sum<kUnits>(delta);
     if (!there) return;
     *reinterpret_cast<uint4*>(c.scratch.grad_out + place) = pack_bf16(x);
-    if (unit != 0) return;
-    const int64_t statistic = (example * c.log_sum_exp_heads + head) * c.length + position;
-    if (c.grad_log_sum_exp != nullptr) delta -= c.grad_log_sum_exp[statistic];
+    if (d != 0) return;
+    if (c.grad_log_sum_exp != nullptr) delta -= c.grad_log_sum_exp[at.log_sum_exp];
     // A query that met nobody has an infinite log-sum-exp here, so that its weights are 0.
-    const float log_sum_exp = c.log_sum_exp[statistic];
-    c.scratch.queries[row] = make_float4(factor, log_sum_exp == -INFINITY ? INFINITY : log_sum_exp * kLog2E,
-                                         delta * factor, __int_as_float(static_cast<int>(position) + 1));
+    const float log_sum_exp = c.log_sum_exp[at.log_sum_exp];
+    c.scratch.queries[at.row] = make_float4(factor, log_sum_exp == -INFINITY ? INFINITY : log_sum_exp * kLog2E,
+                                            delta * factor, __int_as_float(static_cast<int>(at.position) + 1));
   }
 }
 
@@ -75,14 +67,15 @@ struct RunsCall {
   int32_t length, stored, rounds, blocks;  // blocks of a round
 };
 constexpr int kReach = 2 * kChunkSlots;  // of any window, in slots to each side
-constexpr int kRunThreads = kThreads + 2 * kReach;
+constexpr int kRunSlots = 256;           // of a block
+constexpr int kRunThreads = kRunSlots + 2 * kReach;
 
-// A block has kThreads slots and looks at kReach more on each side: where a bucket begins is a bit.
+// A block has kRunSlots slots and looks at kReach more on each side: where a bucket begins is a bit.
 __global__ void __launch_bounds__(kRunThreads) lsh_chunks_runs_kernel(const RunsCall c) {
   RFN_SHARED(buckets, int32_t[kRunThreads]);
   RFN_SHARED(begins, uint32_t[kRunThreads / 32]);
   const int64_t number = blockIdx.x / static_cast<unsigned>(c.blocks), head = number / c.rounds;
-  const int32_t first = static_cast<int32_t>(blockIdx.x % static_cast<unsigned>(c.blocks)) * kThreads;
+  const int32_t first = static_cast<int32_t>(blockIdx.x % static_cast<unsigned>(c.blocks)) * kRunSlots;
   const int at = static_cast<int>(threadIdx.x);
   const int32_t slot = first - kReach + at;
   int32_t bucket = kOtherRound;
@@ -96,7 +89,7 @@ __global__ void __launch_bounds__(kRunThreads) lsh_chunks_runs_kernel(const Runs
   const uint32_t word = __ballot_sync(kFullWarp, at == 0 || buckets[at - 1] != bucket);
   if (at % 32 == 0) begins[at / 32] = word;
   __syncthreads();
-  if (at < kReach || at >= kReach + kThreads || slot >= c.stored) return;
+  if (at < kReach || at >= kReach + kRunSlots || slot >= c.stored) return;
   int word_of = at / 32;
   uint32_t bits = begins[word_of] & (0xffffffffu >> (31 - at % 32));
   while (bits == 0 && word_of > 0) bits = begins[--word_of];
@@ -129,8 +122,12 @@ ChunkWindow chunk_window(const Attention& a) {
   return window.causal ? ChunkWindow::kSlotsCausal : ChunkWindow::kSlots;
 }
 
+namespace {
+int64_t padded_head_size(const Attention& a) { return a.head_size <= 32 ? 32 : 64; }
+}  // namespace
+
 ChunkScratch chunk_scratch(Arena& arena, const Attention& a, int32_t pass) {
-  const int64_t tokens = a.sequence_heads() * a.length, rounds = a.rounds(), D = a.head_size <= 32 ? 32 : 64;
+  const int64_t tokens = a.sequence_heads() * a.length, rounds = a.rounds(), D = padded_head_size(a);
   ChunkScratch s = {};
   s.keys = arena.take<uint16_t>(tokens * D);
   s.values = arena.take<uint16_t>(tokens * D);
@@ -171,36 +168,24 @@ ChunkCall chunk_call(const Attention& a, const AttentionScratch& s) {
 }
 
 rfn_status chunks_prepare(rfn_stream& stream, const Attention& a, const AttentionScratch& s, int32_t pass) {
-  PrepareCall c = {};
-  c.scratch = s.chunks;
-  c.q = a.q;
-  c.v = a.v;
-  c.grad_out = a.grad_out;
-  c.out = a.out;
-  c.log_sum_exp = a.log_sum_exp;
-  c.grad_log_sum_exp = a.grad_log_sum_exp;
-  c.q_stride = a.q_stride;
-  c.v_stride = a.v_stride;
-  c.grad_out_stride = a.grad_out_stride;
-  c.out_stride = a.out_stride;
-  c.log_sum_exp_heads = a.log_sum_exp_heads;
-  c.heads = a.heads;
-  c.rows = a.sequence_heads() * a.length;
-  c.length = static_cast<int32_t>(a.length);
-  c.head_size = static_cast<int32_t>(a.head_size);
-  c.key_norm = a.options.key_norm;
-  c.scale = logit_scale(a) * kLog2E;
-  c.q_aligned = units_aligned(a.q, a.q_stride, a.head_size);
-  c.v_aligned = units_aligned(a.v, a.v_stride, a.head_size);
-  c.grad_out_aligned = units_aligned(a.grad_out, a.grad_out_stride, a.head_size);
-  c.out_aligned = units_aligned(a.out, a.out_stride, a.head_size);
+  const auto rows = [&](const float* data, int64_t stride) { return caller_rows(data, stride, a.head_size); };
+  const PrepareCall c = {s.chunks,
+                         row_sizes(a),
+                         rows(a.q, a.q_stride),
+                         rows(a.v, a.v_stride),
+                         rows(a.grad_out, a.grad_out_stride),
+                         rows(a.out, a.out_stride),
+                         a.log_sum_exp,
+                         a.grad_log_sum_exp,
+                         a.options.key_norm,
+                         logit_scale(a) * kLog2E};
   const bool backward = pass == RFN_PASS_BACKWARD;
   const auto kernel = a.head_size <= 32
                           ? backward ? lsh_chunks_prepare_kernel<32, true> : lsh_chunks_prepare_kernel<32, false>
                       : backward ? lsh_chunks_prepare_kernel<64, true>
                                  : lsh_chunks_prepare_kernel<64, false>;
-  const int64_t units = a.head_size <= 32 ? 4 : 8;
-  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks_for(c.rows * units, kThreads), kThreads, 0, native_stream(stream), c));
+  RFN_CUDA_TRY(stream, RFN_LAUNCH(kernel, blocks_for(c.sizes.rows * (padded_head_size(a) / 8), kRowThreads),
+                                  kRowThreads, 0, native_stream(stream), c));
   if (!a.window().same_bucket) return RFN_OK;
   const bool own = a.buckets != nullptr;
   RunsCall runs = {};
@@ -209,10 +194,10 @@ rfn_status chunks_prepare(rfn_stream& stream, const Attention& a, const Attentio
   runs.buckets = own ? a.buckets + a.first_head * a.rounds() * a.length : s.buckets;
   runs.heads = a.heads;
   runs.all_heads = own ? a.all_heads : a.heads;
-  runs.length = c.length;
+  runs.length = c.sizes.length;
   runs.stored = static_cast<int32_t>(a.stored());
   runs.rounds = a.options.rounds;
-  runs.blocks = static_cast<int32_t>(div_up(runs.stored, kThreads));
+  runs.blocks = static_cast<int32_t>(div_up(runs.stored, kRunSlots));
   RFN_CUDA_TRY(stream, RFN_LAUNCH(lsh_chunks_runs_kernel, blocks_for(a.sequence_heads() * runs.rounds * runs.blocks, 1),
                                   kRunThreads, 0, native_stream(stream), runs));
   return RFN_OK;

@@ -43,7 +43,7 @@ TEXTS = {}  # of the sources, as they were when their mutations were found
 
 # The tests of a native file, by the first pattern that its name matches.
 BLOCK = "*ReversibleBlockTest.Forward*"
-ATTENTION = "*AttentionOp*:All/AttentionTest.Stages*:All/AttentionTest.Forward*:*AttentionEdges*:*AttentionWindow*"
+ATTENTION = "*AttentionOp*:*LshAttentionTest.Stages*:All/AttentionTest.Forward*:*AttentionEdges*:*AttentionWindow*"
 MEMORY = "Devices*:Contexts*:Copies*:Buffers*:Events*:Streams*"
 NATIVE_TESTS = [
     (r"core/(api|validat|guard|describe|plugin|error|bucket|check)", f"Validation*:Abi*:AutomaticB*:Plugins*:{MEMORY}"),
@@ -52,7 +52,7 @@ NATIVE_TESTS = [
     (r"core/block_call|reversible_block", "*ReversibleBlock*:*Kept*:*ReversibleStack*:*BlockRange*"),
     (r"feed_forward", f"*FeedForward*:*Kept*Every*:{BLOCK}:*BlockRange*"),
     (r"decode|row_attention|row_product", "*Decode*:*Rows*:*RowGemm*:*BlockRange*"),
-    (r"lsh_sort|counting_sort", "*LshSort*:*Embedding*:All/AttentionTest.Stages*"),
+    (r"lsh_sort|counting_sort", "*LshSort*:*Embedding*:*LshAttentionTest.Stages*"),
     (r"lsh_chunks", "*ChunkAttention*:AttentionWindowChunks*"),
     (r"attention|lsh_|head_groups|contents", ATTENTION),
     (r"convert|half", "*Half*"),

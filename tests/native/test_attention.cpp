@@ -760,38 +760,67 @@ TEST(ChunkAttention, NotANumber_IsNotHidden) {
   EXPECT_TRUE(std::isfinite(b.out.values()[8 * 20]));  // it comes before
 }
 
-TEST_P(AttentionTest, StagesMatchTheWhole) {
-  if (GetParam().kind != RFN_ATTENTION_LSH) return;
+// What lies between the stages of LSH attention.
+struct StageTensors {
+  Tensor<int32_t> buckets, sorted;
+  Tensor<float> round_out, round_log_sum_exp, grad_round_out, grad_round_log_sum_exp;
+
+  explicit StageTensors(const Problem& p)
+      : buckets({p.c.batch, p.c.heads, p.c.rounds, p.c.length}),
+        sorted({p.c.batch, p.c.heads, p.c.rounds, p.reference.padded()}),
+        round_out({p.c.rounds * p.c.batch, p.c.length, p.c.heads, p.c.head_size}),
+        round_log_sum_exp({p.c.rounds, p.c.batch, p.c.heads, p.c.length}),
+        grad_round_out({p.c.rounds * p.c.batch, p.c.length, p.c.heads, p.c.head_size}),
+        grad_round_log_sum_exp({p.c.rounds, p.c.batch, p.c.heads, p.c.length}) {}
+
+  void put_into(rfn_attention& op) const {
+    op.buckets = buckets;
+    op.sorted = sorted;
+    op.round_out = round_out;
+    op.round_log_sum_exp = round_log_sum_exp;
+    op.grad_round_out = grad_round_out;
+    op.grad_round_log_sum_exp = grad_round_log_sum_exp;
+  }
+};
+
+void forward_by_stages(const Stream& stream, const Problem& p, const StageTensors& stages, rfn_attention& op) {
+  stages.put_into(op);
+  ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_hash)));
+  EXPECT_TRUE(SameBits(stages.buckets.values(), p.reference.buckets));
+  ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_sort)));
+  EXPECT_TRUE(SameBits(stages.sorted.values(), p.reference.sorted));
+  ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_attend)));
+  ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_combine)));
+}
+
+void backward_by_stages(const Stream& stream, rfn_attention& op) {
+  ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_combine_backward)));
+  ASSERT_TRUE(Ok(stage(stream, op, rfn_lsh_attend_backward)));
+}
+
+std::vector<Case> lsh_alone(std::vector<Case> all) {
+  all.erase(std::remove_if(all.begin(), all.end(), [](const Case& c) { return c.kind != RFN_ATTENTION_LSH; }),
+            all.end());
+  return all;
+}
+
+class LshAttentionTest : public AttentionTest {};
+
+TEST_P(LshAttentionTest, StagesMatchTheWhole) {
   Problem p(GetParam(), 13);
   Bound b(p);
-  const Case& c = p.c;
-  const int64_t padded = p.reference.padded();
-  Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}), sorted({c.batch, c.heads, c.rounds, padded});
-  Tensor<float> round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-      round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
-  Tensor<float> grad_round_out({c.rounds * c.batch, c.length, c.heads, c.head_size}),
-      grad_round_log_sum_exp({c.rounds, c.batch, c.heads, c.length});
-  b.op.buckets = buckets;
-  b.op.sorted = sorted;
-  b.op.round_out = round_out;
-  b.op.round_log_sum_exp = round_log_sum_exp;
-  b.op.grad_round_out = grad_round_out;
-  b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
-  EXPECT_TRUE(SameBits(buckets.values(), p.reference.buckets));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
-  EXPECT_TRUE(SameBits(sorted.values(), p.reference.sorted));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine)));
+  const StageTensors stages(p);
+  forward_by_stages(stream, p, stages, b.op);
   p.reference.backward(widen(p.grad_out));
   EXPECT_TRUE(Close(widen(b.out.values()), p.reference.out, kForwardLimit));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine_backward)));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend_backward)));
-  const Zeros zeros = c.length == 1 ? Zeros::kAllowed : Zeros::kRefused;
+  backward_by_stages(stream, b.op);
+  const Zeros zeros = p.c.length == 1 ? Zeros::kAllowed : Zeros::kRefused;
   EXPECT_TRUE(Close(widen(b.grad_q.values()), p.reference.grad_q, kGradientLimit, zeros));
   EXPECT_TRUE(Close(widen(b.grad_v.values()), p.reference.grad_v, kGradientLimit));
 }
 
+INSTANTIATE_TEST_SUITE_P(All, LshAttentionTest, testing::ValuesIn(lsh_alone(cases())),
+                         [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(All, AttentionTest, testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });
 
@@ -866,28 +895,11 @@ void expect_half_stages_close_to_float64(const Stream& stream, const Case& c) {
   SCOPED_TRACE(type_name(TypeOf<T>::value));
   Problem p(c, 19, TypeOf<T>::value);
   BoundAs<T> b(p);
-  const std::vector<int64_t> rows = {c.rounds * c.batch, c.length, c.heads, c.head_size},
-                             per_query = {c.rounds, c.batch, c.heads, c.length};
-  const Tensor<int32_t> buckets({c.batch, c.heads, c.rounds, c.length}),
-      sorted({c.batch, c.heads, c.rounds, p.reference.padded()});
-  const Tensor<float> round_out(rows), round_log_sum_exp(per_query), grad_round_out(rows),
-      grad_round_log_sum_exp(per_query);
-  b.op.buckets = buckets;
-  b.op.sorted = sorted;
-  b.op.round_out = round_out;
-  b.op.round_log_sum_exp = round_log_sum_exp;
-  b.op.grad_round_out = grad_round_out;
-  b.op.grad_round_log_sum_exp = grad_round_log_sum_exp;
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_hash)));
-  EXPECT_TRUE(SameBits(buckets.values(), p.reference.buckets));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_sort)));
-  EXPECT_TRUE(SameBits(sorted.values(), p.reference.sorted));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend)));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine)));
+  const StageTensors stages(p);
+  forward_by_stages(stream, p, stages, b.op);
   p.reference.forward();
   EXPECT_TRUE(CloseRounded(b.out.values(), p.reference.out, kForwardLimit));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_combine_backward)));
-  ASSERT_TRUE(Ok(stage(stream, b.op, rfn_lsh_attend_backward)));
+  backward_by_stages(stream, b.op);
   backward_from_rounded(p, b.out.values());
   EXPECT_TRUE(CloseRounded(b.grad_q.values(), p.reference.grad_q, kGradientLimit));
   EXPECT_TRUE(CloseRounded(b.grad_v.values(), p.reference.grad_v, kGradientLimit));
@@ -913,18 +925,21 @@ TEST_P(HalfAttentionTest, ForwardAndBackwardMatchFloat64) {
   expect_half_close_to_float64<Float16>(stream, GetParam());
 }
 
+// Not for devices.
 TEST_P(HalfAttentionTest, OnTheCpuFloat32Rounded) {
-  if (!on_cpu()) return;
   expect_half_is_float32_rounded<BFloat16>(stream, GetParam());
   expect_half_is_float32_rounded<Float16>(stream, GetParam());
 }
 
-TEST_P(HalfAttentionTest, StagesMatchFloat64) {
-  if (GetParam().kind != RFN_ATTENTION_LSH) return;
+class HalfLshAttentionTest : public AttentionTest {};
+
+TEST_P(HalfLshAttentionTest, StagesMatchFloat64) {
   expect_half_stages_close_to_float64<BFloat16>(stream, GetParam());
   expect_half_stages_close_to_float64<Float16>(stream, GetParam());
 }
 
+INSTANTIATE_TEST_SUITE_P(All, HalfLshAttentionTest, testing::ValuesIn(lsh_alone(half_cases())),
+                         [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(All, HalfAttentionTest, testing::ValuesIn(half_cases()),
                          [](const auto& info) { return info.param.name; });
 
